@@ -1,0 +1,50 @@
+"""Snapshots of a Django project, taken and restored by Celery tasks.
+
+The public names are resolved when they are first used, so that ``settings.py`` may import from here before Django's
+apps are ready.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from django_snapshots.backup import create_snapshot
+    from django_snapshots.catalog import list_snapshots
+    from django_snapshots.restore import restore_snapshot
+    from django_snapshots.storage.django_storage import DjangoStorageBackend
+    from django_snapshots.storage.local import LocalFileSystemBackend
+    from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
+    from django_snapshots.verify import verify_snapshot
+
+__all__ = [
+    "AdvancedSnapshotStorage",
+    "DjangoStorageBackend",
+    "LocalFileSystemBackend",
+    "SnapshotStorage",
+    "create_snapshot",
+    "list_snapshots",
+    "restore_snapshot",
+    "verify_snapshot",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = (
+    ("AdvancedSnapshotStorage", "storage.protocols"),
+    ("DjangoStorageBackend", "storage.django_storage"),
+    ("LocalFileSystemBackend", "storage.local"),
+    ("SnapshotStorage", "storage.protocols"),
+    ("create_snapshot", "backup"),
+    ("list_snapshots", "catalog"),
+    ("restore_snapshot", "restore"),
+    ("verify_snapshot", "verify"),
+)
+
+
+def __getattr__(name: str) -> Any:
+    for public, home in _HOMES:
+        if public == name:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,13 @@
+"""The app's place in a project."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class DjangoSnapshotsConfig(AppConfig):
+    """Snapshots: the journal, its admin and the ``snapshots`` command."""
+
+    name = "django_snapshots"
+    verbose_name = "Snapshots"
+    default_auto_field = "django.db.models.BigAutoField"

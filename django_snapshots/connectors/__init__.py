@@ -1,0 +1,1 @@
+"""Connectors: how one alias is dumped and restored."""

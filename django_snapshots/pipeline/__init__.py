@@ -1,0 +1,1 @@
+"""The one pass from a dump to stored bytes, and back."""

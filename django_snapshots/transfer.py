@@ -1,0 +1,122 @@
+"""What passes between an engine and whatever dumps or restores one artifact.
+
+A connector or an artifact kind opens a :class:`Dump`; the engine reads its chunks once, to the end, and then asks for
+its metadata. For a restore the engine hands over a :class:`Source` and gets a :class:`Prepared` back, which it moves
+through ``check``, ``switch`` and ``discard``, or ``roll_back``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from django_snapshots.processes import Processes
+
+CHUNK_SIZE = 256 * 1024
+"""Bytes that a reader takes at a time unless it has a reason of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpRequest:
+    """What the engine asks of one dump."""
+
+    processes: Processes
+    """Starts and ends every outside program; nothing else may start one."""
+    label: str = "django-snapshots"
+    """Names this attempt to servers (``application_name``); at most 63 bytes of ASCII."""
+    exclude_tables: frozenset[str] = frozenset()
+    """Unquoted names of tables to leave out entirely: the journal's own."""
+    temporary_directory: Callable[[], AbstractContextManager[Path]]
+    """Makes a private (0700) directory that is removed at the end, for those that can't stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dump:
+    """One open dump; its moment is fixed, its bytes are not read yet."""
+
+    suffix: str
+    """How the file's name goes on after the subject, for example ``pgdump``; names the format to a person."""
+    started_at: datetime
+    """The moment that the content shows, aware and in UTC."""
+    chunks: Iterator[bytes]
+    """The content; ends only if the dump is complete, raises a ``SnapshotError`` if it isn't."""
+    metadata: Callable[[], Mapping[str, Any]]
+    """What to record in the manifest; called once, after ``chunks`` has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One stored artifact, as a restore reads it."""
+
+    filename: str
+    metadata: Mapping[str, Any]
+    """The artifact's metadata in the manifest."""
+    open: Callable[[], Iterator[bytes]]
+    """A new pass over the plain content. A pass that reaches its end has proved length and both digests; until then
+    nothing is proved. Raises ``SnapshotIntegrityError``. Close the iterator if you stop early."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreRequest:
+    """What the engine asks of one restore."""
+
+    processes: Processes
+    label: str = "django-snapshots"
+    preserve_tables: frozenset[str] = frozenset()
+    """Unquoted names of tables that stay as they are, rows included: the journal's own."""
+    temporary_directory: Callable[[], AbstractContextManager[Path]]
+    report: Callable[[str], None] = field(default=lambda _: None)
+    """Takes one plain sentence that belongs in the restore's report: a warning, a file that was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a restore of one subject would replace."""
+
+    name: str
+    """What a person confirms with: the database's name, the file's or directory's path."""
+    description: str
+    """In words, with where it is, without secrets: ``PostgreSQL database "shop" on db.example:5432``."""
+    empty: bool
+    """Whether there is nothing to lose: missing, or without tables, rows or files of its own."""
+    identity: str = ""
+    """What it physically is (server and database, device and inode): equal for two aliases of one database."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A restore between its first byte and its last.
+
+    Moves, in order: ``check`` -> ``switch`` -> ``discard``; or ``discard`` at any time before ``switch``, which leaves
+    the target as it was; or ``roll_back`` after ``switch``.
+    """
+
+    def check(self) -> None:
+        """Compare what was built with the manifest; raise ``SnapshotIntegrityError`` if it is not the same."""
+
+    def switch(self) -> None:
+        """Make it the target's state, at once. When this raises, the message says which state the target is in."""
+
+    def roll_back(self) -> None:
+        """After ``switch``: bring back what the target was; raise ``SnapshotError`` where that can't be done."""
+
+    def discard(self) -> None:
+        """Drop everything that was built and not switched in, and what was replaced; always called last, any number
+        of times, and never raises for something that is gone already."""
+
+
+class Transferable(Protocol):
+    """The streaming half of a connector, and the whole of an artifact kind; *subject* is an alias there."""
+
+    def open_dump(self, subject: str, request: DumpRequest) -> AbstractContextManager[Dump]:
+        """Fix the moment, start the dump. Leaving the context ends and removes everything that it started."""
+
+    def target(self, subject: str) -> Target:
+        """Describe what a restore would replace; may connect, changes nothing."""
+
+    def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
+        """Build the new state beside the target or in an open transaction. Raises without leaving anything behind."""
