@@ -1,0 +1,147 @@
+"""The private servers answer, are private, and the factories give real, separate databases that go away."""
+
+from __future__ import annotations
+
+import ipaddress
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis as redis_client
+from django.conf import settings
+from django.db import connection as default_connection
+from django.db import connections
+
+from tests.databases import Maker, mariadb_cursor, postgres_cursor
+from tests.services import Server
+
+
+def _listening_addresses(port: int) -> set[str]:
+    """The addresses on which something listens at *port*, from the kernel's table of sockets."""
+    found = set()
+    for table, width in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            address, _, number = local.partition(":")
+            if int(number, 16) == port and state == "0A":
+                words = bytes.fromhex(address)
+                swapped = b"".join(words[start : start + 4][::-1] for start in range(0, width, 4))
+                found.add(str(ipaddress.ip_address(swapped)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["postgres", "postgis", "mariadb", "redis"])
+def test_servers_listen_on_loopback_only(name: str, request: pytest.FixtureRequest) -> None:
+    server: Server = request.getfixturevalue(name)
+    assert _listening_addresses(server.port) == {"127.0.0.1"}
+
+
+def test_postgres_is_18(postgres: Server) -> None:
+    with postgres_cursor(postgres) as cursor:
+        assert cursor.execute("SHOW server_version").fetchone()[0].startswith("18.")
+        assert cursor.execute("SHOW server_encoding").fetchone()[0] == "UTF8"
+    version = subprocess.run([f"{postgres.bin_directory}/pg_dump", "--version"], capture_output=True, check=True)
+    assert b" 18." in version.stdout
+
+
+def test_postgis_has_postgis(make_postgis: Maker) -> None:
+    with connections[make_postgis()].cursor() as cursor:
+        cursor.execute("SELECT postgis_lib_version(), ST_AsText(ST_Point(1, 2))")
+        version, point = cursor.fetchone()
+    assert version[0] in "345" and point == "POINT(1 2)"
+
+
+def test_mariadb_is_new_enough(mariadb: Server) -> None:
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("SELECT VERSION(), @@event_scheduler, @@log_bin, @@max_allowed_packet, @@character_set_server")
+        version, *rest = cursor.fetchone()
+        assert "MariaDB" in version and int(version.split(".")[0]) >= 10
+        assert rest == ["ON", 0, 1024**3, "utf8mb4"]
+        cursor.execute("SELECT User FROM mysql.user WHERE User IN ('', 'root')")
+        assert cursor.fetchall() == ()
+
+
+def test_redis_answers(redis: Server) -> None:
+    with redis_client.Redis.from_url(f"{redis.url}/0") as client:
+        assert client.ping()
+
+
+@pytest.mark.parametrize("host", ["host", "socket_directory"])
+def test_postgres_wants_the_password(postgres: Server, host: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(
+            host=getattr(postgres, host), port=postgres.port, user=postgres.user, password="wrong", dbname="postgres"
+        )
+
+
+@pytest.mark.parametrize("factory", ["make_postgres", "make_postgis", "make_mariadb", "make_sqlite"])
+def test_factories_give_separate_databases_that_commit(factory: str, request: pytest.FixtureRequest) -> None:
+    make: Maker = request.getfixturevalue(factory)
+    first, second = make(), make("a second one")
+    with connections[first].cursor() as cursor:
+        cursor.execute("CREATE TABLE words (word VARCHAR(20))")
+        cursor.execute("INSERT INTO words VALUES ('héllo')")
+    seen: list[object] = []
+
+    def read() -> None:
+        with connections[first].cursor() as cursor:
+            cursor.execute("SELECT word FROM words")
+            seen.extend(cursor.fetchall())
+        connections[first].close()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    assert seen == [("héllo",)]
+    assert connections[second].introspection.table_names() == [] or factory == "make_postgis"
+    assert connections[second].settings_dict["ATOMIC_REQUESTS"] is False
+
+
+def test_a_database_goes_away_with_its_test(postgres: Server, mariadb: Server, tmp_path: Path) -> None:
+    from tests.databases import MariaDBMaker, PostgresMaker
+
+    for maker in (PostgresMaker(postgres), MariaDBMaker(mariadb)):
+        before = dict(settings.DATABASES)
+        alias = maker()
+        maker.undo()
+        assert settings.DATABASES == before and alias not in connections
+    with postgres_cursor(postgres) as cursor:
+        assert cursor.execute("SELECT 1 FROM pg_database WHERE datname = 'test_' || %s", [alias]).fetchone() is None
+
+
+def test_roles_and_owners(make_postgres: Maker) -> None:
+    alias = make_postgres(NAME='Ünusual "name"', role="the reader", owner="the owner")
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT current_user, pg_get_userbyid(datdba), datname FROM pg_database WHERE datname = current_database()"
+        )
+        assert cursor.fetchone() == ("the reader", "the owner", 'Ünusual "name"')
+
+
+def test_mariadb_users_with_few_rights(make_mariadb: Maker) -> None:
+    alias = make_mariadb(user="reader", grants="SELECT")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SHOW GRANTS")
+        assert [row[0].startswith("GRANT SELECT ON") for row in cursor.fetchall()] == [False, True]
+
+
+@pytest.mark.django_db
+def test_the_default_alias_is_left_alone(make_sqlite: Maker) -> None:
+    make_sqlite()
+    with default_connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    assert default_connection.vendor == "sqlite"
+
+
+def test_a_missing_server_fails_the_test(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/integration/test_services.py", "-k", "test_redis_answers"],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "No test services: run the tests by" in done.stdout
