@@ -128,7 +128,7 @@ class PostgresMaker(Maker):
         if owner and owner != role:
             self._make_role(owner, login=False)
         entry |= overrides
-        self._make_database(entry["NAME"], owner or role or self._server.user)
+        self._make_database(str(entry["NAME"]), owner or role or self._server.user)
         return entry
 
     def _make_role(self, role: str, *, login: bool) -> str:

@@ -41,10 +41,11 @@ def test_servers_listen_on_loopback_only(name: str, request: pytest.FixtureReque
 
 def test_postgres_is_18(postgres: Server) -> None:
     with postgres_cursor(postgres) as cursor:
-        assert cursor.execute("SHOW server_version").fetchone()[0].startswith("18.")
-        assert cursor.execute("SHOW server_encoding").fetchone()[0] == "UTF8"
-    version = subprocess.run([f"{postgres.bin_directory}/pg_dump", "--version"], capture_output=True, check=True)
-    assert b" 18." in version.stdout
+        cursor.execute("SELECT current_setting('server_version'), current_setting('server_encoding')")
+        version, encoding = cursor.fetchone() or ("", "")
+    assert version.startswith("18.") and encoding == "UTF8"
+    client = subprocess.run([f"{postgres.bin_directory}/pg_dump", "--version"], capture_output=True, check=True)
+    assert b" 18." in client.stdout
 
 
 def test_postgis_has_postgis(make_postgis: Maker) -> None:
