@@ -10,13 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_snapshots.backup import create_snapshot
     from django_snapshots.catalog import list_snapshots
-    from django_snapshots.restore import restore_snapshot
+    from django_snapshots.execution import create_snapshot, restore_snapshot, verify_snapshot
     from django_snapshots.storage.django_storage import DjangoStorageBackend
     from django_snapshots.storage.local import LocalFileSystemBackend
     from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
-    from django_snapshots.verify import verify_snapshot
 
 __all__ = [
     "AdvancedSnapshotStorage",
@@ -36,10 +34,10 @@ _HOMES = (
     ("DjangoStorageBackend", "storage.django_storage"),
     ("LocalFileSystemBackend", "storage.local"),
     ("SnapshotStorage", "storage.protocols"),
-    ("create_snapshot", "backup"),
+    ("create_snapshot", "execution"),
     ("list_snapshots", "catalog"),
-    ("restore_snapshot", "restore"),
-    ("verify_snapshot", "verify"),
+    ("restore_snapshot", "execution"),
+    ("verify_snapshot", "execution"),
 )
 
 

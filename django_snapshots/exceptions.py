@@ -94,5 +94,5 @@ class SnapshotBusyError(SnapshotError):
     """Another run works on the same thing; wait for its end or cancel it."""
 
 
-class SnapshotCancelled(SnapshotError):  # noqa: N818 - the name is part of the public surface
+class SnapshotCancelled(SnapshotError):
     """The run was cancelled; nothing was published."""

@@ -1,0 +1,61 @@
+"""The artifact kind ``database``: one stored file per alias, made and read by the alias's connector."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from django_snapshots.connectors.auto import connector_for, connector_name
+from django_snapshots.connectors.protocols import StreamingConnector
+from django_snapshots.exceptions import SnapshotPreflightError
+from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
+
+
+class DatabaseArtifact:
+    """Every alias in *aliases*, each through the connector that *connectors* or auto-detection gives it."""
+
+    type = "database"
+
+    def __init__(self, *, aliases: Sequence[str], connectors: Mapping[str, object]) -> None:
+        self._aliases = tuple(aliases)
+        self._connectors = connectors
+
+    def subjects(self) -> Sequence[str]:
+        """The aliases."""
+        return self._aliases
+
+    def connector(self, alias: str) -> StreamingConnector:
+        """The connector of *alias*."""
+        return connector_for(alias, self._connectors)
+
+    @contextlib.contextmanager
+    def _named_dump(self, alias: str, request: DumpRequest) -> Iterator[Dump]:
+        connector = self.connector(alias)
+
+        with connector.open_dump(alias, request) as dump:
+
+            def metadata() -> dict[str, Any]:
+                return {**dump.metadata(), "database": alias, "connector": connector_name(connector)}
+
+            yield Dump(suffix=dump.suffix, started_at=dump.started_at, chunks=dump.chunks, metadata=metadata)
+
+    def open_dump(self, subject: str, request: DumpRequest) -> AbstractContextManager[Dump]:
+        """Dump the alias *subject*; its metadata names the alias and the connector."""
+        return self._named_dump(subject, request)
+
+    def target(self, subject: str) -> Target:
+        """The alias's database."""
+        return self.connector(subject).target(subject)
+
+    def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
+        """Restore the alias *subject*; refuses a dump that another connector wrote."""
+        connector = self.connector(subject)
+        written_by, here = source.metadata.get("connector"), connector_name(connector)
+        if written_by is not None and written_by != here:
+            raise SnapshotPreflightError(
+                f"{source.filename} was dumped by {written_by}, but the connector of {subject!r} is {here}. "
+                'Name the connector that wrote it in SNAPSHOTS["DATABASE_CONNECTORS"], on a database of that engine.'
+            )
+        return connector.prepare(subject, source, request)

@@ -1,0 +1,145 @@
+"""The journey of a snapshot: each artifact from its dump through the pipeline into storage, then the manifest.
+
+Knows neither Celery nor the journal: ``execution.py`` calls it from a task or in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import django
+
+from django_snapshots.artifacts.environment import installed_packages
+from django_snapshots.catalog import Catalog, StoredArtifact
+from django_snapshots.conf import Settings
+from django_snapshots.exceptions import SnapshotIntegrityError
+from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
+from django_snapshots.pipeline.digest import content_tally, stored_tally
+from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
+from django_snapshots.plan import PlannedStep, SnapshotPlan, attempt_filename, plain_filename
+from django_snapshots.processes import Processes
+from django_snapshots.storage.streams import write_chunks
+from django_snapshots.transfer import Dump, DumpRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """What one attempt tells whoever keeps the journal. Each of them may raise to end the attempt."""
+
+    opened: Callable[[str, datetime], None] = lambda _filename, _moment: None
+    """The object's file name and the content's moment, before the first byte is stored."""
+    moved: Callable[[int], None] = lambda _count: None
+    """So many bytes of plain content went by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt at one step of a snapshot."""
+
+    plan: SnapshotPlan
+    step: PlannedStep
+    token: int
+    processes: Processes
+    exclude_tables: frozenset[str] = frozenset()
+    observer: Observer = Observer()
+
+    @property
+    def label(self) -> str:
+        """Names the attempt to servers."""
+        return f"django-snapshots {self.plan.run}-{self.step.position}-{self.token}"
+
+
+def dump_artifact(settings: Settings, attempt: Attempt) -> StoredArtifact:
+    """Dump one artifact into storage in one pass, under a name that is this attempt's alone.
+
+    Raises ``SnapshotError`` with the first cause; then nothing is stored under that name.
+    """
+    kind = settings.kind(attempt.step.type)
+    compression = settings.compression if getattr(kind, "compress", True) else NO_COMPRESSION
+    request = DumpRequest(
+        processes=attempt.processes,
+        label=attempt.label,
+        exclude_tables=attempt.exclude_tables,
+        temporary_directory=lambda: private_directory(settings.temporary_directory),
+    )
+    with kind.open_dump(attempt.step.subject, request) as dump:
+        return _store(settings, attempt, dump, compression)
+
+
+def _store(settings: Settings, attempt: Attempt, dump: Dump, compression: Compression) -> StoredArtifact:
+    plan, step = attempt.plan, attempt.step
+    suffix = f"{dump.suffix}{compression.suffix}"
+    filename = attempt_filename(plan.run, step.position, attempt.token, step.subject, suffix)
+    attempt.observer.opened(filename, dump.started_at)
+    content, stored = content_tally(), stored_tally()
+    stages = chain(Watch(attempt.observer.moved), content, compression.compressor(), stored)
+    catalog = Catalog(settings.storage)
+    with closing_chunks(stages(dump.chunks)) as chunks:
+        write_chunks(settings.storage, catalog.path(plan.name, filename), chunks)
+    if content.size == 0 and step.type == "database":
+        raise SnapshotIntegrityError(f"The dump of {step.subject!r} is empty.")
+    metadata = {
+        **dump.metadata(),
+        "subject": step.subject,
+        "content_size": content.size,
+        "content_digest": content.digest,
+        "compression": compression.algorithm,
+        "encryption": None,
+    }
+    record = ArtifactRecord(
+        type=step.type,
+        filename=filename,
+        size=stored.size,
+        checksum=stored.digest,
+        created_at=dump.started_at,
+        metadata=metadata,
+    )
+    return StoredArtifact(record=record, plain_filename=plain_filename(step.subject, suffix))
+
+
+def publish(settings: Settings, plan: SnapshotPlan, stored: Sequence[StoredArtifact], *, storage_id: str) -> Snapshot:
+    """Write the manifest of a snapshot whose artifacts are all stored; only then does it exist."""
+    records = [artifact.record for artifact in stored]
+    moments = [record.created_at for record in records if record.type == "database"]
+    snapshot = Snapshot(
+        name=plan.name,
+        created_at=min(moments or [record.created_at for record in records]),
+        run=plan.run,
+        storage=storage_id,
+        artifacts=tuple(records),
+        django_version=django.get_version(),
+        python_version=platform.python_version(),
+        hostname=socket.gethostname(),
+        project=settings.project,
+        environment=settings.environment,
+        pip=tuple(installed_packages()),
+        metadata=dict(plan.metadata),
+    )
+    return Catalog(settings.storage).publish(snapshot, stored)
+
+
+def withdraw(settings: Settings, name: str, filenames: Sequence[str]) -> None:
+    """Remove the objects of attempts that will never be published."""
+    catalog = Catalog(settings.storage)
+    for filename in filenames:
+        catalog.delete_attempt(name, filename)
+
+
+@contextlib.contextmanager
+def private_directory(parent: Path | None) -> Iterator[Path]:
+    """A directory that only this user can enter (0700), below *parent* or the system's own, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="django-snapshots-", dir=parent) as name:
+        yield Path(name)
+
+
+def utc_now() -> datetime:
+    """Now, aware and in UTC."""
+    return datetime.now(UTC)

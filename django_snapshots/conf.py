@@ -1,0 +1,232 @@
+"""``SNAPSHOTS``: one typed settings object, read when it is needed and never at import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.db import connections
+from django.utils.module_loading import import_string
+
+from django_snapshots.artifacts.database import DatabaseArtifact
+from django_snapshots.artifacts.environment import EnvironmentArtifact
+from django_snapshots.artifacts.media import MediaArtifact
+from django_snapshots.artifacts.protocols import ArtifactKind
+from django_snapshots.exceptions import SnapshotConfigurationError
+from django_snapshots.pipeline.compression import Compression, parse_compression
+from django_snapshots.storage.protocols import SnapshotStorage
+
+KEYS = (
+    "STORAGE",
+    "DATABASE_CONNECTORS",
+    "DATABASES",
+    "ARTIFACTS",
+    "FORMAT",
+    "NAME",
+    "COMPRESSION",
+    "QUEUE",
+    "PARALLEL",
+    "PROJECT",
+    "ENVIRONMENT",
+    "METADATA",
+    "ALLOW_RESTORE",
+    "TEMPORARY_DIRECTORY",
+)
+_NOT_BUILT = ("RETENTION", "SCHEDULES", "ENCRYPTION")
+_BUILT_IN_ARTIFACTS = ("database", "media", "environment")
+_QUEUE = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """``SNAPSHOTS``, checked. Every key is documented in ``docs/reference/settings.md``."""
+
+    storage: SnapshotStorage
+    database_connectors: Mapping[str, object] = field(default_factory=dict)
+    databases: tuple[str, ...] | None = None
+    """Aliases to include; ``None`` is every alias of ``DATABASES``."""
+    artifacts: tuple[str, ...] = _BUILT_IN_ARTIFACTS
+    format: str = "directory"
+    name: str | Callable[[], str] = "{timestamp}"
+    compression: Compression = field(default_factory=lambda: Compression(algorithm="zstd"))
+    queue: str = "snapshots"
+    parallel: int = 4
+    """How many artifacts an inline run works on at once."""
+    project: str = ""
+    environment: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    allow_restore: bool = True
+    temporary_directory: Path | None = None
+
+    def aliases(self) -> tuple[str, ...]:
+        """The aliases that a snapshot includes."""
+        return self.databases if self.databases is not None else tuple(connections)
+
+    def kind(self, artifact_type: str) -> ArtifactKind:
+        """The artifact kind of this type; raises ``SnapshotConfigurationError`` for one that does not exist."""
+        if artifact_type == "database":
+            return DatabaseArtifact(aliases=self.aliases(), connectors=self.database_connectors)
+        if artifact_type == "media":
+            return MediaArtifact()
+        if artifact_type == "environment":
+            return EnvironmentArtifact()
+        raise SnapshotConfigurationError(
+            f"There is no artifact kind {artifact_type!r}; there is: {', '.join(_BUILT_IN_ARTIFACTS)}."
+        )
+
+
+def get_settings() -> Settings:
+    """Read and check ``SNAPSHOTS`` now.
+
+    Raises ``SnapshotConfigurationError``, which is also Django's ``ImproperlyConfigured``.
+    """
+    raw = getattr(django_settings, "SNAPSHOTS", None)
+    if not isinstance(raw, Mapping):
+        raise SnapshotConfigurationError(
+            "The setting SNAPSHOTS is missing. The least that it needs is where snapshots go: "
+            'SNAPSHOTS = {"STORAGE": LocalFileSystemBackend(location="/srv/snapshots")}.'
+        )
+    _refuse_unknown(raw)
+    return Settings(
+        storage=_storage(raw.get("STORAGE")),
+        database_connectors=_mapping(raw, "DATABASE_CONNECTORS"),
+        databases=_aliases(raw.get("DATABASES")),
+        artifacts=_artifacts(raw.get("ARTIFACTS", _BUILT_IN_ARTIFACTS)),
+        format=_format(raw.get("FORMAT", "directory")),
+        name=_name(raw.get("NAME", "{timestamp}")),
+        compression=parse_compression(raw.get("COMPRESSION", {"algorithm": "zstd", "level": 3})),
+        queue=_queue(raw.get("QUEUE", "snapshots")),
+        parallel=_parallel(raw.get("PARALLEL", 4)),
+        project=str(raw.get("PROJECT", _default_project())),
+        environment=str(raw.get("ENVIRONMENT", "")),
+        metadata=_mapping(raw, "METADATA"),
+        allow_restore=_allow_restore(raw.get("ALLOW_RESTORE", True)),
+        temporary_directory=_directory(raw.get("TEMPORARY_DIRECTORY")),
+    )
+
+
+def get_queue() -> str:
+    """The name of the queue alone, for the publisher of a task, which needs no storage."""
+    return _queue((getattr(django_settings, "SNAPSHOTS", None) or {}).get("QUEUE", "snapshots"))
+
+
+def _refuse_unknown(raw: Mapping[str, Any]) -> None:
+    for key in raw:
+        if key in _NOT_BUILT and raw[key] is None:
+            continue
+        if key in _NOT_BUILT:
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["{key}"] is not built into this version yet; leave it out or set it to None.'
+            )
+        if key not in KEYS:
+            raise SnapshotConfigurationError(
+                f"SNAPSHOTS has an unknown key {key!r}; the keys are: {', '.join(sorted((*KEYS, *_NOT_BUILT)))}."
+            )
+
+
+def _storage(value: object) -> SnapshotStorage:
+    if isinstance(value, Mapping):
+        value = _built_storage(value)
+    if not isinstance(value, SnapshotStorage):
+        raise SnapshotConfigurationError(
+            'SNAPSHOTS["STORAGE"] must be a storage, such as LocalFileSystemBackend(location="/srv/snapshots"), or '
+            '{"BACKEND": "django_snapshots.storage.LocalFileSystemBackend", "OPTIONS": {"location": "..."}}; '
+            f"a {type(value).__name__} lacks methods of SnapshotStorage."
+        )
+    return value
+
+
+def _built_storage(value: Mapping[str, Any]) -> object:
+    if set(value) - {"BACKEND", "OPTIONS"} or "BACKEND" not in value:
+        raise SnapshotConfigurationError('SNAPSHOTS["STORAGE"] takes the keys "BACKEND" and "OPTIONS".')
+    try:
+        return import_string(value["BACKEND"])(**value.get("OPTIONS", {}))
+    except ImportError as error:
+        raise SnapshotConfigurationError(f'SNAPSHOTS["STORAGE"]["BACKEND"] can\'t be imported: {error}.') from error
+    except TypeError as error:
+        raise SnapshotConfigurationError(
+            f'SNAPSHOTS["STORAGE"]["OPTIONS"] do not fit {value["BACKEND"]}: {error}.'
+        ) from error
+
+
+def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise SnapshotConfigurationError(f'SNAPSHOTS["{key}"] must be a dict, not {value!r}.')
+    return value
+
+
+def _aliases(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise SnapshotConfigurationError('SNAPSHOTS["DATABASES"] must be None or a list of aliases.')
+    for alias in value:
+        if alias not in connections:
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["DATABASES"] names {alias!r}, which is no key of DATABASES ({", ".join(connections)}).'
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def _artifacts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise SnapshotConfigurationError('SNAPSHOTS["ARTIFACTS"] must be a list of artifact kinds.')
+    for item in value:
+        if item not in _BUILT_IN_ARTIFACTS:
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["ARTIFACTS"] names {item!r}; the kinds are: {", ".join(_BUILT_IN_ARTIFACTS)}.'
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def _format(value: object) -> str:
+    if value == "archive":
+        raise SnapshotConfigurationError('SNAPSHOTS["FORMAT"] "archive" is not built into this version yet.')
+    if value != "directory":
+        raise SnapshotConfigurationError(f'SNAPSHOTS["FORMAT"] must be "directory", not {value!r}.')
+    return "directory"
+
+
+def _name(value: object) -> str | Callable[[], str]:
+    if isinstance(value, str) and value:
+        return value
+    if callable(value):
+        return value
+    raise SnapshotConfigurationError('SNAPSHOTS["NAME"] must be a template such as "{timestamp}", or a callable.')
+
+
+def _queue(value: object) -> str:
+    if isinstance(value, str) and _QUEUE.fullmatch(value):
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["QUEUE"] must be the name of a queue, not {value!r}.')
+
+
+def _parallel(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 64:
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["PARALLEL"] must be 1 to 64, not {value!r}.')
+
+
+def _allow_restore(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["ALLOW_RESTORE"] must be True or False, not {value!r}.')
+
+
+def _directory(value: object) -> Path | None:
+    if value is None:
+        return None
+    if isinstance(value, str | Path) and Path(value).is_dir():
+        return Path(value)
+    raise SnapshotConfigurationError(f'SNAPSHOTS["TEMPORARY_DIRECTORY"] is not a directory: {value!r}.')
+
+
+def _default_project() -> str:
+    """The package of the settings module or of ``ROOT_URLCONF``: ``shop`` of ``shop.settings``."""
+    urls = getattr(django_settings, "ROOT_URLCONF", None) or ""
+    return str(urls).partition(".")[0]

@@ -1,0 +1,458 @@
+"""One engine behind tasks, admin, command and code: begins runs, works on steps, finishes runs.
+
+The same three moves serve workers, each for its own step, and one process that does it all inline. Where the journal
+can't be written (a bare machine, no database) an inline run goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import monotonic
+from typing import Any
+
+from django.db import Error as DatabaseError
+from django.db import connections
+from django.utils import timezone
+
+from django_snapshots import backup, journal, parallel, runs
+from django_snapshots import restore as restoring
+from django_snapshots import verify as verifying
+from django_snapshots.catalog import Catalog, StoredArtifact, label, summary
+from django_snapshots.conf import Settings, get_settings
+from django_snapshots.exceptions import SnapshotCancelled, SnapshotError, SnapshotExistsError
+from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.models import Kind, Run, State, Step
+from django_snapshots.plan import PlannedStep, Request, SnapshotPlan, has_timestamp, next_moment, plan_snapshot
+from django_snapshots.processes import Processes
+from django_snapshots.redaction import redact
+
+logger = logging.getLogger("django_snapshots")
+
+NOTE_SECONDS = 2.0
+"""How often an attempt writes its progress and looks whether it must end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a caller wants to hear while work goes on."""
+
+    moment_fixed: Callable[[uuid.UUID], None] = lambda _run: None
+    """A step has fixed its moment; others of the run may have become ready."""
+    moved: Callable[[str, int], None] = lambda _what, _count: None
+    """So many bytes of this subject went by."""
+
+
+# Begin
+
+
+def prepare(run: Run) -> list[Step]:
+    """Give a new run its steps. Raises ``SnapshotError`` for a request that can't be filled."""
+    request = Request.from_json(run.request)
+    if run.kind == Kind.SNAPSHOT:
+        return _prepare_snapshot(run, request)
+    step = PlannedStep(position=0, type=run.kind, subject=request.name or "", phase=0)
+    return runs.start(run, [step], name=request.name or "", storage_id="", storage_label="", reserve=False)
+
+
+def _prepare_snapshot(run: Run, request: Request) -> list[Step]:
+    settings = get_settings()
+    place = _place(settings)
+    storage_id = Catalog(settings.storage).storage_id(expected=runs.known_storage_id(place) if place else None)
+    plan = _plan_with_free_name(settings, request, run.pk.hex, lambda name: runs.reservations(storage_id, name))
+    return runs.start(run, plan.steps, name=plan.name, storage_id=storage_id, storage_label=place, reserve=True)
+
+
+def _place(settings: Settings) -> str:
+    """Where the storage is, if it can tell; only then can it be missed when it is somewhere else."""
+    return str(getattr(settings.storage, "label", ""))
+
+
+def _plan_with_free_name(
+    settings: Settings, request: Request, run: str, reserved: Callable[[str], bool]
+) -> SnapshotPlan:
+    catalog, moment = Catalog(settings.storage), backup.utc_now()
+    while True:
+        plan = plan_snapshot(settings, request, run=run, now=moment)
+        if not catalog.exists(plan.name) and not reserved(plan.name):
+            return plan
+        if not has_timestamp(settings, request):
+            raise SnapshotExistsError(
+                f"A snapshot {plan.name!r} exists already in {label(settings.storage)}, or is being made; "
+                "choose another name or delete it first."
+            )
+        moment = next_moment(moment)
+
+
+# Work
+
+
+def work(step_id: int, hooks: Hooks | None = None) -> uuid.UUID | None:
+    """Work on one step, if nobody else does; return its run's id, or ``None`` if there was nothing to do.
+
+    Never raises for what went wrong with the step: that is in the journal, and ends the run.
+    """
+    claimed = runs.claim(step_id)
+    if claimed is None:
+        return None
+    step = Step.objects.using(runs.alias()).select_related("run").get(pk=step_id)
+    try:
+        with Processes() as processes:
+            record = _work_on(step, claimed, processes, hooks or Hooks())
+        runs.complete(claimed, record)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run must learn of it
+        runs.fail(claimed, explained(error, str(step)))
+    except BaseException:
+        runs.fail(claimed, SnapshotError(f"{step}: the worker was shut down in the middle of it."))
+        raise
+    return step.run.pk
+
+
+def _work_on(step: Step, claimed: runs.Claim, processes: Processes, hooks: Hooks) -> dict[str, Any]:
+    settings, request = get_settings(), Request.from_json(step.run.request)
+    progress = _Progress(step, claimed, hooks)
+    if step.run.kind == Kind.SNAPSHOT:
+        stored = backup.dump_artifact(settings, _attempt(step, claimed, processes, progress))
+        progress.flush(last_byte_at=timezone.now())
+        return {"artifact": stored.record.to_json(), "plain_filename": stored.plain_filename}
+    if step.run.kind == Kind.VERIFY:
+        report = verifying.verify(Catalog(settings.storage), request.name, level=request.level, observe=progress.moved)
+        return report.to_json()
+    name = f"django-snapshots {step.run.pk.hex}-{step.position}-{claimed.token}"
+    return _restore(settings, request, processes, label=name, observe=progress.moved).to_json()
+
+
+def _attempt(step: Step, claimed: runs.Claim, processes: Processes, progress: _Progress) -> backup.Attempt:
+    planned = PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase)
+    return backup.Attempt(
+        plan=runs.planned(step.run),
+        step=planned,
+        token=claimed.token,
+        processes=processes,
+        exclude_tables=runs.tables(),
+        observer=backup.Observer(opened=progress.opened, moved=progress.moved),
+    )
+
+
+def _restore(
+    settings: Settings,
+    request: Request,
+    processes: Processes,
+    *,
+    label: str = "django-snapshots",
+    observe: Callable[[int], None] = lambda _: None,
+) -> restoring.RestoreReport:
+    aliases = tuple(connections)
+    recorded: dict[str, list[str]] = {}
+
+    def make_fit(selections: Sequence[restoring.Selection]) -> None:
+        restored = [item.record.subject for item in selections if item.record.type == "database"]
+        try:
+            journal.make_fit(restored, recorded)
+        except DatabaseError as error:
+            raise SnapshotError(
+                "Everything is restored, but the journal's own records in it could not be made to fit "
+                f"({error}). Run `manage.py migrate` and look at django_migrations."
+            ) from error
+
+    attempt = restoring.RestoreAttempt(
+        request=request,
+        processes=processes,
+        label=label,
+        preserve_tables=journal.preserved_tables(aliases),
+        before_switch=lambda selections: recorded.update(
+            journal.recorded_migrations(item.record.subject for item in selections if item.record.type == "database")
+        ),
+        after_switch=make_fit,
+        observe=observe,
+    )
+    return restoring.restore(settings, attempt)
+
+
+class _Progress:
+    """Writes one attempt's progress to the journal, at its first byte and then every two seconds."""
+
+    def __init__(self, step: Step, claimed: runs.Claim, hooks: Hooks) -> None:
+        self._step = step
+        self._claimed = claimed
+        self._hooks = hooks
+        self._bytes = 0
+        self._last = 0.0
+
+    def opened(self, filename: str, moment: datetime) -> None:
+        """The attempt's object and moment are known."""
+        runs.note(self._claimed, filename=filename, moment=moment)
+        self._hooks.moment_fixed(self._step.run.pk)
+
+    def moved(self, count: int) -> None:
+        """So many bytes went by; raises ``SnapshotCancelled`` if the attempt must end."""
+        first = self._bytes == 0
+        self._bytes += count
+        self._hooks.moved(str(self._step), count)
+        if first:
+            self.flush(first_byte_at=timezone.now())
+        elif monotonic() - self._last >= NOTE_SECONDS:
+            self.flush()
+
+    def flush(self, **fields: datetime) -> None:
+        """Write now."""
+        self._last = monotonic()
+        runs.note(self._claimed, content_bytes=self._bytes, **fields)
+
+
+def explained(error: Exception, what: str) -> SnapshotError:
+    """*error* as one that a person understands, that names *what* it happened to, without secrets."""
+    if isinstance(error, SnapshotError):
+        kind, text = type(error), str(error)
+    elif isinstance(error, OSError):
+        place = f" ({error.filename})" if error.filename else ""
+        kind, text = SnapshotError, f"{error.strerror or error}{place}"
+    else:
+        kind, text = SnapshotError, f"{type(error).__name__}: {error}"
+        if not isinstance(error, DatabaseError):
+            logger.error("%s", redact("".join(traceback.format_exception(error))))
+    return kind(redact(text if _names(text, what) else f"{what}: {text}"))
+
+
+def _names(text: str, what: str) -> bool:
+    return what.rpartition(" ")[2] in text
+
+
+# Finish
+
+
+def finish(run_id: uuid.UUID) -> Run | None:
+    """Finish a run all of whose steps have ended; ``None`` if it isn't time, or somebody else does it."""
+    run = runs.claim_finish(run_id)
+    if run is None:
+        return None
+    failure = runs.first_failure(run)
+    if failure is None:
+        try:
+            result = _result(run)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run must end with it
+            failure = explained(error, f"{run.kind} {run.name}")
+        else:
+            runs.succeed(run, result)
+            logger.info("%s %s succeeded.", run.kind, run.name)
+            return run
+    _withdraw(run)
+    runs.end_with(run, failure)
+    logger.error("%s %s failed: %s", run.kind, run.name or run.pk, failure)
+    return run
+
+
+def _result(run: Run) -> dict[str, Any]:
+    steps = list(Step.objects.using(runs.alias()).filter(run=run))
+    if run.kind != Kind.SNAPSHOT:
+        return dict(steps[0].record or {})
+    stored = [
+        StoredArtifact(
+            record=ArtifactRecord.from_json((step.record or {}).get("artifact"), "the journal"),
+            plain_filename=str((step.record or {}).get("plain_filename")),
+        )
+        for step in steps
+    ]
+    return summary(backup.publish(get_settings(), runs.planned(run), stored, storage_id=run.storage_id))
+
+
+def _withdraw(run: Run) -> None:
+    filenames = Step.objects.using(runs.alias()).filter(run=run).exclude(filename="").values_list("filename", flat=True)
+    if run.kind != Kind.SNAPSHOT or not filenames:
+        return
+    try:
+        backup.withdraw(get_settings(), run.name, list(filenames))
+    except SnapshotError as error:
+        # The run's own error is what the user must see; what is left is unlisted and named after this run.
+        logger.warning("The objects of failed run %s could not all be removed: %s", run.pk, error)
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """The result of a run that succeeded; raises the error of one that did not."""
+    if run.state == State.SUCCEEDED:
+        return dict(run.result or {})
+    raise runs.rebuild(run.error_type, run.error or f"{run.kind} {run.name} did not succeed.")
+
+
+# Everything in this process
+
+
+def create_snapshot(
+    name: str | None = None,
+    *,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
+    metadata: dict[str, Any] | None = None,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> Snapshot:
+    """Take a snapshot in this process, several artifacts at once, and return it.
+
+    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. Raises
+    ``SnapshotError``; then nothing is listed.
+    """
+    request = Request.from_json(
+        {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata or {}}
+    )
+    result = run_request(Kind.SNAPSHOT, request, requester=requester, hooks=hooks)
+    return Catalog(get_settings().storage).get(result["name"])
+
+
+def restore_snapshot(
+    name: str | None = None,
+    *,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
+    confirm: Sequence[str] = (),
+    elsewhere: bool = False,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Restore the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
+
+    *databases* and *artifacts* name parts of it. *confirm* holds the name of every target that isn't empty and may be
+    replaced. *elsewhere* allows a snapshot of another project or environment. Needs neither the journal nor, for an
+    artifact that is no database, a database. Raises ``SnapshotError``; its message says what state each target is in.
+    """
+    request = Request.from_json(
+        {
+            "name": name,
+            "databases": databases,
+            "artifacts": artifacts,
+            "confirm": confirm,
+            "elsewhere": elsewhere,
+        }
+    )
+    return run_request(Kind.RESTORE, request, requester=requester, hooks=hooks)
+
+
+def verify_snapshot(
+    name: str | None = None,
+    *,
+    level: int = 2,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Verify the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
+
+    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest.
+    Raises ``SnapshotIntegrityError`` that names everything that is wrong.
+    """
+    request = Request.from_json({"name": name, "level": level})
+    return run_request(Kind.VERIFY, request, requester=requester, hooks=hooks)
+
+
+def delete_snapshot(name: str) -> None:
+    """Delete the snapshot called *name* now.
+
+    Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it, and refuses one whose manifest can't
+    be read.
+    """
+    if runs.available():
+        runs.busy_with(name)
+    Catalog(get_settings().storage).delete(name)
+
+
+def run_request(
+    kind: Kind, request: Request, *, requester: runs.Requester | None = None, hooks: Hooks | None = None
+) -> dict[str, Any]:
+    """Do all of *request* in this process, in the journal if there is one; return its result or raise its error."""
+    if runs.available():
+        return run_inline(kind, request, requester=requester, hooks=hooks)
+    settings, hooks = get_settings(), hooks or Hooks()
+    if kind == Kind.SNAPSHOT:
+        return summary(_snapshot_without_journal(settings, request, hooks))
+    if kind == Kind.VERIFY:
+        catalog = Catalog(settings.storage)
+        report = verifying.verify(
+            catalog, request.name, level=request.level, observe=lambda count: hooks.moved(kind, count)
+        )
+        return report.to_json()
+    with Processes() as processes:
+        return _restore(settings, request, processes, observe=lambda count: hooks.moved(kind, count)).to_json()
+
+
+def run_inline(
+    kind: Kind,
+    request: Request,
+    *,
+    run_id: uuid.UUID | None = None,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """A whole run in this process, in the journal; return its result or raise its error."""
+    run, _ = runs.begin(kind, request, run=run_id, requester=requester)
+    try:
+        steps = prepare(run)
+    except SnapshotError as error:
+        runs.end_with(run, error)
+        raise
+    rows = {step.position: step.pk for step in steps}
+    hooks = hooks or Hooks()
+
+    def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
+        work(rows[step.position], Hooks(moment_fixed=lambda _: moment_fixed(), moved=hooks.moved))
+
+    planned = [
+        PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase) for step in steps
+    ]
+    parallel.run(planned, work_on, at_once=get_settings().parallel)
+    return outcome(finish(run.pk) or Run.objects.using(runs.alias()).get(pk=run.pk))
+
+
+def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks) -> Snapshot:
+    storage_id = Catalog(settings.storage).storage_id()
+    plan = _plan_with_free_name(settings, request, uuid.uuid4().hex, lambda _: False)
+    share = _Share(hooks=hooks)
+
+    def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
+        share.work(settings, plan, step, moment_fixed)
+
+    parallel.run(plan.steps, work_on, at_once=settings.parallel)
+    try:
+        if share.errors:
+            raise share.errors[0]
+        return backup.publish(settings, plan, share.stored, storage_id=storage_id)
+    except SnapshotError:
+        backup.withdraw(settings, plan.name, share.filenames)
+        raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What the threads of a run without a journal share; lists, because appending to one is atomic."""
+
+    hooks: Hooks
+    stored: list[StoredArtifact] = field(default_factory=list)
+    filenames: list[str] = field(default_factory=list)
+    errors: list[SnapshotError] = field(default_factory=list)
+
+    def work(self, settings: Settings, plan: SnapshotPlan, step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
+        what = f"{step.type} {step.subject}"
+
+        def opened(filename: str, _moment: datetime) -> None:
+            self.filenames.append(filename)
+            moment_fixed()
+
+        def moved(count: int) -> None:
+            if self.errors:
+                raise SnapshotCancelled("Another artifact of this snapshot has failed.")
+            self.hooks.moved(what, count)
+
+        try:
+            with Processes() as processes:
+                attempt = backup.Attempt(
+                    plan=plan,
+                    step=step,
+                    token=1,
+                    processes=processes,
+                    exclude_tables=runs.tables(),
+                    observer=backup.Observer(opened=opened, moved=moved),
+                )
+                self.stored.append(backup.dump_artifact(settings, attempt))
+        except Exception as error:  # noqa: BLE001 - the first one is raised once all threads have ended
+            self.errors.append(explained(error, what))

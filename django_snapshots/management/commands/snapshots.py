@@ -1,0 +1,304 @@
+"""``manage.py snapshots``: the same engine, for people and for programs."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from django_snapshots import execution, runs
+from django_snapshots import restore as restoring
+from django_snapshots.catalog import Catalog, Entry, label, summary
+from django_snapshots.conf import get_settings
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotCancelled,
+    SnapshotConfigurationError,
+    SnapshotConfirmationError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+    SnapshotPreflightError,
+)
+from django_snapshots.management.progress import Progress, human_size
+from django_snapshots.manifest import Snapshot, to_iso
+from django_snapshots.models import FINAL_STATES, Kind, Run, State
+from django_snapshots.plan import Request
+
+EXIT_CODES = (
+    (SnapshotConfirmationError, 6, "a restore or delete was not confirmed; nothing was touched"),
+    (SnapshotPreflightError, 5, "something stands in the way of a restore; nothing was touched"),
+    (SnapshotIntegrityError, 4, "stored bytes are not what was written"),
+    (SnapshotNotFoundError, 3, "there is no such snapshot"),
+    (SnapshotBusyError, 7, "another run is in the way"),
+    (SnapshotCancelled, 8, "the run was cancelled"),
+    (SnapshotConfigurationError, 2, "the settings or the arguments can't work"),
+    (SnapshotError, 1, "it failed"),
+)
+"""Each error's exit code, the first that fits; 0 is success. Documented in ``docs/reference/commands.md``."""
+
+_POLL_SECONDS = 0.5
+
+
+class Command(BaseCommand):
+    """Take, list, verify, restore and delete snapshots."""
+
+    help = "Take, list, verify, restore and delete snapshots of this project."
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The subcommands and their options."""
+        commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+        backup = commands.add_parser("backup", help="take a snapshot")
+        backup.add_argument("name", nargs="?", help="its name; the default is SNAPSHOTS['NAME']")
+        _add_parts(backup, "take")
+        backup.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the manifest")
+        _add_queue(backup)
+
+        restore = commands.add_parser("restore", help="restore a snapshot")
+        restore.add_argument("name", nargs="?", help="its name; the default is the latest")
+        _add_parts(restore, "restore")
+        restore.add_argument(
+            "--confirm",
+            action="append",
+            default=[],
+            metavar="TARGET",
+            help="the name of a target that isn't empty and may be replaced; once for each",
+        )
+        restore.add_argument("--no-input", action="store_true", help="never ask; every target needs its --confirm")
+        restore.add_argument(
+            "--elsewhere", action="store_true", help="allow a snapshot of another project or environment"
+        )
+        _add_queue(restore)
+
+        verify = commands.add_parser("verify", help="prove that what is stored is what was written")
+        verify.add_argument("name", nargs="?", help="its name; the default is the latest")
+        verify.add_argument(
+            "--level", type=int, choices=(1, 2), default=2, help="1: manifest and presence; 2: every stored byte"
+        )
+        _add_queue(verify)
+
+        listing = commands.add_parser("list", help="list the snapshots in the storage, the newest first")
+        info = commands.add_parser("info", help="show one snapshot")
+        info.add_argument("name", nargs="?", help="its name; the default is the latest")
+        delete = commands.add_parser("delete", help="delete a snapshot")
+        delete.add_argument("name", help="its name")
+        delete.add_argument("--no-input", action="store_true", help="do not ask")
+        for command in (backup, restore, verify, listing, info, delete):
+            command.add_argument("--format", choices=("text", "json"), default="text", help="for people or programs")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run one subcommand; a foreseen error is one line on standard error and an exit code."""
+        try:
+            getattr(self, f"do_{options['action']}")(options)
+        except SnapshotError as error:
+            self._fail(error, options)
+        except KeyboardInterrupt:
+            raise CommandError("Interrupted.", returncode=130) from None
+
+    # Subcommands
+
+    def do_backup(self, options: dict[str, Any]) -> None:
+        """Take a snapshot."""
+        request = Request.from_json({**_parts(options), "metadata": _metadata(options["metadata"])})
+        result = self._run(Kind.SNAPSHOT, request, options)
+        self._answer(options, result, lambda: self._show_taken(result))
+
+    def do_restore(self, options: dict[str, Any]) -> None:
+        """Restore a snapshot, after every target was confirmed by name."""
+        data = {**_parts(options), "confirm": options["confirm"], "elsewhere": options["elsewhere"]}
+        request = Request.from_json(data)
+        settings = get_settings()
+        snapshot, selections = restoring.select(settings, request)
+        confirmed = list(request.confirm)
+        if not options["no_input"] and options["format"] == "text":
+            confirmed += self._ask(snapshot, selections, confirmed)
+        restoring.require_confirmation(snapshot, selections, confirmed)
+        request = Request.from_json({**data, "name": snapshot.name, "confirm": confirmed})
+        result = self._run(Kind.RESTORE, request, options)
+        self._answer(options, result, lambda: self._show_restored(result))
+
+    def do_verify(self, options: dict[str, Any]) -> None:
+        """Verify a snapshot."""
+        request = Request.from_json({"name": options["name"], "level": options["level"]})
+        result = self._run(Kind.VERIFY, request, options)
+        self._answer(
+            options,
+            result,
+            lambda: self.stdout.write(
+                self.style.SUCCESS(
+                    f"{result['name']} is whole: {len(result['files'])} files, {human_size(result['size'])}, "
+                    f"level {result['level']}."
+                )
+            ),
+        )
+
+    def do_list(self, options: dict[str, Any]) -> None:
+        """List the snapshots."""
+        storage = get_settings().storage
+        entries = Catalog(storage).entries()
+        self._answer(options, [_entry_json(entry) for entry in entries], lambda: self._show_entries(entries, storage))
+
+    def do_info(self, options: dict[str, Any]) -> None:
+        """Show one snapshot."""
+        catalog = Catalog(get_settings().storage)
+        name = options["name"]
+        snapshot = catalog.get(name) if name else catalog.latest()
+        self._answer(options, snapshot.to_json(), lambda: self._show_snapshot(snapshot))
+
+    def do_delete(self, options: dict[str, Any]) -> None:
+        """Delete one snapshot."""
+        name = options["name"]
+        if not options["no_input"] and options["format"] == "text":
+            storage = label(get_settings().storage)
+            typed = self._input(f"Delete snapshot {name} in {storage} for good? Type its name to go on: ")
+            if typed != name:
+                raise SnapshotConfirmationError(f"{name!r} was not confirmed; nothing was deleted.")
+        execution.delete_snapshot(name)
+        self._answer(options, {"deleted": name}, lambda: self.stdout.write(f"Deleted {name}."))
+
+    # Running
+
+    def _run(self, kind: Kind, request: Request, options: dict[str, Any]) -> dict[str, Any]:
+        requester = runs.Requester(name=_user(), source="command")
+        shown = options["format"] == "text" and sys.stderr.isatty()
+        with Progress(self.stderr, shown=shown) as progress:
+            if options["queue"]:
+                return self._follow(kind, request, requester, progress)
+            hooks = execution.Hooks(moved=progress.moved)
+            return execution.run_request(kind, request, requester=requester, hooks=hooks)
+
+    def _follow(self, kind: Kind, request: Request, requester: runs.Requester, progress: Progress) -> dict[str, Any]:
+        from django_snapshots import tasks
+
+        run = tasks.send(kind, request, requester)
+        while run.state not in FINAL_STATES:
+            time.sleep(_POLL_SECONDS)
+            run = Run.objects.using(runs.alias()).get(pk=run.pk)
+            for step in run.steps.using(runs.alias()).all():
+                progress.at(str(step), step.content_bytes)
+            if run.state == State.QUEUED:
+                waited = (timezone.now() - run.created_at).total_seconds()
+                progress.waiting(f"waiting {waited:.0f} s for a worker on the queue")
+        return execution.outcome(run)
+
+    def _ask(self, snapshot: Snapshot, selections: tuple[restoring.Selection, ...], confirmed: list[str]) -> list[str]:
+        """Name every target that would be replaced and have its name typed."""
+        answers: list[str] = []
+        for item in selections:
+            if item.target.empty or item.target.name in confirmed:
+                continue
+            self.stdout.write(
+                self.style.WARNING(
+                    f"Snapshot {snapshot.name} ({to_iso(snapshot.created_at)}) will replace "
+                    f"{item.target.description}. What is in it now will be gone."
+                )
+            )
+            answers.append(self._input(f"Type {item.target.name} to go on: "))
+        return answers
+
+    def _input(self, question: str) -> str:
+        try:
+            return input(question)
+        except EOFError:
+            raise SnapshotConfirmationError(
+                "There is nobody to ask; nothing was touched. Confirm on the command line."
+            ) from None
+
+    # Answers
+
+    def _answer(self, options: dict[str, Any], data: object, show: Callable[[], object]) -> None:
+        if options["format"] == "json":
+            self.stdout.write(json.dumps(data, indent=2, ensure_ascii=False))
+        else:
+            show()
+
+    def _fail(self, error: SnapshotError, options: dict[str, Any]) -> NoReturn:
+        code = next(code for kind, code, _ in EXIT_CODES if isinstance(error, kind))
+        if options["format"] == "json":
+            self.stdout.write(json.dumps({"error": str(error), "type": type(error).__name__}, ensure_ascii=False))
+        raise CommandError(str(error), returncode=code)
+
+    def _show_taken(self, result: dict[str, Any]) -> None:
+        for artifact in result["artifacts"]:
+            self.stdout.write(f"  {artifact['filename']}  {human_size(artifact['size'])}")
+        self.stdout.write(self.style.SUCCESS(f"Took {result['name']}, {human_size(result['size'])}."))
+
+    def _show_restored(self, result: dict[str, Any]) -> None:
+        for sentence in result["notes"]:
+            self.stdout.write(f"  {sentence}")
+        for item in result["restored"]:
+            self.stdout.write(f"  {item['type']} {item['subject']} -> {item['target']}")
+        self.stdout.write(self.style.SUCCESS(f"Restored {result['name']}."))
+
+    def _show_entries(self, entries: list[Entry], storage: Any) -> None:
+        if not entries:
+            self.stdout.write(f"There are no snapshots in {label(storage)}.")
+        width = max((len(entry.name) for entry in entries), default=0)
+        for entry in entries:
+            if entry.snapshot is None:
+                self.stdout.write(self.style.ERROR(f"{entry.name:<{width}}  can't be read: {entry.error}"))
+                continue
+            taken = to_iso(entry.snapshot.created_at)[:19]
+            parts = ", ".join(artifact.subject for artifact in entry.snapshot.artifacts)
+            self.stdout.write(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
+
+    def _show_snapshot(self, snapshot: Snapshot) -> None:
+        self.stdout.write(self.style.MIGRATE_HEADING(snapshot.name))
+        lines: tuple[tuple[str, str], ...] = (
+            ("taken", f"{to_iso(snapshot.created_at)} on {snapshot.hostname}"),
+            ("project", " ".join(filter(None, (snapshot.project, snapshot.environment)))),
+            ("run", snapshot.run),
+            ("Django, Python", f"{snapshot.django_version}, {snapshot.python_version}"),
+            ("size", human_size(snapshot.size)),
+            ("metadata", json.dumps(dict(snapshot.metadata), ensure_ascii=False) if snapshot.metadata else ""),
+        )
+        for title, value in lines:
+            if value:
+                self.stdout.write(f"  {title}: {value}")
+        for artifact in snapshot.artifacts:
+            self.stdout.write(f"  {artifact.filename}  {human_size(artifact.size)}  {artifact.checksum}")
+
+
+def _add_parts(parser: ArgumentParser, verb: str) -> None:
+    parser.add_argument(
+        "--database", action="append", dest="databases", metavar="ALIAS", help=f"{verb} this alias; may be repeated"
+    )
+    parser.add_argument(
+        "--artifact", action="append", dest="artifacts", metavar="KIND", help=f"{verb} this kind; may be repeated"
+    )
+
+
+def _add_queue(parser: ArgumentParser) -> None:
+    parser.add_argument("--queue", action="store_true", help="hand it to the workers and follow the progress")
+
+
+def _parts(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in ("name", "databases", "artifacts")}
+
+
+def _metadata(pairs: list[str]) -> dict[str, str]:
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise SnapshotConfigurationError(f"--metadata takes KEY=VALUE, not {wrong[0]!r}.")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    if entry.snapshot is None:
+        return {"name": entry.name, "error": str(entry.error)}
+    return summary(entry.snapshot)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""

@@ -1,0 +1,287 @@
+"""The manifest: the record of one snapshot, versioned JSON both ways.
+
+The form is specified in ``docs/reference/format.md``. A manifest carries its own SHA-256 (field ``digest``), taken
+over everything else in canonical form, so that one changed byte is found out. What is read from storage is hostile
+until it has passed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotIntegrityError, SnapshotVersionError
+
+VERSION = "1"
+MANIFEST_FILENAME = "manifest.json"
+MAX_MANIFEST_SIZE = 64 * 1024 * 1024
+"""Bytes; a manifest that is larger is not read."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_LENGTH = 150
+_FILENAME_LENGTH = 255
+_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def check_name(name: object) -> str:
+    """Return *name* if a snapshot may be called so, else raise ``SnapshotConfigurationError``."""
+    if (
+        not isinstance(name, str)
+        or not _NAME.fullmatch(name)
+        or name.endswith((".", ".tar"))
+        or len(name) > _NAME_LENGTH
+    ):
+        raise SnapshotConfigurationError(
+            f"{name!r} can't be a snapshot's name. Use letters, digits, '.', '_' and '-', beginning with a letter or "
+            f"digit, at most {_NAME_LENGTH} characters, ending neither in '.' nor in '.tar'."
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactRecord:
+    """One stored file of a snapshot."""
+
+    type: str
+    filename: str
+    """Its name beside the manifest."""
+    size: int
+    """Bytes as stored."""
+    checksum: str
+    """``sha256:`` and 64 hex digits, of the bytes as stored."""
+    created_at: datetime
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that this version does not know, kept as they came."""
+
+    @property
+    def subject(self) -> str:
+        """What it is a copy of: the alias of a database; for other kinds their one name."""
+        return str(self.metadata.get("subject") or self.metadata.get("database") or self.type)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, also what a step of a run keeps in the journal."""
+        return {
+            **self.unknown,
+            "type": self.type,
+            "filename": self.filename,
+            "size": self.size,
+            "checksum": self.checksum,
+            "created_at": to_iso(self.created_at),
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def from_json(cls, data: object, where: str = "the manifest") -> Self:
+        """Check *data* and make a record of it; raise ``SnapshotIntegrityError`` that names *where*."""
+        reader = _Reader(data, f"an artifact in {where}")
+        filename = reader.take("filename", str)
+        if not is_safe_filename(filename):
+            raise SnapshotIntegrityError(f"{where} names a file {filename!r}, which can't lie beside a manifest.")
+        size = reader.take("size", int)
+        checksum = reader.take("checksum", str)
+        if size < 0 or not _CHECKSUM.fullmatch(checksum):
+            raise SnapshotIntegrityError(f"{where} has an impossible size or checksum for {filename!r}.")
+        return cls(
+            type=reader.take("type", str),
+            filename=filename,
+            size=size,
+            checksum=checksum,
+            created_at=reader.take_datetime("created_at"),
+            metadata=reader.take("metadata", dict),
+            unknown=reader.rest(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One snapshot as its manifest tells it."""
+
+    name: str
+    created_at: datetime
+    """The moment that the databases' transactions began."""
+    run: str
+    """The id of the run that made it."""
+    storage: str
+    """The id of the storage that it was published in."""
+    artifacts: tuple[ArtifactRecord, ...]
+    version: str = VERSION
+    django_version: str = ""
+    python_version: str = ""
+    hostname: str = ""
+    project: str = ""
+    environment: str = ""
+    encrypted: bool = False
+    pip: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that this version does not know, kept as they came."""
+
+    @property
+    def size(self) -> int:
+        """Bytes as stored, of all artifacts."""
+        return sum(artifact.size for artifact in self.artifacts)
+
+    @property
+    def databases(self) -> tuple[str, ...]:
+        """The aliases in it."""
+        return tuple(artifact.subject for artifact in self.artifacts if artifact.type == "database")
+
+    def with_name(self, name: str) -> Self:
+        """The same under another name."""
+        return replace(self, name=name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON with the digest that covers it."""
+        data = {
+            **self.unknown,
+            "version": self.version,
+            "name": self.name,
+            "created_at": to_iso(self.created_at),
+            "django_version": self.django_version,
+            "python_version": self.python_version,
+            "hostname": self.hostname,
+            "encrypted": self.encrypted,
+            "pip": list(self.pip),
+            "metadata": dict(self.metadata),
+            "run": self.run,
+            "storage": self.storage,
+            "project": self.project,
+            "environment": self.environment,
+            "artifacts": [artifact.to_json() for artifact in self.artifacts],
+        }
+        return {**data, "digest": digest_of(data)}
+
+    def to_bytes(self) -> bytes:
+        """The manifest's file, UTF-8, for people and programs."""
+        return (json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, where: str = MANIFEST_FILENAME) -> Self:
+        """Read a manifest's file.
+
+        Raises ``SnapshotIntegrityError`` for anything that isn't a whole, unchanged manifest and
+        ``SnapshotVersionError`` for one of a version that is not known; *where* names the file in the message.
+        """
+        data = _parse(content, where)
+        version = data.get("version")
+        if version != VERSION:
+            raise SnapshotVersionError(
+                f"{where} is a manifest of version {version!r}; this django-snapshots knows {VERSION!r}. "
+                "Use the version that wrote it, or a newer one."
+            )
+        claimed = data.pop("digest", None)
+        if claimed != digest_of(data):
+            raise SnapshotIntegrityError(f"{where} was changed after it was written: its digest does not match.")
+        return cls._from_data(data, where)
+
+    @classmethod
+    def _from_data(cls, data: dict[str, Any], where: str) -> Self:
+        reader = _Reader(data, where)
+        artifacts = tuple(ArtifactRecord.from_json(item, where) for item in reader.take("artifacts", list))
+        _refuse_duplicates(artifacts, where)
+        return cls(
+            version=reader.take("version", str),
+            name=reader.take("name", str),
+            created_at=reader.take_datetime("created_at"),
+            run=reader.take("run", str),
+            storage=reader.take("storage", str),
+            django_version=reader.take("django_version", str),
+            python_version=reader.take("python_version", str),
+            hostname=reader.take("hostname", str),
+            project=reader.take("project", str),
+            environment=reader.take("environment", str),
+            encrypted=reader.take("encrypted", bool),
+            pip=tuple(str(item) for item in reader.take("pip", list)),
+            metadata=reader.take("metadata", dict),
+            artifacts=artifacts,
+            unknown=reader.rest(),
+        )
+
+
+def digest_of(data: Mapping[str, Any]) -> str:
+    """``sha256:`` over *data* in canonical form: sorted keys, no white space, ASCII with ``\\u`` escapes."""
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return f"sha256:{hashlib.sha256(canonical.encode('ascii')).hexdigest()}"
+
+
+def is_safe_filename(name: str) -> bool:
+    """Whether *name* may lie beside a manifest: one part, no control characters, not the manifest itself."""
+    return (
+        0 < len(name.encode(errors="surrogateescape")) <= _FILENAME_LENGTH
+        and name not in {".", "..", MANIFEST_FILENAME}
+        and not any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name)
+        and name.isprintable()
+    )
+
+
+def to_iso(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _refuse_duplicates(artifacts: tuple[ArtifactRecord, ...], where: str) -> None:
+    for what, values in (
+        ("file", [artifact.filename for artifact in artifacts]),
+        ("artifact", [(artifact.type, artifact.subject) for artifact in artifacts]),
+    ):
+        for value in values:
+            if values.count(value) > 1:
+                raise SnapshotIntegrityError(f"{where} names the {what} {value!r} twice.")
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    if len(content) > MAX_MANIFEST_SIZE:
+        raise SnapshotIntegrityError(f"{where} is larger than {MAX_MANIFEST_SIZE} bytes; that is no manifest.")
+    try:
+        data = json.loads(content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise SnapshotIntegrityError(f"{where} is not a manifest: {error}.") from error
+    if not isinstance(data, dict):
+        raise SnapshotIntegrityError(f"{where} is not a manifest: it is not a JSON object.")
+    return data
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return data
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+class _Reader:
+    """Takes checked fields out of hostile JSON and keeps what nobody asked for."""
+
+    def __init__(self, data: object, where: str) -> None:
+        if not isinstance(data, dict):
+            raise SnapshotIntegrityError(f"{where} is not a JSON object.")
+        self._data = dict(data)
+        self._where = where
+
+    def take(self, name: str, kind: type) -> Any:
+        value = self._data.pop(name, None)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise SnapshotIntegrityError(f"{self._where} has no proper {name!r}: expected {kind.__name__}.")
+        return value
+
+    def take_datetime(self, name: str) -> datetime:
+        text = self.take(name, str)
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            moment = datetime.min
+        if moment.tzinfo is None:
+            raise SnapshotIntegrityError(f"{self._where} has no proper {name!r}: expected a time with its zone.")
+        return moment.astimezone(UTC)
+
+    def rest(self) -> dict[str, Any]:
+        return self._data

@@ -1,0 +1,70 @@
+"""Works on the steps of an inline run in threads, phase by phase."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from django.db import connections
+
+from django_snapshots.plan import PlannedStep
+
+Work = Callable[[PlannedStep, Callable[[], None]], None]
+"""Works on a step and calls the function that it is given as soon as the step's moment is fixed."""
+
+
+def run(steps: Sequence[PlannedStep], work: Work, *, at_once: int) -> None:
+    """Work on all *steps*, at most *at_once* in threads; those of a later phase wait for every earlier moment.
+
+    *work* must not raise; what it raises all the same comes out once every step has ended. An in-memory database can
+    be seen by this thread alone, so with one in the project everything happens here, one step after another.
+    """
+    ordered = sorted(steps, key=lambda step: (step.phase, step.position))
+    if at_once == 1 or len(ordered) == 1 or _has_memory_database():
+        for step in ordered:
+            work(step, lambda: None)
+        return
+    gate = _Gate([step for step in ordered if step.phase == 0])
+    with ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="snapshot") as pool:
+        # First in, first out: a step of the first phase never waits behind one of the second.
+        futures = [pool.submit(_work_behind, gate, step, work) for step in ordered]
+    for future in futures:
+        future.result()
+
+
+def _work_behind(gate: _Gate, step: PlannedStep, work: Work) -> None:
+    try:
+        gate.wait(step)
+        work(step, lambda: gate.passed(step))
+    finally:
+        gate.passed(step)
+        connections.close_all()
+
+
+class _Gate:
+    """Opens when every step of the first phase has fixed its moment or ended."""
+
+    def __init__(self, first: Sequence[PlannedStep]) -> None:
+        self._lock = threading.Lock()
+        self._open = threading.Event()
+        self._missing = {step.position for step in first}
+        if not self._missing:
+            self._open.set()
+
+    def passed(self, step: PlannedStep) -> None:
+        with self._lock:
+            self._missing.discard(step.position)
+            if not self._missing:
+                self._open.set()
+
+    def wait(self, step: PlannedStep) -> None:
+        if step.phase:
+            self._open.wait()
+
+
+def _has_memory_database() -> bool:
+    return any(
+        connections[alias].vendor == "sqlite" and connections[alias].is_in_memory_db()  # type: ignore[attr-defined]
+        for alias in connections
+    )

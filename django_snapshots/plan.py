@@ -1,0 +1,183 @@
+"""From a request and the settings to the steps of a run. Pure: reads no storage, no journal, no clock."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+from urllib.parse import quote
+
+from django_snapshots.conf import Settings
+from django_snapshots.exceptions import SnapshotConfigurationError
+from django_snapshots.manifest import check_name
+
+_REQUEST_LISTS = ("databases", "artifacts", "confirm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What somebody asked for, the same from a task, a command, the admin or code; plain JSON both ways."""
+
+    name: str | None = None
+    """A snapshot's name; ``None`` is a new one from the template, or the latest to read."""
+    databases: tuple[str, ...] | None = None
+    """Aliases; ``None`` is all that the settings or the snapshot have."""
+    artifacts: tuple[str, ...] | None = None
+    """Artifact kinds; ``None`` is all that the settings or the snapshot have."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Goes into the manifest, beside ``SNAPSHOTS["METADATA"]``."""
+    confirm: tuple[str, ...] = ()
+    """The names of the targets that a restore may replace."""
+    elsewhere: bool = False
+    """Whether a restore may take a snapshot of another project or environment."""
+    level: int = 2
+    """How deep a verify looks."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON for a task or the journal, without what is at its default."""
+        data = asdict(self)
+        defaults = asdict(type(self)())
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in data.items()
+            if value != defaults[key]
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Check *data*; raise ``SnapshotConfigurationError`` for anything that isn't a request."""
+        if unknown := set(data) - set(cls.__dataclass_fields__):
+            raise SnapshotConfigurationError(f"A request has no {', '.join(sorted(unknown))}.")
+        lists = {key: _names(key, data[key]) for key in _REQUEST_LISTS if data.get(key) is not None}
+        name, metadata = data.get("name"), data.get("metadata") or {}
+        if name is not None and not isinstance(name, str):
+            raise SnapshotConfigurationError(f"A snapshot's name is text, not {name!r}.")
+        if not isinstance(metadata, Mapping):
+            raise SnapshotConfigurationError(f"metadata is a dict of plain JSON, not {metadata!r}.")
+        level = data.get("level", 2)
+        if level not in (1, 2) or isinstance(level, bool):
+            raise SnapshotConfigurationError(f"A verify's level is 1 or 2, not {level!r}.")
+        return cls(name=name, metadata=metadata, level=level, elsewhere=data.get("elsewhere") is True, **lists)
+
+
+def _names(key: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
+        return tuple(dict.fromkeys(value))
+    raise SnapshotConfigurationError(f"{key} is a list of names, not {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """One artifact's share of a run."""
+
+    position: int
+    type: str
+    subject: str
+    phase: int
+    """0 for databases; the others start when every database's moment is fixed, so that a file which a row points at
+    is in the media that are walked afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotPlan:
+    """What a snapshot run will do."""
+
+    run: str
+    """The run's id, 32 hex digits."""
+    name: str
+    steps: tuple[PlannedStep, ...]
+    metadata: Mapping[str, Any]
+
+
+def plan_snapshot(settings: Settings, request: Request, *, run: str, now: datetime) -> SnapshotPlan:
+    """Plan a snapshot; raise ``SnapshotConfigurationError`` for a request that the project can't fill."""
+    return SnapshotPlan(
+        run=run,
+        name=check_name(request.name) if request.name is not None else render_name(settings, now),
+        steps=_steps(settings, request),
+        metadata={**settings.metadata, **request.metadata},
+    )
+
+
+def render_name(settings: Settings, now: datetime) -> str:
+    """The name that ``SNAPSHOTS["NAME"]`` gives at *now*."""
+    if callable(settings.name):
+        return check_name(settings.name())
+    try:
+        return check_name(
+            settings.name.format(
+                timestamp=timestamp(now),
+                project=settings.project,
+                environment=settings.environment,
+                hostname=socket.gethostname(),
+            )
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise SnapshotConfigurationError(
+            f'SNAPSHOTS["NAME"] {settings.name!r} has a field that does not exist ({error}); '
+            "the fields are {timestamp}, {project}, {environment} and {hostname}."
+        ) from error
+
+
+def timestamp(moment: datetime) -> str:
+    """UTC, in the basic form of ISO 8601, to the microsecond: sorts as text and can be part of a name."""
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def has_timestamp(settings: Settings, request: Request) -> bool:
+    """Whether another moment would give another name."""
+    return request.name is None and not callable(settings.name) and "{timestamp}" in settings.name
+
+
+def next_moment(moment: datetime) -> datetime:
+    """The next moment whose timestamp differs."""
+    return moment + timedelta(microseconds=1)
+
+
+def _steps(settings: Settings, request: Request) -> tuple[PlannedStep, ...]:
+    steps: list[PlannedStep] = []
+    for artifact_type in _types(settings, request):
+        for subject in _subjects(settings, request, artifact_type):
+            phase = 0 if artifact_type == "database" else 1
+            steps.append(PlannedStep(position=len(steps), type=artifact_type, subject=subject, phase=phase))
+    if not steps:
+        raise SnapshotConfigurationError("There is nothing to snapshot: no alias and no other artifact is asked for.")
+    return tuple(sorted(steps, key=lambda step: (step.phase, step.position)))
+
+
+def _types(settings: Settings, request: Request) -> tuple[str, ...]:
+    if request.artifacts is not None:
+        return request.artifacts
+    return settings.artifacts
+
+
+def _subjects(settings: Settings, request: Request, artifact_type: str) -> Sequence[str]:
+    offered = settings.kind(artifact_type).subjects()
+    if artifact_type != "database" or request.databases is None:
+        return offered
+    for alias in request.databases:
+        if alias not in offered:
+            raise SnapshotConfigurationError(
+                f"There is no database alias {alias!r} to snapshot; there is: {', '.join(offered)}."
+            )
+    return request.databases
+
+
+def encoded_subject(subject: str) -> str:
+    """*subject* as the beginning of a file's name: percent-encoded, never hidden."""
+    encoded = quote(subject, safe="")
+    return f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded
+
+
+def plain_filename(subject: str, suffix: str) -> str:
+    """What an artifact is called once it is published."""
+    return f"{encoded_subject(subject)}.{suffix}"
+
+
+def attempt_filename(plan_run: str, position: int, token: int, subject: str, suffix: str) -> str:
+    """What one attempt stores its artifact as: a name that no other run, step or attempt ever writes."""
+    return f"{encoded_subject(subject)}.{plan_run}-{position}-{token}.{suffix}"

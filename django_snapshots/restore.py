@@ -1,0 +1,284 @@
+"""The journey back: manifest, digests, targets, then prepare all, check all, switch all.
+
+Who can die when, and what then holds (first version): until ``switch`` nothing of any target has changed, whatever
+dies. If one target's ``switch`` raises, those before it are rolled back where their connector can; the error says
+which targets hold the snapshot, which hold what they held, and which must be restored again.
+
+Knows neither Celery nor the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_snapshots.backup import private_directory
+from django_snapshots.catalog import Catalog
+from django_snapshots.conf import Settings
+from django_snapshots.exceptions import (
+    SnapshotConfirmationError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotPreflightError,
+)
+from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.pipeline.compression import decompressor
+from django_snapshots.pipeline.digest import content_tally, stored_tally
+from django_snapshots.pipeline.stream import Watch, chain
+from django_snapshots.plan import Request
+from django_snapshots.processes import Processes
+from django_snapshots.storage.streams import read_chunks
+from django_snapshots.transfer import Prepared, RestoreRequest, Source, Target
+from django_snapshots.verify import check_artifacts
+
+_NO_TABLES: Mapping[str, frozenset[str]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """One artifact to restore and what it would replace."""
+
+    record: ArtifactRecord
+    target: Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreReport:
+    """What a restore did."""
+
+    name: str
+    restored: tuple[Selection, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A task's result."""
+        return {
+            "name": self.name,
+            "restored": [
+                {"type": item.record.type, "subject": item.record.subject, "target": item.target.description}
+                for item in self.restored
+            ],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreAttempt:
+    """One attempt at a restore."""
+
+    request: Request
+    processes: Processes
+    label: str = "django-snapshots"
+    preserve_tables: Mapping[str, frozenset[str]] = field(default_factory=lambda: _NO_TABLES)
+    """For each alias, the tables that stay as they are."""
+    before_switch: Callable[[Sequence[Selection]], None] = lambda _: None
+    """Reads what ``after_switch`` will need from the databases as they are."""
+    after_switch: Callable[[Sequence[Selection]], None] = lambda _: None
+    """Makes the journal fit the restored databases."""
+    observe: Callable[[int], None] = lambda _: None
+    """Told the length of every chunk that was read; may raise until the first switch."""
+
+
+def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Selection, ...]]:
+    """Find the snapshot and what of it is asked for, with the targets; changes nothing.
+
+    Raises ``SnapshotNotFoundError``, or ``SnapshotPreflightError`` with everything that stands in the way.
+    """
+    catalog = Catalog(settings.storage)
+    snapshot = catalog.latest() if request.name is None else catalog.get(request.name)
+    problems = [*_forbidden(settings, snapshot, request), *_not_in(snapshot, request)]
+    chosen = [record for record in snapshot.artifacts if _is_asked_for(record, request)]
+    selections: list[Selection] = []
+    for record in chosen:
+        try:
+            selections.append(Selection(record=record, target=_target(settings, record)))
+        except SnapshotError as error:
+            problems.append(str(error))
+    if problems:
+        raise SnapshotPreflightError(
+            f"Snapshot {snapshot.name!r} can't be restored here; nothing was touched. {' '.join(problems)}"
+        )
+    if not selections:
+        raise SnapshotPreflightError(f"Snapshot {snapshot.name!r} holds nothing of what was asked for.")
+    _refuse_shared_targets(selections)
+    return snapshot, tuple(selections)
+
+
+def require_confirmation(snapshot: Snapshot, selections: Sequence[Selection], confirmed: Sequence[str]) -> None:
+    """Raise ``SnapshotConfirmationError`` unless every target that isn't empty is named in *confirmed*."""
+    missing = [item.target for item in selections if not item.target.empty and item.target.name not in confirmed]
+    if missing:
+        listed = ", ".join(target.description for target in missing)
+        names = ", ".join(repr(target.name) for target in missing)
+        raise SnapshotConfirmationError(
+            f"Restoring {snapshot.name!r} would replace {listed}. Nothing was touched. "
+            f"If that is what you want, confirm by name: confirm=[{names}]."
+        )
+
+
+def restore(settings: Settings, attempt: RestoreAttempt) -> RestoreReport:
+    """Restore what ``attempt.request`` asks for.
+
+    Raises ``SnapshotError``; the message says which state each target is in.
+    """
+    snapshot, selections = select(settings, attempt.request)
+    require_confirmation(snapshot, selections, attempt.request.confirm)
+    records = [item.record for item in selections]
+    check_artifacts(Catalog(settings.storage), snapshot, records, level=2, observe=attempt.observe)
+    notes: list[str] = []
+    attempt.before_switch(selections)
+    with contextlib.ExitStack() as stack:
+        prepared = [_prepare(settings, attempt, snapshot, item, notes, stack) for item in selections]
+        for item in prepared:
+            item.check()
+        _switch_all(selections, prepared)
+        attempt.after_switch(selections)
+    return RestoreReport(name=snapshot.name, restored=selections, notes=tuple(notes))
+
+
+def _prepare(
+    settings: Settings,
+    attempt: RestoreAttempt,
+    snapshot: Snapshot,
+    item: Selection,
+    notes: list[str],
+    stack: contextlib.ExitStack,
+) -> Prepared:
+    record = item.record
+    request = RestoreRequest(
+        processes=attempt.processes,
+        label=attempt.label,
+        preserve_tables=attempt.preserve_tables.get(record.subject, frozenset())
+        if record.type == "database"
+        else frozenset(),
+        temporary_directory=lambda: private_directory(settings.temporary_directory),
+        report=lambda sentence: notes.append(f"{record.subject}: {sentence}"),
+    )
+    source = Source(
+        filename=record.filename,
+        metadata=record.metadata,
+        open=lambda: read_content(Catalog(settings.storage), snapshot, record, attempt.observe),
+    )
+    prepared = settings.kind(record.type).prepare(record.subject, source, request)
+    stack.callback(prepared.discard)
+    return prepared
+
+
+def read_content(
+    catalog: Catalog, snapshot: Snapshot, record: ArtifactRecord, observe: Callable[[int], None] = lambda _: None
+) -> Iterator[bytes]:
+    """The plain content of a stored artifact. Its end proves the length and the digest of both sides.
+
+    Raises ``SnapshotIntegrityError``; what was read until then is not proved.
+    """
+    stored, content = stored_tally(), content_tally()
+    limit = _Limit(record)
+    algorithm = record.metadata.get("compression", "none")
+    stages = chain(Watch(observe), stored, decompressor(str(algorithm), record.filename), limit, content)
+    yield from stages(read_chunks(catalog.storage, catalog.path(snapshot.name, record.filename)))
+    if (stored.size, stored.digest) != (record.size, record.checksum):
+        raise SnapshotIntegrityError(f"{record.filename} changed while it was read: its SHA-256 does not match.")
+    if (content.size, content.digest) != (limit.size, record.metadata.get("content_digest")):
+        raise SnapshotIntegrityError(f"{record.filename} does not unpack to what was dumped.")
+
+
+class _Limit:
+    """Refuses more content than the manifest names, so that a few hostile bytes can't fill a disk."""
+
+    def __init__(self, record: ArtifactRecord) -> None:
+        size = record.metadata.get("content_size")
+        if not isinstance(size, int):
+            raise SnapshotIntegrityError(f"The manifest does not say how large the content of {record.filename} is.")
+        self.size = size
+        self._filename = record.filename
+
+    def __call__(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        left = self.size
+        for chunk in chunks:
+            left -= len(chunk)
+            if left < 0:
+                raise SnapshotIntegrityError(f"{self._filename} unpacks to more than the {self.size} bytes it had.")
+            yield chunk
+
+
+def _switch_all(selections: Sequence[Selection], prepared: Sequence[Prepared]) -> None:
+    for position, item in enumerate(prepared):
+        try:
+            item.switch()
+        except SnapshotError as error:
+            kept = _roll_back(selections[:position], prepared[:position])
+            raise type(error)(f"{error} {kept}".strip()) from None
+
+
+def _roll_back(selections: Sequence[Selection], prepared: Sequence[Prepared]) -> str:
+    """Bring back what was switched already; say what came of it."""
+    sentences: list[str] = []
+    for selection, item in reversed(list(zip(selections, prepared, strict=True))):
+        what = selection.target.description
+        try:
+            item.roll_back()
+        except SnapshotError as error:
+            sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
+        else:
+            sentences.append(f"{what} is as it was before.")
+    return " ".join(sentences)
+
+
+def _forbidden(settings: Settings, snapshot: Snapshot, request: Request) -> list[str]:
+    problems: list[str] = []
+    if not settings.allow_restore:
+        problems.append('SNAPSHOTS["ALLOW_RESTORE"] is False in this project.')
+    if request.elsewhere:
+        return problems
+    for what, theirs, ours in (
+        ("project", snapshot.project, settings.project),
+        ("environment", snapshot.environment, settings.environment),
+    ):
+        if theirs != ours:
+            problems.append(
+                f"It is of the {what} {theirs!r}, this is {ours!r}; if it shall be restored here all the same, "
+                "say so (elsewhere=True, or --elsewhere)."
+            )
+    return problems
+
+
+def _not_in(snapshot: Snapshot, request: Request) -> list[str]:
+    held = {record.type for record in snapshot.artifacts}
+    return [
+        *(f"It holds no database {alias!r}." for alias in request.databases or () if alias not in snapshot.databases),
+        *(f"It holds no artifact {item!r}." for item in request.artifacts or () if item not in held),
+    ]
+
+
+def _is_asked_for(record: ArtifactRecord, request: Request) -> bool:
+    if request.artifacts is not None and record.type not in request.artifacts:
+        return False
+    if request.databases is None:
+        return True
+    if record.type == "database":
+        return record.subject in request.databases
+    # Naming databases alone means just these.
+    return request.artifacts is not None
+
+
+def _target(settings: Settings, record: ArtifactRecord) -> Target:
+    kind = settings.kind(record.type)
+    if record.subject not in kind.subjects():
+        raise SnapshotPreflightError(
+            f"This project has no {record.type} {record.subject!r}; name what to restore, or add it to the settings."
+        )
+    return kind.target(record.subject)
+
+
+def _refuse_shared_targets(selections: Sequence[Selection]) -> None:
+    seen: dict[str, Selection] = {}
+    for item in selections:
+        identity = item.target.identity
+        if identity and identity in seen:
+            raise SnapshotPreflightError(
+                f"{seen[identity].record.subject!r} and {item.record.subject!r} are the same thing, "
+                f"{item.target.description}; restore one of them."
+            )
+        seen[identity] = item

@@ -1,0 +1,147 @@
+"""The Celery tasks: thin, ids and plain JSON in, plain JSON out.
+
+``snapshot.delay()`` plans a run and sends a message for each of its steps; any worker dumps any step; whoever ends
+the last one finishes the run and stores the result under the id of the task that was called. The journal owns the
+work: a message is a hint, and one that is doubled finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Task, current_app, shared_task, states
+from celery.exceptions import Ignore
+
+from django_snapshots import execution, runs
+from django_snapshots.conf import get_queue
+from django_snapshots.exceptions import SnapshotError
+from django_snapshots.models import Kind, Run
+from django_snapshots.plan import Request
+
+
+class SnapshotTask(Task):  # type: ignore[type-arg]
+    """Sends to the queue in ``SNAPSHOTS["QUEUE"]``, which is read when the first message is sent."""
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return get_queue()
+
+
+_OPTIONS: dict[str, Any] = {
+    "base": SnapshotTask,
+    "serializer": "json",
+    "acks_late": False,
+    "throws": (SnapshotError,),
+}
+
+
+@shared_task(bind=True, name="django_snapshots.snapshot", ignore_result=False, **_OPTIONS)
+def snapshot(
+    self: SnapshotTask,
+    name: str | None = None,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Take a snapshot; the result is ``{"name", "run", "created_at", "size", "artifacts"}``.
+
+    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include; *metadata* is
+    plain JSON for the manifest.
+    """
+    data = {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata}
+    return _run(self, Kind.SNAPSHOT, data)
+
+
+@shared_task(bind=True, name="django_snapshots.restore", ignore_result=False, **_OPTIONS)
+def restore(
+    self: SnapshotTask,
+    name: str | None = None,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
+    confirm: Sequence[str] | None = None,
+    elsewhere: bool = False,
+) -> dict[str, Any]:
+    """Restore the snapshot called *name*, or the latest; the result is the report.
+
+    *confirm* holds the name of every target that isn't empty and may be replaced.
+    """
+    data = {
+        "name": name,
+        "databases": databases,
+        "artifacts": artifacts,
+        "confirm": confirm,
+        "elsewhere": elsewhere,
+    }
+    return _run(self, Kind.RESTORE, data)
+
+
+@shared_task(bind=True, name="django_snapshots.verify", ignore_result=False, **_OPTIONS)
+def verify(self: SnapshotTask, name: str | None = None, level: int = 2) -> dict[str, Any]:
+    """Verify the snapshot called *name*, or the latest, to *level* 1 or 2; the result is the report."""
+    return _run(self, Kind.VERIFY, {"name": name, "level": level})
+
+
+@shared_task(name="django_snapshots.step", ignore_result=True, **_OPTIONS)
+def step(step_id: int) -> None:
+    """Work on one step, and finish the run if it was the last."""
+    run_id = execution.work(step_id, execution.Hooks(moment_fixed=publish_ready))
+    if run_id is None:
+        return
+    publish_ready(run_id)
+    finished = execution.finish(run_id)
+    if finished is not None:
+        store_result(finished)
+
+
+def send(kind: Kind, request: Request, requester: runs.Requester) -> Run:
+    """Record a request in the journal and hand it to the workers; return its run, whose id is the task's id."""
+    run_id = uuid.uuid4()
+    run, _ = runs.begin(kind, request, run=run_id, requester=requester, task_id=str(run_id))
+    task = {Kind.SNAPSHOT: snapshot, Kind.RESTORE: restore, Kind.VERIFY: verify}[kind]
+    task.apply_async(kwargs=request.to_json(), task_id=str(run_id))
+    return run
+
+
+def publish_ready(run_id: uuid.UUID) -> None:
+    """Send a message for every step that may begin now; a step that gets two is worked on once."""
+    for step_id in runs.ready(run_id):
+        step.delay(step_id)
+
+
+def store_result(run: Run) -> None:
+    """Give whoever waits for the task that was called its result, or its error."""
+    if not run.task_id:
+        return
+    backend = current_app.backend
+    try:
+        backend.store_result(run.task_id, execution.outcome(run), states.SUCCESS)
+    except SnapshotError as error:
+        backend.store_result(run.task_id, error, states.FAILURE)
+
+
+def _run(task: SnapshotTask, kind: Kind, data: dict[str, Any]) -> dict[str, Any]:
+    """Begin a run and leave its result to the finish; in eager mode, or called as a function, do it all here."""
+    request = Request.from_json(data)
+    if task.request.called_directly or task.request.is_eager:
+        return execution.run_inline(kind, request, requester=runs.Requester(source="code"))
+    task_id = str(task.request.id)
+    run, _ = runs.begin(kind, request, run=_run_id(task_id), requester=runs.Requester(source="task"), task_id=task_id)
+    try:
+        execution.prepare(run)
+    except SnapshotError as error:
+        runs.end_with(run, error)
+        raise
+    publish_ready(run.pk)
+    raise Ignore
+
+
+def _run_id(task_id: str) -> uuid.UUID:
+    """The run's id is the task's, so that a message that comes twice finds its run; Celery's ids are UUIDs unless
+    somebody chose another."""
+    with contextlib.suppress(ValueError):
+        return uuid.UUID(task_id)
+    return uuid.uuid5(uuid.NAMESPACE_OID, task_id)
