@@ -145,4 +145,7 @@ def _open_nameless(directory: int) -> int | None:
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS):
             return None
+        if os.fstat(directory).st_nlink == 0:
+            # Removed by a delete a moment ago; ext4 says EPERM then.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
         raise
