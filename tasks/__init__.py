@@ -1,0 +1,1 @@
+"""The deployable service: Celery workers, beat and the admin, configured by environment variables."""
