@@ -23,7 +23,7 @@ class _ReadOnly:
         return False
 
 
-class StepInline(_ReadOnly, admin.TabularInline[Step, Run]):
+class StepInline(_ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
     """The steps of a run."""
 
     model = Step
@@ -36,7 +36,7 @@ class StepInline(_ReadOnly, admin.TabularInline[Step, Run]):
 
 
 @admin.register(Run)
-class RunAdmin(_ReadOnly, admin.ModelAdmin[Run]):
+class RunAdmin(_ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """Runs, the newest first."""
 
     list_display = ("id", "kind", "name", "state", "requested_by", "created_at", "finished_at")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -226,13 +227,11 @@ def to_iso(moment: datetime) -> str:
 
 
 def _refuse_duplicates(artifacts: tuple[ArtifactRecord, ...], where: str) -> None:
-    for what, values in (
-        ("file", [artifact.filename for artifact in artifacts]),
-        ("artifact", [(artifact.type, artifact.subject) for artifact in artifacts]),
-    ):
-        for value in values:
-            if values.count(value) > 1:
-                raise SnapshotIntegrityError(f"{where} names the {what} {value!r} twice.")
+    filenames = Counter(artifact.filename for artifact in artifacts)
+    subjects = Counter(f"{artifact.type} {artifact.subject}" for artifact in artifacts)
+    for value, count in (*filenames.items(), *subjects.items()):
+        if count > 1:
+            raise SnapshotIntegrityError(f"{where} names {value!r} twice.")
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:

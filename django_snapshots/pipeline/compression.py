@@ -61,7 +61,7 @@ class Compressor:
     def __init__(self, level: int) -> None:
         workers = min(os.cpu_count() or 1, _MOST_THREADS)
         parameter = zstd.CompressionParameter
-        self._options = {
+        self._options: dict[int, int] = {
             parameter.compression_level: level,
             parameter.checksum_flag: 1,
             parameter.nb_workers: workers,
@@ -103,10 +103,14 @@ class Decompressor:
             if output := engine.decompress(data, _OUTPUT_SIZE):
                 yield output
             data = b""
-            if engine.eof or engine.needs_input:
+            if _wants_no_more(engine):
                 break
-        if engine.eof and engine.unused_data:
+        if engine.unused_data:
             raise SnapshotIntegrityError(f"{self._filename} has bytes behind its zstd frame.")
+
+
+def _wants_no_more(engine: zstd.ZstdDecompressor) -> bool:
+    return engine.eof or engine.needs_input
 
 
 def _unchanged(chunks: Iterator[bytes]) -> Iterator[bytes]:
