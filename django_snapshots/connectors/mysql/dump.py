@@ -1,0 +1,173 @@
+"""Dumps one database: what is asked of the dump tool, and the proof that it gave all of it."""
+
+from __future__ import annotations
+
+import itertools
+import select
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors.mysql.client import Client
+from django_snapshots.connectors.mysql.moment import Moment
+from django_snapshots.connectors.mysql.scan import END, EVENTS, without_sandbox
+from django_snapshots.connectors.mysql.server import Server, Table, names, rows, value
+from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.processes import Processes, Tool
+
+_LOCKED_SECONDS = 5.0
+"""How long the tables stay locked at most while the dump tool starts."""
+_TAIL = 256
+_CONTENT = (b"\n-- Table structure", b"\n-- Temporary ", b"\n-- Sequence structure", b"\n-- Dumping ")
+"""What the dump tool writes only after its transaction has begun; its header comes before."""
+_HISTORY = (10, 11)
+"""The first MariaDB whose dump tool and server both know how to carry the history of system-versioned tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpPlan:
+    """What is dumped, by what."""
+
+    db_alias: str
+    server: Server
+    tool: Client
+    option_file: Path
+    secrets: Sequence[str]
+    tables: Sequence[Table]
+    exclude_tables: frozenset[str]
+    history: bool
+    events: bool
+    definers: Sequence[str]
+    warnings: Sequence[str]
+
+    def content_command(self) -> list[str | Path]:
+        """Everything but the events."""
+        options = ["--triggers", "--routines", "--skip-events", *(["--dump-history"] if self.history else [])]
+        ignored = [f"--ignore-table={self.server.database}.{name}" for name in sorted(self.exclude_tables)]
+        return [*self._command(), *options, *ignored, "--", self.server.database]
+
+    def events_command(self) -> list[str | Path]:
+        """The events alone."""
+        options = ["--events", "--no-data", "--no-create-info", "--skip-triggers", "--skip-routines"]
+        return [*self._command(), *options, "--", self.server.database]
+
+    def _command(self) -> list[str | Path]:
+        return [
+            self.tool.path,
+            f"--defaults-file={self.option_file}",
+            "--single-transaction",
+            "--quick",
+            "--hex-blob",
+            "--tz-utc",
+            "--default-character-set=utf8mb4",
+            "--no-tablespaces",
+            "--max-allowed-packet=1G",
+            "--skip-dump-date",
+            # A table whose default is the next number of a sequence can't be loaded under LOCK TABLES.
+            "--skip-add-locks",
+            *(["--column-statistics=0", "--set-gtid-purged=OFF"] if self.tool.oracle else []),
+        ]
+
+
+def history_of(connection: BaseDatabaseWrapper, server: Server, tool: Client, tables: Sequence[Table]) -> bool:
+    """Whether the history of system-versioned tables can be dumped, and there are any."""
+    if not any(table.versioned for table in tables):
+        return False
+    by_transaction = value(
+        connection,
+        "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE() "
+        "AND generation_expression = 'ROW START' AND data_type = 'bigint'",
+    )
+    return not by_transaction and server.number >= _HISTORY and tool.number[:2] >= _HISTORY and not tool.oracle
+
+
+def warnings_of(
+    connection: BaseDatabaseWrapper, server: Server, tool: Client, tables: Sequence[Table], history: bool
+) -> list[str]:
+    """What the dump can't carry faithfully, in sentences."""
+    return [*_table_warnings(tables, history), *_column_warnings(connection), *_tool_warnings(server, tool)]
+
+
+def event_names(connection: BaseDatabaseWrapper) -> list[str]:
+    """The events of the database."""
+    return names(connection, "SELECT event_name FROM information_schema.events WHERE event_schema = DATABASE()")
+
+
+def dump_chunks(plan: DumpPlan, processes: Processes, moment: Moment, content: Tool) -> Generator[bytes, None, None]:
+    """The dump: everything but the events, then the events. Ends only if both are whole.
+
+    Events come last, behind a line that a restore knows, so that none fires into a database that is half loaded.
+    *content* runs already, under the lock of *moment*, which ends here.
+    """
+    head, begun = _until_content(content)
+    moment.release(tool_has_begun=begun)
+    yield from _whole(plan, content, itertools.chain([head], content.chunks()))
+    if plan.events:
+        yield EVENTS
+        with processes.start(plan.events_command(), secrets=plan.secrets) as tool:
+            yield from _whole(plan, tool, without_sandbox(tool.chunks()))
+
+
+def _until_content(tool: Tool) -> tuple[bytes, bool]:
+    """Read until the tool's transaction is known to be open, or ended, or a few seconds are over.
+
+    Returns what was read, and whether the transaction is known to have begun.
+    """
+    head = b""
+    deadline = time.monotonic() + _LOCKED_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        ready, _, _ = select.select([tool.stdout], [], [], left)
+        if not ready:
+            break
+        chunk = next(tool.chunks(), b"")
+        head += chunk
+        if not chunk or any(mark in head for mark in _CONTENT):
+            return head, True
+    return head, False
+
+
+def _whole(plan: DumpPlan, tool: Tool, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass *chunks* on; raise at their end unless the tool succeeded and wrote its last line."""
+    tail = b""
+    for chunk in chunks:
+        tail = (tail + chunk[-_TAIL:])[-_TAIL:]
+        yield chunk
+    if tool.wait() != 0:
+        raise SnapshotConnectorError(f"The dump of {plan.db_alias!r} failed: {tool.explain()}")
+    if not tail.rstrip().rsplit(b"\n", 1)[-1].startswith(END):
+        how = "is cut off before its last line" if tail else "is empty"
+        raise SnapshotConnectorError(f"The dump of {plan.db_alias!r} {how}, though {tool.explain()}")
+
+
+def _table_warnings(tables: Sequence[Table], history: bool) -> Iterator[str]:
+    loose = [table.name for table in tables if not table.transactional]
+    if loose:
+        yield (
+            f"These tables know no transactions, so their rows may be of a later moment than the others': "
+            f"{', '.join(loose)}."
+        )
+    versioned = [table.name for table in tables if table.versioned]
+    if versioned and not history:
+        yield f"Only the current rows of these system-versioned tables are dumped: {', '.join(versioned)}."
+
+
+def _column_warnings(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    floats = rows(
+        connection,
+        "SELECT c.table_name, c.column_name FROM information_schema.columns c JOIN information_schema.tables t "
+        "ON t.table_schema = c.table_schema AND t.table_name = c.table_name "
+        "WHERE c.table_schema = DATABASE() AND c.data_type = 'float' AND t.table_type <> 'VIEW' ORDER BY 1, 2",
+    )
+    if floats:
+        columns = ", ".join(f"{table}.{column}" for table, column in floats)
+        yield f"The server prints FLOAT with six digits, so digits beyond are lost in: {columns}."
+
+
+def _tool_warnings(server: Server, tool: Client) -> Iterator[str]:
+    if tool.oracle == server.mariadb:
+        yield f"The dump tool was made for the other of MySQL and MariaDB: {tool.version}."
+    elif tool.number[:2] < server.number:
+        yield f"The dump tool is older than the server {server.version}: {tool.version}."

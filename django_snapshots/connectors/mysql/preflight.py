@@ -1,0 +1,83 @@
+"""What stands in the way of a restore, all of it at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors.mysql.rights import (
+    account,
+    grant,
+    hidden_routines,
+    may_create_functions,
+    may_set_definers,
+    missing_to_restore,
+    read_rights,
+)
+from django_snapshots.connectors.mysql.scan import Findings
+from django_snapshots.connectors.mysql.server import Server, explained
+from django_snapshots.exceptions import SnapshotPreflightError
+from django_snapshots.transfer import Source
+
+
+def require_fit(db_alias: str, source: Source, server: Server) -> None:
+    """Raise ``SnapshotPreflightError`` unless a dump of *source*'s server can be loaded into *server*."""
+    engine = source.metadata.get("engine")
+    if engine is not None and engine != server.engine:
+        raise SnapshotPreflightError(
+            f"{source.filename} was dumped from {engine}, and {db_alias!r} is on {server.title}: restore it into "
+            f"a database on {engine}. Nothing was touched."
+        )
+    found = re.search(r"(\d+)\.(\d+)", str(source.metadata.get("server_version", "")))
+    if found and (int(found[1]), int(found[2])) > server.number:
+        raise SnapshotPreflightError(
+            f"{source.filename} was dumped from version {source.metadata['server_version']}, and {db_alias!r} is on "
+            f"{server.title}, which is older and may not know what is in it: restore it into a server that is as new. "
+            "Nothing was touched."
+        )
+
+
+def require_restorable(
+    connection: BaseDatabaseWrapper, db_alias: str, server: Server, findings: Findings, preserved: frozenset[str]
+) -> None:
+    """Raise ``SnapshotPreflightError`` that lists everything that would stop the load half way."""
+    with explained(db_alias, "could not be asked for the rights of its user"):
+        found = [*_in_the_dump(server, findings, preserved), *_in_the_rights(connection, server, findings)]
+    if found:
+        raise SnapshotPreflightError(f"{db_alias!r} can't be restored, and nothing was touched: {' '.join(found)}")
+
+
+def _in_the_dump(server: Server, findings: Findings, preserved: frozenset[str]) -> Iterator[str]:
+    if findings.leaves_database:
+        yield "The dump chooses, creates or drops a database of its own; only dumps of a single database are taken."
+    if others := findings.altered_databases - {server.database}:
+        yield f"The dump alters the database {', '.join(sorted(others))}, and the target is {server.database}."
+    if both := findings.tables & preserved:
+        yield f"The dump replaces tables that must stay as they are: {', '.join(sorted(both))}."
+    if findings.longest_line > server.max_allowed_packet:
+        yield (
+            f"The dump has a statement of {findings.longest_line} bytes, and the server takes "
+            f"{server.max_allowed_packet}: raise its max_allowed_packet."
+        )
+
+
+def _in_the_rights(connection: BaseDatabaseWrapper, server: Server, findings: Findings) -> Iterator[str]:
+    rights = read_rights(connection, server)
+    if missing := missing_to_restore(rights):
+        yield f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}"
+    others = sorted(findings.definers - {rights.account})
+    if others and not may_set_definers(rights):
+        right = "SET USER" if server.mariadb else "SET_USER_ID (SET_ANY_DEFINER from MySQL 8.2)"
+        yield (
+            f"Views, triggers, routines or events in the dump run as {', '.join(others)}, and {rights.account} may not "
+            f"create such; run: GRANT {right} ON *.* TO {account(rights)};"
+        )
+    if findings.functions and not may_create_functions(connection, rights):
+        yield (
+            f"The dump has functions or triggers, and the server's binary log does not let {rights.account} create "
+            "them; run: SET GLOBAL log_bin_trust_function_creators = 1;"
+        )
+    if hidden := hidden_routines(connection, rights):
+        yield f"{rights.account} can't read {hidden}, so what is there could not be replaced."

@@ -1,0 +1,186 @@
+"""What the connector asks of a server, in connections of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import DatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import InterfaceError
+
+from django_snapshots.connectors.facts import own_connection
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConnectorError
+from django_snapshots.redaction import redact
+
+JOURNAL_PREFIX = "django_snapshots_"
+"""How the names of the journal's own tables begin; a database that holds nothing else is empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One server and the database of it that an alias means."""
+
+    mariadb: bool
+    version: str
+    number: tuple[int, int]
+    database: str
+    charset: str
+    collation: str
+    encrypted: bool
+    max_allowed_packet: int
+    """Bytes; no statement may be longer."""
+    identity: str
+    """The same for two aliases of one database."""
+
+    @property
+    def engine(self) -> str:
+        return "mariadb" if self.mariadb else "mysql"
+
+    @property
+    def title(self) -> str:
+        return f"{'MariaDB' if self.mariadb else 'MySQL'} {self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table that has rows."""
+
+    name: str
+    transactional: bool
+    """Whether one transaction sees one moment of it; not so for MyISAM, Aria, MEMORY."""
+    versioned: bool
+
+
+@contextlib.contextmanager
+def server_connection(db_alias: str) -> Iterator[BaseDatabaseWrapper]:
+    """A connection that sees what the outside programs see.
+
+    Without the alias's ``init_command`` and ``sql_mode``: the programs do not have them, and a ``SET ROLE`` there
+    would show rights that the dump tool lacks. Raises ``SnapshotConnectorError`` when the server can't be reached.
+    """
+    with own_connection(db_alias) as connection:
+        if connection.vendor != "mysql":
+            raise SnapshotConfigurationError(
+                f"MySQLConnector can't serve {db_alias!r}: its engine is {connection.vendor}, not MySQL or MariaDB."
+            )
+        options = dict(connection.settings_dict.get("OPTIONS") or {})
+        options.pop("init_command", None)
+        options.pop("sql_mode", None)
+        connection.settings_dict = {**connection.settings_dict, "OPTIONS": options, "ATOMIC_REQUESTS": False}
+        with explained(db_alias, "can't be reached"):
+            connection.ensure_connection()
+            connection.set_autocommit(True)
+            execute(connection, "SET SESSION sql_mode = ''")
+        yield connection
+
+
+@contextlib.contextmanager
+def explained(db_alias: str, what: str) -> Iterator[None]:
+    """Turn a database error into a ``SnapshotConnectorError`` that names the alias and has no secret in it."""
+    try:
+        yield
+    except (DatabaseError, InterfaceError) as error:
+        said = " ".join(str(item) for item in error.args)
+        raise SnapshotConnectorError(f"The database of {db_alias!r} {what}: {redact(said)}") from error
+
+
+def execute(connection: BaseDatabaseWrapper, sql: str) -> None:
+    """Run one statement, in which a ``%`` is just a ``%``."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+def rows(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]]:
+    """Run one query; return all of its rows, which must be few."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return list(cursor.fetchall())
+
+
+def value(connection: BaseDatabaseWrapper, sql: str) -> Any:
+    """Run one query; return the first column of its only row."""
+    return rows(connection, sql)[0][0]
+
+
+def names(connection: BaseDatabaseWrapper, sql: str) -> list[str]:
+    """Run one query; return its first column as strings."""
+    return [str(row[0]) for row in rows(connection, sql)]
+
+
+def quote(name: str) -> str:
+    """Quote an identifier, whatever it holds."""
+    return f"`{name.replace('`', '``')}`"
+
+
+def read_server(connection: BaseDatabaseWrapper, db_alias: str) -> Server:
+    """Ask the server who it is and which database *db_alias* means."""
+    with explained(db_alias, "could not be asked about itself"):
+        version, database, packet = rows(connection, "SELECT VERSION(), DATABASE(), @@global.max_allowed_packet")[0]
+        if not database:
+            raise SnapshotConfigurationError(f"The alias {db_alias!r} names no database; set its NAME.")
+        charset, collation = rows(connection, "SELECT @@character_set_database, @@collation_database")[0]
+        mariadb = bool(getattr(connection, "mysql_is_mariadb"))  # noqa: B009 - only the mysql backend has it
+        found = re.search(r"(\d+)\.(\d+)", version.removeprefix("5.5.5-"))
+        return Server(
+            mariadb=mariadb,
+            version=str(version),
+            number=(int(found[1]), int(found[2])) if found else (0, 0),
+            database=str(database),
+            charset=str(charset),
+            collation=str(collation),
+            encrypted=bool(rows(connection, "SHOW STATUS LIKE 'Ssl_cipher'")[0][1]),
+            max_allowed_packet=int(packet),
+            identity=f"mysql:{_server_id(connection)}:{database}",
+        )
+
+
+def _server_id(connection: BaseDatabaseWrapper) -> str:
+    known = dict(rows(connection, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_uid', 'server_uuid')"))
+    # Servers from before these variables: the host's name, the port and where the files are.
+    return str(
+        next(iter(known.values()), None) or value(connection, "SELECT CONCAT(@@hostname, ':', @@port, @@datadir)")
+    )
+
+
+def tables(connection: BaseDatabaseWrapper) -> list[Table]:
+    """The tables of the database that have rows, in the order of their names."""
+    engines = names(connection, "SELECT engine FROM information_schema.engines WHERE transactions = 'YES'")
+    found = rows(
+        connection,
+        "SELECT table_name, table_type, engine FROM information_schema.tables "
+        "WHERE table_schema = DATABASE() AND table_type IN ('BASE TABLE', 'SYSTEM VERSIONED') ORDER BY table_name",
+    )
+    return [
+        Table(name=str(name), transactional=engine in engines, versioned=kind == "SYSTEM VERSIONED")
+        for name, kind, engine in found
+    ]
+
+
+def count_rows(connection: BaseDatabaseWrapper, table: str) -> int:
+    """The number of rows in *table*, by counting them."""
+    return int(value(connection, f"SELECT COUNT(*) FROM {quote(table)}"))  # noqa: S608 - the name is quoted
+
+
+def is_empty(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the database holds nothing but the journal's tables: no table, view, sequence, routine or event."""
+    found = names(connection, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
+    others = sum(
+        int(value(connection, f"SELECT COUNT(*) FROM information_schema.{view} WHERE {column} = DATABASE()"))  # noqa: S608
+        for view, column in (("routines", "routine_schema"), ("events", "event_schema"))
+    )
+    return not others and all(name.startswith(JOURNAL_PREFIX) for name in found)
+
+
+def definers(connection: BaseDatabaseWrapper) -> list[str]:
+    """Every account that a view, trigger, routine or event of the database runs as, as ``user@host``."""
+    return names(
+        connection,
+        "SELECT definer FROM information_schema.views WHERE table_schema = DATABASE() "
+        "UNION SELECT definer FROM information_schema.triggers WHERE trigger_schema = DATABASE() "
+        "UNION SELECT definer FROM information_schema.routines WHERE routine_schema = DATABASE() "
+        "UNION SELECT definer FROM information_schema.events WHERE event_schema = DATABASE() ORDER BY 1",
+    )
