@@ -1,0 +1,244 @@
+"""Puts a new tree in the place of ``MEDIA_ROOT``, and the old one back if need be.
+
+A *staging* directory (0700, so that nobody is served from it) holds ``new``, the tree being built, and takes what was
+replaced. It is beside ``MEDIA_ROOT``; then the switch is one atomic exchange, or two renames where the system has no
+exchange. Where ``MEDIA_ROOT`` can't be renamed (a mount point, a parent that this user can't write to) it is inside,
+and the entries are moved one by one; that is not atomic, but what fails half-way is moved back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from django_snapshots.artifacts.file_system import exchange, mounts_at_or_below, move, remove_tree, sync_directory
+from django_snapshots.artifacts.media_walk import STAGING_PREFIX
+from django_snapshots.exceptions import SnapshotArtifactError, SnapshotPreflightError
+
+_NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+# MEDIA_ROOT itself can't be renamed, but what is in it perhaps can: sticky or read-only parent, mount, overlay layer.
+_NO_RENAME = frozenset({errno.EPERM, errno.EACCES, errno.EBUSY, errno.EXDEV, errno.EROFS})
+
+
+class Staging:
+    """One restore's directory, from the first byte to the last. ``root`` is a real path, without links."""
+
+    def __init__(self, root: Path, report: Callable[[str], None]) -> None:
+        """Make the directory, with an empty ``new`` in it.
+
+        Raises ``SnapshotPreflightError`` where ``MEDIA_ROOT`` can't be replaced by this process.
+        """
+        self.root = root
+        self._report = report
+        self._undo: Callable[[], None] | None = None
+        self._stuck = False
+        self._parents: list[Path] = []
+        self._directory = self._make()
+        self.new = self._directory / "new"
+        self.new.mkdir(mode=0o700)
+
+    def switch(self, dress_missing: Callable[[Path], None]) -> None:
+        """Make ``new`` the root. A root keeps its owner and mode; one that was missing gets its by *dress_missing*.
+
+        Raises ``SnapshotArtifactError``, which says in what state the root is.
+        """
+        # Whatever interrupts the next lines (a signal's exception too) must not let ``discard`` remove old files.
+        self._stuck = True
+        try:
+            if not self.root.exists():
+                dress_missing(self.new)
+                self.new.rename(self.root)
+                self._undo = self._take_away
+            elif self._inside or not self._replace_whole():
+                self._move_entries()
+        except OSError as error:
+            self._stuck = False
+            raise SnapshotArtifactError(
+                f"The restored media files could not be put in place: {error}. {self.root} is as it was."
+            ) from error
+        self._stuck = False
+        self._sync_names()
+
+    def roll_back(self) -> None:
+        """After ``switch``: put back what was there. Raises ``SnapshotArtifactError`` if that can't be done."""
+        if self._undo is None:
+            return
+        self._stuck = True
+        try:
+            self._undo()
+        except OSError as error:
+            raise SnapshotArtifactError(
+                f"The media files that were replaced could not be put back: {error}. They are in {self._directory}, "
+                f"which stays; move them to {self.root} by hand."
+            ) from error
+        self._undo, self._stuck = None, False
+        self._sync_names()
+
+    def discard(self) -> None:
+        """Remove the directory with all that is in it, and parents that were made for nothing. Never raises."""
+        if self._stuck:
+            self._report(f"{self._directory} stays, because it may hold media files that were replaced.")
+            return
+        try:
+            remove_tree(self._directory)
+        except OSError as error:
+            self._report(f"{self._directory} could not be removed ({error}); remove it by hand.")
+        self._remove_parents()
+
+    @property
+    def _inside(self) -> bool:
+        return self._directory.parent == self.root
+
+    def _make(self) -> Path:
+        if not self.root.exists():
+            return self._make_for_missing()
+        mounts = mounts_at_or_below(self.root)
+        if mounts - {self.root}:
+            raise SnapshotPreflightError(
+                f"A file system is mounted below MEDIA_ROOT, at {min(mounts - {self.root})}, which can't be replaced "
+                "with it; unmount it for the time of the restore."
+            )
+        beside = None if mounts else self._make_beside()
+        return beside or self._make_inside()
+
+    def _make_for_missing(self) -> Path:
+        try:
+            for parent in reversed(self.root.parents):
+                if not parent.exists():
+                    parent.mkdir()
+                    self._parents.append(parent)
+            return Path(tempfile.mkdtemp(prefix=self._prefix(), dir=self.root.parent))
+        except OSError as error:
+            self._remove_parents()
+            raise SnapshotPreflightError(
+                f"MEDIA_ROOT is missing and can't be made: {error}. "
+                f"Make {self.root} and let the worker's user write to it."
+            ) from error
+
+    def _remove_parents(self) -> None:
+        """Those that were made for a missing root; ``rmdir`` spares the ones that are in use now."""
+        for parent in reversed(self._parents):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+    def _make_beside(self) -> Path | None:
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=self._prefix(), dir=self.root.parent))
+        except OSError:
+            return None
+        if directory.stat().st_dev == self.root.stat().st_dev:
+            return directory
+        directory.rmdir()
+        return None
+
+    def _make_inside(self) -> Path:
+        try:
+            return Path(tempfile.mkdtemp(prefix=STAGING_PREFIX.decode(), dir=self.root))
+        except OSError as error:
+            raise SnapshotPreflightError(
+                f"Nothing can be written beside MEDIA_ROOT nor in it: {error}. "
+                f"Let the worker's user write to {self.root}."
+            ) from error
+
+    def _prefix(self) -> str:
+        return f".{self.root.name[:60]}.django-snapshots-"
+
+    def _replace_whole(self) -> bool:
+        """One exchange or two renames; ``False`` if the root can't be renamed or its owner can't be kept."""
+        try:
+            self._dress()
+            try:
+                exchange(self.root, self.new)
+                self._undo = lambda: exchange(self.root, self.new)
+            except OSError as error:
+                if error.errno not in _NO_EXCHANGE:
+                    raise
+                self._rename_twice()
+        except OSError as error:
+            if error.errno not in _NO_RENAME:
+                raise
+            return False
+        return True
+
+    def _dress(self) -> None:
+        """Give the new root the old one's owner, mode and extended attributes."""
+        status = self.root.stat()
+        if (status.st_uid, status.st_gid) != (os.geteuid(), self.new.stat().st_gid):
+            os.chown(self.new, status.st_uid, status.st_gid)
+        shutil.copystat(self.root, self.new)
+
+    def _rename_twice(self) -> None:
+        old = self._directory / "old"
+        self.root.rename(old)
+        try:
+            self.new.rename(self.root)
+        except BaseException:
+            self._put_back(old)
+            raise
+        self._undo = lambda: self._rename_back(old)
+
+    def _put_back(self, old: Path) -> None:
+        try:
+            old.rename(self.root)
+        except OSError as error:
+            raise SnapshotArtifactError(
+                f"MEDIA_ROOT was taken away and could not be put back: {error}. "
+                f"Its files are in {old}; rename that to {self.root} by hand."
+            ) from error
+
+    def _rename_back(self, old: Path) -> None:
+        self._take_away()
+        old.rename(self.root)
+
+    def _take_away(self) -> None:
+        self.root.rename(self.new)
+
+    def _move_entries(self) -> None:
+        """Every entry of the root to ``old``, every entry of ``new`` to the root; all of them back on a failure."""
+        old = self._directory / "old"
+        old.mkdir(mode=0o700, exist_ok=True)
+        self.new.chmod(0o700)
+        moves: list[tuple[Path, Path]] = []
+        try:
+            for origin, destination in ((self.root, old), (self.new, self.root)):
+                for name in sorted(os.listdir(origin)):  # noqa: PTH208 - one directory, names only
+                    if origin / name == self._directory or (origin == self.root and _is_staging(name)):
+                        continue
+                    move(origin / name, destination / name)
+                    moves.append((origin / name, destination / name))
+        except BaseException:
+            self._move_back(moves)
+            raise
+        self._undo = lambda: self._move_back(moves)
+
+    def _move_back(self, moves: list[tuple[Path, Path]]) -> None:
+        while moves:
+            origin, destination = moves[-1]
+            try:
+                move(destination, origin)
+            except OSError as error:
+                raise SnapshotArtifactError(
+                    f"{self.root} is half replaced: {destination} could not be moved back to {origin}: {error}. "
+                    f"What was replaced is in {self._directory / 'old'}, what was restored is in {self.root}."
+                ) from error
+            moves.pop()
+
+    def _sync_names(self) -> None:
+        for directory in (self.root, self.root.parent, self._directory):
+            try:
+                sync_directory(directory)
+            except (FileNotFoundError, PermissionError):
+                continue
+            except OSError as error:
+                raise SnapshotArtifactError(
+                    f"The media files in {self.root} were replaced, but the disk did not confirm it: {error}."
+                ) from error
+
+
+def _is_staging(name: str) -> bool:
+    return os.fsencode(name).startswith(STAGING_PREFIX)
