@@ -33,13 +33,24 @@ def opened(root: Path, directory: str) -> Iterator[int]:
 
 
 @contextmanager
-def made(root: Path, directory: str, mode: int) -> Iterator[int]:
-    """The same, but what is missing is made with *mode*, and survives a power cut when this yields."""
+def made(root: Path, directory: str, mode: int, *, sync: bool) -> Iterator[int]:
+    """The same, but what is missing is made with *mode*.
+
+    With *sync*, the whole way from the root survives a power cut when this yields, whoever made it: the one next to us
+    who made a directory a moment ago may not have come to its fsync yet.
+    """
     _make_root(root, mode)
     descriptor = os.open(root, _DIRECTORY)
     try:
         for part in _parts(directory):
-            descriptor = _replace(descriptor, _make(descriptor, part, mode))
+            new = _make(descriptor, part, mode)
+            try:
+                if sync:
+                    os.fsync(descriptor)
+            except OSError:
+                os.close(new)
+                raise
+            descriptor = _replace(descriptor, new)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -52,7 +63,9 @@ def prune(root: Path, directory: str) -> None:
         try:
             with opened(root, parent) as descriptor:
                 os.rmdir(name, dir_fd=descriptor)
-        except OSError:
+        except FileNotFoundError:
+            pass
+        except (OSError, SnapshotPathError):
             return
         directory = parent
 
@@ -122,14 +135,8 @@ def _make(descriptor: int, part: str, mode: int) -> int:
     except FileExistsError:
         return _enter_existing(descriptor, part)
     new = _enter_existing(descriptor, part)
-    try:
-        # Not by mkdir, which takes the umask off.
-        os.fchmod(new, mode)
-        os.fsync(new)
-        os.fsync(descriptor)
-    except OSError:
-        os.close(new)
-        raise
+    # Not by mkdir, which takes the umask off.
+    os.fchmod(new, mode)
     return new
 
 

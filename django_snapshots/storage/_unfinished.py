@@ -15,7 +15,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TypeVar
 
-from django_snapshots.exceptions import SnapshotError
+from django_snapshots.exceptions import SnapshotError, SnapshotPathError
 from django_snapshots.storage import _tree
 from django_snapshots.storage._system import start_writeback
 from django_snapshots.storage.paths import RESERVED
@@ -72,14 +72,14 @@ class Unfinished:
             os.close(self._keeper)
             self._keeper = None
         if self._temporary is not None:
-            with suppress(OSError), _tree.opened(self._root, self._directory) as directory:
+            with suppress(OSError, SnapshotPathError), _tree.opened(self._root, self._directory) as directory:
                 os.unlink(self._temporary, dir_fd=directory)
             self._temporary = None
         if not self._published:
             _tree.prune(self._root, self._directory)
 
     def _create(self) -> int:
-        with _tree.made(self._root, self._directory, self._directory_mode) as directory:
+        with _tree.made(self._root, self._directory, self._directory_mode, sync=False) as directory:
             _refuse_directory(directory, self._name, self._path)
             nameless = _open_nameless(directory)
             if nameless is not None:
@@ -88,7 +88,7 @@ class Unfinished:
             return os.open(self._temporary, _FLAGS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory)
 
     def _place(self) -> None:
-        with _tree.made(self._root, self._directory, self._directory_mode) as directory:
+        with _tree.made(self._root, self._directory, self._directory_mode, sync=True) as directory:
             replaces = _refuse_directory(directory, self._name, self._path)
             self._link_and_rename(directory)
             try:

@@ -137,7 +137,7 @@ class LocalFileSystemBackend:
         check_path(src)
         check_path(dst)
         try:
-            with self._translated(f"move to {dst!r}", src):
+            with self._translated("move", src, f" to {dst!r}"):
                 retrying(lambda: self._move(src, dst))
         except SnapshotStorageError:
             self._prune_parent(dst)
@@ -174,7 +174,7 @@ class LocalFileSystemBackend:
             # O_NONBLOCK: what became a named pipe a moment ago must not hold us up.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             file = os.open(name, flags, dir_fd=descriptor)
-        return open(Path(self.location, path), "rb", buffering=buffering, opener=lambda *_: file)
+        return open(str(self.location / path), "rb", buffering=buffering, opener=lambda *_: file)
 
     def _move(self, src: str, dst: str) -> None:
         src_directory, _, src_name = src.rpartition("/")
@@ -182,7 +182,7 @@ class LocalFileSystemBackend:
         try:
             with _tree.opened(self.location, src_directory) as here:
                 self._ensure_object(here, src_name, src)
-                with _tree.made(self.location, dst_directory, self.directory_mode) as there:
+                with _tree.made(self.location, dst_directory, self.directory_mode, sync=True) as there:
                     _tree.entry_mode(there, dst_name, dst)
                     rename_exclusively(here, src_name, there, dst_name)
                     os.fsync(there)
@@ -211,7 +211,7 @@ class LocalFileSystemBackend:
         return SnapshotNotFoundError(f"There is no object {path!r} in {self.label}.")
 
     @contextmanager
-    def _translated(self, doing: str, path: str) -> Iterator[None]:
+    def _translated(self, doing: str, path: str, rest: str = "") -> Iterator[None]:
         """Name the file and the cause in every error of the operating system."""
         try:
             yield
@@ -219,10 +219,11 @@ class LocalFileSystemBackend:
             raise
         except FileNotFoundError as error:
             if doing == "write":
-                raise self._failed(doing, path, error) from error
+                raise self._failed(doing, path, rest, error) from error
             raise self._missing(path) from error
         except OSError as error:
-            raise self._failed(doing, path, error) from error
+            raise self._failed(doing, path, rest, error) from error
 
-    def _failed(self, doing: str, path: str, error: OSError) -> SnapshotStorageError:
-        return SnapshotStorageError(f"Could not {doing} {path!r} in {self.label}: {error.strerror or error}.")
+    def _failed(self, doing: str, path: str, rest: str, error: OSError) -> SnapshotStorageError:
+        reason = error.strerror or str(error)
+        return SnapshotStorageError(f"Could not {doing} {path!r}{rest} in {self.label}: {reason}.")

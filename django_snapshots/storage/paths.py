@@ -33,7 +33,7 @@ def check_prefix(prefix: str) -> str:
     """Return *prefix* without a slash at its end; ``""`` is the root. Raises as :func:`check_path` does."""
     if prefix == "":
         return ""
-    return check_path(prefix.removesuffix("/"))
+    return check_path(prefix.removesuffix("/") or prefix)
 
 
 def is_name(part: str) -> bool:
