@@ -69,10 +69,11 @@ class Switch:
         return value
 
     def _rollback_journal(self, live: sqlite3.Connection, staged: sqlite3.Connection, kept: Path) -> None:
-        live.execute("PRAGMA locking_mode=EXCLUSIVE")
-        patience = self._patience()
-        patience.execute(live, "BEGIN EXCLUSIVE")
-        live.execute("COMMIT")  # the lock stays
+        # The lock first, then its keeping: a connection that keeps locks would also keep a shared one that it got on
+        # the way, and stand in the way of the very writer that it waits for.
+        self._patience().execute(live, "BEGIN EXCLUSIVE")
+        live.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+        live.execute("COMMIT")
         carry(live, staged, self._preserve)
         self._keep(live, kept)
         staged.backup(live, pages=PAGES_PER_STEP, progress=self._patience(), sleep=POLL_SECONDS)
