@@ -1,1 +1,5 @@
-"""The deployable service: Celery workers, beat and the admin, configured by environment variables."""
+"""The deployable service: Celery workers, beat and the admin, configured by environment variables (``settings.py``)."""
+
+from tasks.celery import app
+
+__all__ = ["app"]
