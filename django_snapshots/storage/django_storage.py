@@ -83,7 +83,7 @@ class DjangoStorageBackend:
         with self._translated("write", path), ExitStack() as stack:
             before = self.exists(path)
             self._ensure_same(path, self.storage.get_available_name(path))
-            file = self._from_here(content, stack)
+            file = self._from_here(path, content, stack)
             try:
                 saved = self.storage.save(path, file)
             except BaseException:
@@ -133,10 +133,10 @@ class DjangoStorageBackend:
         # Some storages of objects give directories with a slash, and the directory itself as an empty name.
         return _names(directories), _names(files)
 
-    def _from_here(self, content: IO[bytes], stack: ExitStack) -> _Forwards:
+    def _from_here(self, path: str, content: IO[bytes], stack: ExitStack) -> _Forwards:
         """What is left of *content*, as a file that the storage can use; a spool ends with *stack*."""
         if _at_start(content) or not self._must_seek():
-            return _Forwards(content)
+            return _Forwards(content, path)
         try:
             spool = stack.enter_context(tempfile.TemporaryFile(dir=self._spool_directory))  # noqa: SIM115
             shutil.copyfileobj(content, spool, CHUNK_SIZE)
@@ -144,7 +144,7 @@ class DjangoStorageBackend:
             where = self._spool_directory or tempfile.gettempdir()
             raise SnapshotStorageError(f"Could not spool to a temporary file in {where}: {error}.") from error
         spool.seek(0)
-        return _Forwards(spool)
+        return _Forwards(spool, path)
 
     def _must_seek(self) -> bool:
         if self._spool is not None:

@@ -391,6 +391,24 @@ class TestFaults:
         # Of the new root's parent; of the root and of a, which hold the new directories; of the file; of its directory.
         assert failing == 5
 
+    def test_what_is_fsynced(self, storage, monkeypatch, kind):
+        def fsync(descriptor):
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            synced.append(str(path.relative_to(storage.location)) if path.is_dir() else "the file")
+            real(descriptor)
+
+        real, synced = os.fsync, []
+        storage.stream_write("other", iter([b""]))
+        monkeypatch.setattr(os, "fsync", fsync)
+        storage.stream_write("a/b/object", iter([b"x"]))
+        assert synced == ["the file", ".", "a", "a/b"]
+        synced.clear()
+        storage.atomic_move("a/b/object", "a/c/object")
+        assert synced == [".", "a", "a/c", "a/b"]
+        synced.clear()
+        storage.delete("a/c/object")
+        assert synced == ["a/c"]
+
     def test_a_failed_fsync_of_the_file_keeps_the_old_object(self, storage, monkeypatch, kind):
         def fsync(descriptor):
             raise OSError(errno.EIO, "Input/output error")
