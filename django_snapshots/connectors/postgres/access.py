@@ -1,0 +1,134 @@
+"""How one alias is reached: by Django's own connection, and in the same way by PostgreSQL's programs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors import facts
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConnectorError
+from django_snapshots.redaction import redact
+
+# Everything that libpq takes and that is no secret. What else is in OPTIONS is for the Python driver alone.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+_KEYWORDS = frozenset(
+    {
+        *("channel_binding", "connect_timeout", "dbname", "gssdelegation", "gssencmode", "gsslib", "host", "hostaddr"),
+        *("keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "krbsrvname"),
+        *("load_balance_hosts", "max_protocol_version", "min_protocol_version", "options", "passfile", "port"),
+        *("require_auth", "requirepeer", "service", "servicefile", "ssl_max_protocol_version"),
+        *("ssl_min_protocol_version", "sslcert", "sslcertmode", "sslcompression", "sslcrl", "sslcrldir", "sslkey"),
+        *("sslmode", "sslnegotiation", "sslrootcert", "sslsni", "target_session_attrs", "tcp_user_timeout", "user"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """What PostgreSQL's programs need to reach the database of one alias."""
+
+    conninfo: str
+    """A libpq connection string without any secret: it is seen by everybody in the list of processes."""
+    env: Mapping[str, str]
+    """Added to the environment of the program; holds the password."""
+    role: str | None
+    """The role that Django assumes after connecting (``OPTIONS["assume_role"]``)."""
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must not appear in anything that a program says."""
+        return [self.env.get("PGPASSWORD", "")]
+
+
+def access(connection: BaseDatabaseWrapper, label: str) -> Access:
+    """Translate what Django would connect with; *label* becomes the session's ``application_name``.
+
+    libpq ranks a connection string above a service file, and that above the environment. Everything but the password
+    goes into the string, so that the programs end up at the same server as Django.
+    """
+    parameters = connection.get_connection_params()
+    if parameters.get("sslpassword"):
+        raise SnapshotConfigurationError(
+            f"The alias {connection.alias!r} has an sslpassword, which pg_dump and psql take from nowhere that is "
+            "private. Use a client key without a passphrase, readable by its owner alone."
+        )
+    named = {key: str(value) for key, value in parameters.items() if key in _KEYWORDS and value not in (None, "")}
+    named.update(_connected_host(connection, named))
+    named["application_name"] = label
+    env = {"PG_COLOR": "never"}
+    if parameters.get("password"):
+        env["PGPASSWORD"] = str(parameters["password"])
+    role = (connection.settings_dict.get("OPTIONS") or {}).get("assume_role")
+    return Access(conninfo=_conninfo(named), env=env, role=role)
+
+
+def _connected_host(connection: BaseDatabaseWrapper, named: Mapping[str, str]) -> dict[str, str]:
+    """Of several hosts, the one that Django is connected to: a snapshot is known to that server alone."""
+    if connection.connection is None or "," not in named.get("host", "") or "hostaddr" in named:
+        return {}
+    return {"host": connection.connection.info.host, "port": str(connection.connection.info.port)}
+
+
+def _conninfo(named: Mapping[str, str]) -> str:
+    escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in named.items()}
+    return " ".join(f"{key}='{value}'" for key, value in sorted(escaped.items()))
+
+
+@contextlib.contextmanager
+def connected(alias: str) -> Iterator[BaseDatabaseWrapper]:
+    """A connection of our own to *alias*. What the driver raises becomes a ``SnapshotConnectorError``."""
+    facts.require_alias(alias)
+    if connections[alias].vendor != "postgresql":
+        raise SnapshotConfigurationError(
+            f"The alias {alias!r} is no PostgreSQL database but {connections[alias].display_name}; "
+            "give it another connector in SNAPSHOTS['DATABASE_CONNECTORS']."
+        )
+    try:
+        with facts.own_connection(alias) as connection:
+            connection.ensure_connection()
+            yield connection
+    except Error as error:
+        raise SnapshotConnectorError(f"PostgreSQL refused the alias {alias!r}: {redact(str(error).strip())}") from error
+
+
+def exists(alias: str) -> bool:
+    """Whether the server has the database of *alias*; ``True`` also where it can't be asked."""
+    config = {**connections[alias].settings_dict, "NAME": "postgres"}
+    maintenance = type(connections[alias])(config, alias=alias)
+    maintenance.inc_thread_sharing()
+    try:
+        with maintenance.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [connections[alias].settings_dict["NAME"]])
+            return cursor.fetchone() is not None
+    except Error:
+        return True
+    finally:
+        maintenance.close()
+
+
+@contextlib.contextmanager
+def reading(alias: str, label: str) -> Iterator[BaseDatabaseWrapper]:
+    """A connection in a read-only transaction that sees one moment, that no time-out ends, and that never hides a row.
+
+    With ``row_security`` off a query that a policy would shorten fails instead.
+    """
+    with connected(alias) as connection:
+        connection.set_autocommit(False)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                cursor.execute(
+                    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', "
+                    "'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+                )
+                cursor.execute("SELECT set_config('application_name', %s, true)", [label])
+                cursor.execute("SET LOCAL row_security = off")
+            yield connection
+        finally:
+            # What is left of a broken connection is closed by its owner.
+            with contextlib.suppress(Error):
+                connection.rollback()

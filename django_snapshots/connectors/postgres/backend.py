@@ -1,0 +1,63 @@
+"""The server's side of a restore: its process, and what became of its transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django_snapshots.connectors.postgres import catalog
+from django_snapshots.connectors.postgres.access import connected
+from django_snapshots.exceptions import SnapshotConnectorError
+
+_WAIT_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+
+WHO = """
+SELECT json_build_object('pid', pid, 'start', backend_start::text) FROM pg_stat_activity WHERE pid = pg_backend_pid();
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One process of the server; its number alone may be another's by now."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def parse(cls, answer: str) -> Backend:
+        """From what the server says to ``WHO``."""
+        fields = json.loads(answer)
+        return cls(pid=fields["pid"], started=fields["start"])
+
+    def end(self, alias: str) -> None:
+        """End it and wait until it is gone, with its transaction: a server that works on a statement doesn't notice
+        that its client is gone, and keeps its locks. A server that doesn't answer is left to itself."""
+        who = "FROM pg_stat_activity WHERE pid = %s AND backend_start = %s::timestamptz"
+        parameters = [self.pid, self.started]
+        with contextlib.suppress(SnapshotConnectorError), connected(alias) as connection:
+            catalog.rows(connection, "SELECT pg_terminate_backend(pid) " + who, parameters)
+            _wait_until(lambda: not catalog.rows(connection, "SELECT 1 " + who, parameters))
+
+
+def outcome(alias: str, transaction: str) -> str:
+    """``committed``, ``aborted`` or, after a while, ``in progress``. Raises ``SnapshotConnectorError``."""
+    states: list[str] = []
+    sql = "SELECT pg_xact_status(%s::text::xid8)"
+    with connected(alias) as connection:
+
+        def ended() -> bool:
+            states.append(str(catalog.rows(connection, sql, [transaction])[0][0]))
+            return states[-1] != "in progress"
+
+        _wait_until(ended)
+    return states[-1]
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,180 @@
+"""Questions to PostgreSQL's catalogs, each in the transaction of the connection that it is asked on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+USER_SCHEMA = "n.nspname !~ '^pg_(toast|temp_|catalog$)' AND n.nspname <> 'information_schema'"
+"""True for a schema *n* that isn't PostgreSQL's own."""
+
+COUNTED_TABLES = f"""
+SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {USER_SCHEMA}
+  AND NOT (c.relpersistence = 'u' AND pg_catalog.pg_is_in_recovery())
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                  AND d.objid = c.oid AND d.deptype = 'e')
+"""  # noqa: S608 - made of constants
+"""Every table that holds rows of its own: plain tables and partitions, without those of an extension."""
+
+_NAME = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """The server and database behind a connection."""
+
+    version: str
+    """As the server says it, for example ``15.18 (Debian 15.18-0+deb12u1)``."""
+    database: str
+    encoding: str
+    identity: str
+    """The cluster's system identifier and the database's oid; of a restored or copied cluster's twin too."""
+
+
+def rows(connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    """Every row that *sql* gives."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return list(cursor.fetchall())
+
+
+def server(connection: BaseDatabaseWrapper) -> Server:
+    """Ask what stands behind *connection*."""
+    ((version, database, encoding, oid, allowed),) = rows(
+        connection,
+        "SELECT current_setting('server_version'), current_database(), current_setting('server_encoding'), "
+        "(SELECT oid FROM pg_database WHERE datname = current_database()), "
+        "has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')",
+    )
+    # Where the right was taken away, the address is the next best: it tells two servers apart, not two names of one.
+    sql = "SELECT system_identifier::text FROM pg_control_system()"
+    fallback = "SELECT concat_ws(':', inet_server_addr(), inet_server_port())"
+    ((system,),) = rows(connection, sql if allowed else fallback)
+    return Server(version=version, database=database, encoding=encoding, identity=f"postgresql:{system}:{oid}")
+
+
+def moment(connection: BaseDatabaseWrapper) -> datetime:
+    """When the connection's transaction began."""
+    ((seconds,),) = rows(connection, "SELECT extract(epoch FROM transaction_timestamp())::float8")
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def extensions(connection: BaseDatabaseWrapper) -> dict[str, str]:
+    """Installed extensions with their versions."""
+    return dict(rows(connection, "SELECT extname, extversion FROM pg_extension ORDER BY extname"))
+
+
+def row_counts(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> dict[str, int]:
+    """Number of rows of every table but those with the oids in *exclude*; children don't count for their parents."""
+    sql = f"{COUNTED_TABLES} AND c.oid <> ALL(%s::oid[]) ORDER BY 2"
+    names = [name for _, name in rows(connection, sql, [list(exclude)])]
+    return {name: rows(connection, f"SELECT count(*) FROM ONLY {name}")[0][0] for name in names}  # noqa: S608
+
+
+def find_tables(connection: BaseDatabaseWrapper, names: Iterable[str]) -> dict[int, str]:
+    """Oid and quoted name of those *names*, unquoted and without schema, that Django would find here."""
+    sql = """
+        SELECT c.oid, format('%%I.%%I', n.nspname, c.relname)
+        FROM unnest(%s::text[]) AS wanted JOIN pg_class c ON c.oid = to_regclass(quote_ident(wanted))
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+    """
+    return dict(rows(connection, sql, [sorted(names)]))
+
+
+def owned_sequences(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> dict[int, str]:
+    """Oid and quoted name of the sequences that belong to a column of *tables*."""
+    sql = """
+        SELECT c.oid, format('%%I.%%I', n.nspname, c.relname)
+        FROM pg_depend d JOIN pg_class c ON c.oid = d.objid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+          AND d.deptype IN ('a', 'i') AND c.relkind = 'S' AND d.refobjid = ANY(%s::oid[])
+    """
+    return dict(rows(connection, sql, [list(tables)]))
+
+
+def dependents(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[str]:
+    """Foreign keys and views elsewhere that can't be restored without *tables*, in words."""
+    sql = """
+        SELECT format('foreign key %%I of %%s', k.conname, k.conrelid::regclass) FROM pg_constraint k
+        WHERE k.contype = 'f' AND k.confrelid = ANY(%(oids)s::oid[]) AND k.conrelid <> ALL(%(oids)s::oid[])
+        UNION
+        SELECT format('view %%s', r.ev_class::regclass) FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+        WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+          AND d.refobjid = ANY(%(oids)s::oid[]) AND r.ev_class <> ALL(%(oids)s::oid[])
+        ORDER BY 1
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(sql, {"oids": list(tables)})
+        return [item for (item,) in cursor.fetchall()]
+
+
+def unreadable(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> list[str]:
+    """Schemas, tables and sequences that this role may not read, quoted, each with the kind before it."""
+    sql = f"""
+        WITH mine AS (
+            SELECT c.oid, c.relkind, n.oid AS schema, n.nspname, format('%%I.%%I', n.nspname, c.relname) AS name
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' AND {USER_SCHEMA}
+              AND c.oid <> ALL(%s::oid[]) AND NOT EXISTS (SELECT FROM pg_depend d WHERE
+                  d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
+        SELECT DISTINCT format('SCHEMA %%I', nspname) FROM mine WHERE NOT has_schema_privilege(schema, 'USAGE')
+        UNION SELECT CASE WHEN relkind = 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || name FROM mine
+        WHERE NOT CASE WHEN relkind = 'S' THEN has_sequence_privilege(oid, 'SELECT')
+                       ELSE has_table_privilege(oid, 'SELECT') END
+        ORDER BY 1
+    """  # noqa: S608
+    return [item for (item,) in rows(connection, sql, [list(exclude)])]
+
+
+def hidden_by_policies(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> list[str]:
+    """Tables of which row-level security shows this role only a part."""
+    sql = """
+        SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relrowsecurity AND c.oid <> ALL(%s::oid[]) AND row_security_active(c.oid) ORDER BY 1
+    """
+    return [item for (item,) in rows(connection, sql, [list(exclude)])]
+
+
+def is_empty(connection: BaseDatabaseWrapper) -> bool:
+    """Whether nobody put anything here yet; the tables of this app alone don't count."""
+    sql = f"""
+        SELECT NOT EXISTS (SELECT FROM pg_largeobject_metadata) AND NOT EXISTS (
+            SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' AND {USER_SCHEMA}
+              AND c.relname !~ '^django_snapshots_' AND NOT EXISTS (
+                  SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                  AND d.deptype = 'e'))
+    """  # noqa: S608
+    return bool(rows(connection, sql)[0][0])
+
+
+def holders(connection: BaseDatabaseWrapper) -> list[str]:
+    """Other sessions that hold a lock on something in this database, in words."""
+    sql = """
+        SELECT DISTINCT format('process %s (%s, %s)', a.pid,
+            coalesce(nullif(a.application_name, ''), 'unnamed'), coalesce(a.state, 'state not visible'))
+        FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+        WHERE l.granted AND l.relation IS NOT NULL AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        ORDER BY 1 LIMIT 10
+    """
+    return [item for (item,) in rows(connection, sql)]
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """The parts of a quoted name, unquoted: which words need quotes differs between versions."""
+    return tuple(match[1].replace('""', '"') if match[1] is not None else match[2] for match in _NAME.finditer(name))
+
+
+def counted(lines: Iterable[str]) -> Mapping[str, int]:
+    """What the lines ``"name as JSON" number`` say."""
+    pairs = (line.rsplit(" ", 1) for line in lines)
+    return {json.loads(name): int(number) for name, number in pairs}

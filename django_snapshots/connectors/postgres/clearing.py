@@ -1,0 +1,189 @@
+"""Removes everything from a database, inside a transaction, but what a restore leaves alone.
+
+Left alone: preserved tables with their sequences, installed extensions with their members and the schemas that these
+live in, subscriptions, and event triggers of other roles. Each query gives statements, which ``psql`` runs by
+``\\gexec``. What an earlier one took along by CASCADE is gone when its own statement comes, hence IF EXISTS everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django_snapshots.connectors.postgres.catalog import USER_SCHEMA
+
+
+def _member(catalog: str, oid: str) -> str:
+    """True for an object that belongs to an extension."""
+    return (
+        f"EXISTS (SELECT FROM pg_depend d WHERE d.classid = '{catalog}'::regclass "
+        f"AND d.objid = {oid} AND d.deptype = 'e')"
+    )
+
+
+def _part(catalog: str, oid: str) -> str:
+    """True for an object that belongs to an extension or only exists as a part of another one.
+
+    A partitioned table depends in that way on itself, by the columns of its key.
+    """
+    return (
+        f"EXISTS (SELECT FROM pg_depend d WHERE d.classid = '{catalog}'::regclass AND d.objid = {oid} "
+        "AND (d.deptype = 'e' OR d.deptype = 'i' AND (d.refclassid, d.refobjid) <> (d.classid, d.objid)))"
+    )
+
+
+_KEPT_SCHEMAS = f"""
+SELECT n.oid FROM pg_namespace n WHERE {USER_SCHEMA} AND (
+    n.nspname = 'public' OR {_member("pg_namespace", "n.oid")}
+    OR EXISTS (SELECT FROM pg_extension e WHERE e.extnamespace = n.oid)
+    OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid
+               AND (c.oid = ANY(:'kept'::oid[]) OR {_member("pg_class", "c.oid")}))
+    OR EXISTS (SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid
+               WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e' AND p.pronamespace = n.oid)
+    OR EXISTS (SELECT FROM pg_depend d JOIN pg_type t ON t.oid = d.objid
+               WHERE d.classid = 'pg_type'::regclass AND d.deptype = 'e' AND t.typnamespace = n.oid))
+"""  # noqa: S608
+
+_EVENT_TRIGGERS = f"""
+SELECT format('DROP EVENT TRIGGER IF EXISTS %I CASCADE', evtname) FROM pg_event_trigger t
+WHERE pg_has_role(evtowner, 'USAGE') AND NOT {_member("pg_event_trigger", "t.oid")}
+"""  # noqa: S608
+
+_PUBLICATIONS = "SELECT format('DROP PUBLICATION IF EXISTS %I CASCADE', pubname) FROM pg_publication"
+
+_SCHEMAS = f"""
+SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', n.nspname) FROM pg_namespace n
+WHERE {USER_SCHEMA} AND n.oid NOT IN ({_KEPT_SCHEMAS})
+"""  # noqa: S608
+
+_IN_SCHEMAS = (
+    # catalog, column of the schema, what to drop; tables before the types and functions that they use
+    ("pg_class", "relnamespace", "o.relkind IN ('r', 'p', 'v', 'm', 'f') AND o.oid <> ALL(:'kept'::oid[])"),
+    ("pg_class", "relnamespace", "o.relkind = 'S' AND o.oid <> ALL(:'kept'::oid[])"),
+    ("pg_opclass", "opcnamespace", "true"),
+    ("pg_opfamily", "opfnamespace", "true"),
+    ("pg_operator", "oprnamespace", "true"),
+    ("pg_proc", "pronamespace", "true"),
+    (
+        "pg_type",
+        "typnamespace",
+        "(o.typrelid = 0 OR EXISTS (SELECT FROM pg_class c WHERE c.oid = o.typrelid AND c.relkind = 'c'))",
+    ),
+    ("pg_collation", "collnamespace", "true"),
+    ("pg_conversion", "connamespace", "true"),
+    ("pg_ts_config", "cfgnamespace", "true"),
+    ("pg_ts_dict", "dictnamespace", "true"),
+    ("pg_ts_parser", "prsnamespace", "true"),
+    ("pg_ts_template", "tmplnamespace", "true"),
+)
+
+_OUTSIDE_SCHEMAS = ("pg_cast", "pg_transform", "pg_foreign_data_wrapper", "pg_language", "pg_am")
+
+
+def _in_schema(catalog: str, column: str, condition: str) -> str:
+    kind = "'ROUTINE'" if catalog == "pg_proc" else "i.type"
+    return f"""
+        SELECT format('DROP %s IF EXISTS %s CASCADE', {kind}, i.identity)
+        FROM {catalog} o JOIN pg_namespace n ON n.oid = o.{column},
+             LATERAL pg_identify_object('{catalog}'::regclass, o.oid, 0) i
+        WHERE {USER_SCHEMA} AND {condition} AND NOT {_part(catalog, "o.oid")}
+    """  # noqa: S608
+
+
+def _outside_schemas(catalog: str) -> str:
+    # Oids below 16384 are PostgreSQL's own (access/transam.h, FirstNormalObjectId).
+    return f"""
+        SELECT format('DROP %s IF EXISTS %s CASCADE', replace(i.type, '-', ' '), i.identity)
+        FROM {catalog} o, LATERAL pg_identify_object('{catalog}'::regclass, o.oid, 0) i
+        WHERE o.oid >= 16384 AND NOT {_part(catalog, "o.oid")}
+    """  # noqa: S608
+
+
+_LARGE_OBJECTS = "SELECT format('SELECT lo_unlink(%s)', oid) FROM pg_largeobject_metadata"
+
+# Rows that a user put into an extension's table, by the condition that pg_dump dumps them by.
+_EXTENSION_ROWS = """
+SELECT format('DELETE FROM %s %s', t.oid::regclass, t.condition)
+FROM (SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_extension) t
+JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'r' WHERE has_table_privilege(c.oid, 'DELETE')
+"""
+
+# A default privilege is gone from the catalog once it equals what PostgreSQL would do without it.
+_DEFAULT_PRIVILEGES = """
+SELECT format('ALTER DEFAULT PRIVILEGES FOR ROLE %I %s %s', pg_get_userbyid(a.defaclrole),
+              CASE WHEN a.defaclnamespace <> 0 THEN 'IN SCHEMA ' || a.defaclnamespace::regnamespace END, s.statement)
+FROM pg_default_acl a
+CROSS JOIN LATERAL (SELECT CASE a.defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES'
+    WHEN 'f' THEN 'FUNCTIONS' WHEN 'T' THEN 'TYPES' WHEN 'n' THEN 'SCHEMAS' ELSE 'LARGE OBJECTS' END AS kind) k
+CROSS JOIN LATERAL (
+    SELECT 1 AS position, format('REVOKE ALL ON %s FROM %s', k.kind,
+        CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END) AS statement
+    FROM (SELECT DISTINCT grantee FROM aclexplode(a.defaclacl)) g
+    UNION ALL SELECT 2, format('GRANT ALL ON %s TO %I', k.kind, pg_get_userbyid(a.defaclrole))
+    WHERE a.defaclnamespace = 0
+    UNION ALL SELECT 3, format('GRANT ALL ON %s TO PUBLIC', k.kind)
+    WHERE a.defaclnamespace = 0 AND a.defaclobjtype IN ('f', 'T')) s
+WHERE pg_has_role(a.defaclrole, 'USAGE') ORDER BY a.oid, s.position
+"""
+
+# An archive holds the rights on a schema as a difference from the first ones; so these are made first.
+_SCHEMA_RIGHTS = f"""
+SELECT s.statement FROM pg_namespace n
+LEFT JOIN pg_init_privs i ON i.classoid = 'pg_namespace'::regclass AND i.objoid = n.oid AND i.objsubid = 0
+CROSS JOIN LATERAL (
+    SELECT 1 AS position, format('REVOKE ALL ON SCHEMA %I FROM %s CASCADE', n.nspname,
+        CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END) AS statement
+    FROM (SELECT DISTINCT grantee FROM aclexplode(n.nspacl)) g WHERE g.grantee <> n.nspowner
+    UNION ALL SELECT 2, format('GRANT %s ON SCHEMA %I TO %s', g.privilege_type, n.nspname,
+        CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END)
+    FROM aclexplode(i.initprivs) g WHERE g.grantee <> 0 OR n.nspname = 'public') s
+WHERE n.oid IN ({_KEPT_SCHEMAS}) AND n.nspacl IS DISTINCT FROM i.initprivs AND n.nspacl IS NOT NULL
+  AND pg_has_role(n.nspowner, 'USAGE') ORDER BY n.oid, s.position
+"""  # noqa: S608
+
+_QUERIES = (
+    _EVENT_TRIGGERS,
+    _PUBLICATIONS,
+    _EXTENSION_ROWS,
+    _SCHEMAS,
+    *(_in_schema(*item) for item in _IN_SCHEMAS),
+    *(_outside_schemas(catalog) for catalog in _OUTSIDE_SCHEMAS),
+    _DEFAULT_PRIVILEGES,
+    _SCHEMA_RIGHTS,
+    _LARGE_OBJECTS,
+)
+
+FINGERPRINT = """
+SELECT json_build_object(
+    'extensions', (SELECT json_agg(extname ORDER BY extname) FROM pg_extension),
+    'members', (SELECT count(*) FROM pg_depend WHERE deptype = 'e'),
+    'columns', (SELECT json_agg((a.attrelid, a.attname, a.atttypid, a.attnotnull, a.atthasdef)
+                ORDER BY a.attrelid, a.attnum) FROM pg_attribute a WHERE a.attrelid = ANY(:'kept'::oid[])),
+    'constraints', (SELECT json_agg(k.oid ORDER BY k.oid) FROM pg_constraint k
+                    WHERE k.conrelid = ANY(:'kept'::oid[])),
+    'indexes', (SELECT json_agg(i.indexrelid ORDER BY i.indexrelid) FROM pg_index i
+                WHERE i.indrelid = ANY(:'kept'::oid[])),
+    'triggers', (SELECT json_agg(t.oid ORDER BY t.oid) FROM pg_trigger t
+                 WHERE t.tgrelid = ANY(:'kept'::oid[]) AND NOT t.tgisinternal));
+"""
+"""What must be the same before and after: a CASCADE reaches whatever depends on a dropped object."""
+
+
+def keep(oids: Iterable[int]) -> str:
+    """Tell ``psql`` which relations to leave alone."""
+    return f"\\set kept '{{{','.join(str(oid) for oid in oids)}}}'\n"
+
+
+def script() -> str:
+    """The ``psql`` script that removes the rest."""
+    return "\n".join(f"{query.strip()} \\gexec" for query in _QUERIES)
+
+
+LEFT_OVER = f"""
+SELECT json_build_object(
+    'SCHEMA', (SELECT coalesce(json_agg(n.nspname), '[]') FROM pg_namespace n WHERE {USER_SCHEMA}),
+    'EXTENSION', (SELECT json_agg(extname) FROM pg_extension),
+    'EVENT TRIGGER', (SELECT coalesce(json_agg(evtname), '[]') FROM pg_event_trigger),
+    'public is mine', (SELECT coalesce(bool_or(pg_has_role(nspowner, 'USAGE')), true)
+                       FROM pg_namespace WHERE nspname = 'public'));
+"""  # noqa: S608
+"""What an archive must not create again, and whether this role may change the schema ``public``."""

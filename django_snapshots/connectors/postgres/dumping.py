@@ -1,0 +1,159 @@
+"""Dumps one database: ``pg_dump`` in custom format, uncompressed, in a moment that we hold and count in ourselves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors import facts
+from django_snapshots.connectors.postgres import catalog
+from django_snapshots.connectors.postgres.access import Access, access, reading
+from django_snapshots.connectors.postgres.clients import Clients, choose, major_of
+from django_snapshots.exceptions import SnapshotCancelled, SnapshotConfigurationError, SnapshotConnectorError
+from django_snapshots.processes import Tool
+from django_snapshots.transfer import Dump, DumpRequest
+
+_MAGIC = b"PGDMP"
+
+
+@contextlib.contextmanager
+def open_dump(
+    alias: str, request: DumpRequest, *, client_directory: str | None, dump_alias: str | None
+) -> Iterator[Dump]:
+    """Fix the moment in a transaction of our own, check what stands in the way, and start ``pg_dump`` in it."""
+    through = dump_alias or alias
+    with reading(through, request.label) as connection:
+        server = catalog.server(connection)
+        if dump_alias:
+            _require_same_database(alias, request.label, dump_alias, server)
+        clients = choose(
+            request.processes,
+            client_directory,
+            ["pg_dump"],
+            at_least=major_of(server.version),
+            because=f"The alias {alias!r} is on PostgreSQL {server.version}",
+        )
+        excluded = _excluded(connection, alias, request.exclude_tables)
+        _require_rights(connection, alias, excluded)
+        ((snapshot,),) = catalog.rows(connection, "SELECT pg_export_snapshot()")
+        reached = access(connection, request.label)
+        argv = _arguments(clients, reached, snapshot, excluded)
+        with request.processes.start(argv, env=reached.env, secrets=reached.secrets) as tool:
+            content = _Content(alias, request, tool, connection, excluded)
+            yield Dump(
+                suffix="pgdump",
+                started_at=catalog.moment(connection),
+                chunks=content.chunks(),
+                metadata=lambda: content.metadata(server, clients),
+            )
+
+
+class _Content:
+    """The stream of one running ``pg_dump``, and what is known once it has ended well."""
+
+    def __init__(
+        self,
+        alias: str,
+        request: DumpRequest,
+        tool: Tool,
+        connection: BaseDatabaseWrapper,
+        excluded: Mapping[int, str],
+    ) -> None:
+        self._alias = alias
+        self._request = request
+        self._tool = tool
+        self._connection = connection
+        self._excluded = excluded
+        self._complete = False
+
+    def chunks(self) -> Iterator[bytes]:
+        """What ``pg_dump`` writes; ends only after it exited with 0 and began as an archive begins."""
+        beginning = b""
+        for chunk in self._tool.chunks():
+            beginning = (beginning + chunk)[: len(_MAGIC)] if len(beginning) < len(_MAGIC) else beginning
+            yield chunk
+        status = self._tool.wait()
+        if self._request.processes.ended:
+            raise SnapshotCancelled(f"The dump of {self._alias!r} was ended before it was complete.")
+        if status != 0:
+            raise SnapshotConnectorError(f"The dump of {self._alias!r} failed: {self._tool.explain()}")
+        if beginning != _MAGIC:
+            raise SnapshotConnectorError(
+                f"The dump of {self._alias!r} is no dump: {self._tool.explain()}, and what it wrote does not begin "
+                "as an archive of pg_dump does."
+            )
+        self._complete = True
+
+    def metadata(self, server: catalog.Server, clients: Clients) -> Mapping[str, Any]:
+        """Counts and the rest, seen in the very moment that was dumped."""
+        if not self._complete:
+            raise SnapshotConnectorError(f"The dump of {self._alias!r} was not read to its end.")
+        return {
+            "engine": "postgresql",
+            "server_version": server.version,
+            "client_version": clients.version,
+            "encoding": server.encoding,
+            "extensions": catalog.extensions(self._connection),
+            "row_counts": catalog.row_counts(self._connection, self._excluded),
+            "row_counts_exact": True,
+            "migrations": facts.applied_migrations(self._connection),
+        }
+
+
+def _arguments(clients: Clients, reached: Access, snapshot: str, excluded: Mapping[int, str]) -> list[str]:
+    role = [f"--role={reached.role}"] if reached.role else []
+    return [
+        str(clients.program("pg_dump")),
+        "--format=custom",
+        "--compress=0",
+        "--no-password",
+        f"--snapshot={snapshot}",
+        *role,
+        *(f"--exclude-table={_pattern(name)}" for name in excluded.values()),
+        f"--dbname={reached.conninfo}",
+    ]
+
+
+def _pattern(name: str) -> str:
+    """A pattern that matches this one name: inside double quotes nothing is special to ``pg_dump``."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in catalog.split_name(name))
+
+
+def _excluded(connection: BaseDatabaseWrapper, alias: str, names: frozenset[str]) -> dict[int, str]:
+    """The relations to leave out: the tables of these names with the sequences that belong to them."""
+    tables = catalog.find_tables(connection, names)
+    if dependents := catalog.dependents(connection, tables):
+        raise SnapshotConnectorError(
+            f"{alias!r} can't be dumped so that it can be restored: the tables of django_snapshots are left out of a "
+            f"dump, but there depends on them: {', '.join(dependents)}. Drop what depends on them."
+        )
+    return {**tables, **catalog.owned_sequences(connection, tables)}
+
+
+def _require_rights(connection: BaseDatabaseWrapper, alias: str, excluded: Mapping[int, str]) -> None:
+    """Everything that the role may not read, at once, before anything is written."""
+    ((role,),) = catalog.rows(connection, "SELECT quote_ident(current_user)")
+    if hidden := catalog.hidden_by_policies(connection, excluded):
+        raise SnapshotConnectorError(
+            f"Row-level security hides rows of {', '.join(hidden)} in {alias!r} from the role {role}; a dump would "
+            f"lack them. Dump as the owner of these tables, or let a superuser ALTER ROLE {role} BYPASSRLS."
+        )
+    if unreadable := catalog.unreadable(connection, excluded):
+        grants = [f"GRANT {'USAGE' if item.startswith('SCHEMA') else 'SELECT'} ON {item}" for item in unreadable]
+        raise SnapshotConnectorError(
+            f"The role {role} may not read all of {alias!r}. Let the owners run: "
+            + "; ".join(f"{grant} TO {role}" for grant in grants)
+        )
+
+
+def _require_same_database(alias: str, label: str, dump_alias: str, server: catalog.Server) -> None:
+    with reading(alias, label) as connection:
+        other = catalog.server(connection)
+    if other.identity != server.identity:
+        raise SnapshotConfigurationError(
+            f"dump_alias {dump_alias!r} leads to the database {server.database!r} of another server or name than "
+            f"{alias!r}, which is {other.database!r}. Point both at the same database."
+        )

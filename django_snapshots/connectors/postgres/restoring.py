@@ -1,0 +1,239 @@
+"""Restores one database inside a single transaction of one ``psql``: nobody sees anything of it before its COMMIT."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from django_snapshots.connectors.postgres import catalog, clearing
+from django_snapshots.connectors.postgres.access import access, connected
+from django_snapshots.connectors.postgres.archive import Contents, Entry, read_contents
+from django_snapshots.connectors.postgres.backend import WHO, Backend, outcome
+from django_snapshots.connectors.postgres.feeding import Feeder
+from django_snapshots.connectors.postgres.preamble import without_unknown_settings
+from django_snapshots.connectors.postgres.preflight import require_possible
+from django_snapshots.connectors.postgres.session import Session
+from django_snapshots.exceptions import (
+    SnapshotCancelled,
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotPreflightError,
+)
+from django_snapshots.transfer import RestoreRequest, Source
+
+LOCK_TIMEOUT_SECONDS = 60
+"""How long a restore waits for each table that somebody else uses."""
+
+# A server that is busy looks for a vanished client only if it is told to, and that works on Linux.
+_OPENING = """\\encoding UTF8
+BEGIN;
+SET LOCAL client_min_messages = warning;
+SELECT set_config(name, '0', true) FROM pg_settings
+WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout') \\g /dev/null
+SELECT set_config('client_connection_check_interval', '5s', true) WHERE version() LIKE '%linux%' \\g /dev/null
+SET LOCAL search_path = pg_catalog, pg_temp;
+"""
+
+
+class Restoring:
+    """One restore; ``Prepared`` once ``build`` has returned. ``psql`` dies with the thread that called ``build``."""
+
+    def __init__(
+        self, alias: str, source: Source, request: RestoreRequest, *, client_directory: str | None, owner: bool
+    ) -> None:
+        self._alias = alias
+        self._source = source
+        self._request = request
+        self._client_directory = client_directory
+        self._owner = owner
+        self._session: Session | None = None
+        self._backend: Backend | None = None
+        self._switched = False
+
+    def build(self) -> None:
+        """Put the archive's content in place of the database's, without committing it."""
+        contents = read_contents(self._alias, self._source, self._request.processes, self._client_directory)
+        with connected(self._alias) as connection:
+            roles = [name for (name,) in catalog.rows(connection, "SELECT rolname FROM pg_roles")]
+            require_possible(connection, self._alias, contents.entries, roles, owner=self._owner)
+            tables = catalog.find_tables(connection, self._request.preserve_tables)
+            kept = {**tables, **catalog.owned_sequences(connection, tables)}
+            settings = {name for (name,) in catalog.rows(connection, "SELECT name FROM pg_settings")}
+            reached = access(connection, self._request.label)
+        try:
+            self._session = Session(self._alias, self._request.processes, contents.clients, reached)
+            self._open(kept, reached.role)
+            self._clear(kept)
+            self._fill(contents, self._wanted(contents.entries, roles), settings, reached.role)
+        except BaseException:
+            self.discard()
+            raise
+
+    def check(self) -> None:
+        """Compare the rows of every table, as this transaction sees them, with the manifest's."""
+        counts = self._source.metadata.get("row_counts")
+        if counts is None or not self._source.metadata.get("row_counts_exact"):
+            self._open_session.ask("SELECT 1;")
+            return
+        found = {catalog.split_name(name): number for name, number in self._count().items()}
+        wanted = {catalog.split_name(name): number for name, number in counts.items()}
+        wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        if wrong:
+            told = [f"{'.'.join(name)} {found.get(name)} instead of {wanted.get(name)}" for name in wrong[:10]]
+            raise SnapshotIntegrityError(
+                f"{len(wrong)} tables of {self._alias!r} don't have the rows that the snapshot had: {', '.join(told)}. "
+                "Nothing was changed."
+            )
+
+    def switch(self) -> None:
+        """Commit."""
+        session = self._open_session
+        (transaction,) = session.ask("SELECT pg_current_xact_id();")
+        cause: SnapshotError | None = None
+        try:
+            # Behind a pooler the next client gets this session: it must not find the archive's settings.
+            (state,) = session.ask(f"RESET ALL; RESET ROLE; COMMIT; SELECT pg_xact_status('{transaction}');")
+        except SnapshotError as error:
+            cause, state = error, self._state_after(transaction, error)
+        if state != "committed":
+            raise SnapshotConnectorError(
+                f"The restore of {self._alias!r} was not committed, and the database is as it was: the server says "
+                f"that its transaction is {state}. {cause or ''}".strip()
+            ) from cause
+        self._switched = True
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            session.close()
+
+    def roll_back(self) -> None:
+        """Not in this version: what was committed can only be replaced again."""
+        raise SnapshotConnectorError(
+            f"The restore of {self._alias!r} is committed, and PostgreSQL keeps nothing of what it replaced. "
+            "Restore the safety snapshot that was taken before."
+        )
+
+    def discard(self) -> None:
+        """End ``psql``; unless it has committed, wait until the server has rolled its transaction back."""
+        if self._session is None:
+            return
+        self._session.end()
+        self._session = None
+        if self._backend and not self._switched:
+            self._backend.end(self._alias)
+
+    def _state_after(self, transaction: str, cause: SnapshotError) -> str:
+        """What became of a COMMIT that ``psql`` gave no answer to."""
+        try:
+            return outcome(self._alias, transaction)
+        except SnapshotConnectorError:
+            raise SnapshotConnectorError(
+                f"psql was lost while it committed the restore of {self._alias!r}, and the server doesn't answer: it "
+                "is not known whether the database is as it was or as the snapshot. Ask the server: "
+                f"SELECT pg_xact_status('{transaction}'). {cause}"
+            ) from cause
+
+    @property
+    def _open_session(self) -> Session:
+        if self._session is None or self._switched:
+            raise SnapshotConnectorError(f"The restore of {self._alias!r} has ended already.")
+        return self._session
+
+    def _open(self, kept: Collection[int], role: str | None) -> None:
+        session = self._open_session
+        self._backend = Backend.parse(session.ask(_OPENING + WHO)[-1])
+        session.ask(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s';")
+        if role:
+            session.ask(f"SET LOCAL ROLE {_identifier(role)};")
+        session.write(clearing.keep(kept).encode())
+
+    def _clear(self, kept: Mapping[int, str]) -> None:
+        """Remove what is there; check that no CASCADE took anything that was to stay."""
+        session = self._open_session
+        before = session.ask(clearing.FINGERPRINT)
+        try:
+            session.ask(f"\\o /dev/null\n{clearing.script()}\n\\o")
+        except SnapshotCancelled:
+            raise
+        except SnapshotConnectorError as error:
+            raise SnapshotConnectorError(f"{error} Nothing was changed.{self._in_the_way()}") from error
+        if session.ask(clearing.FINGERPRINT) != before:
+            raise SnapshotPreflightError(
+                f"{self._alias!r} can't be restored: {', '.join(kept.values()) or 'an extension'} depends on something "
+                "that is to be replaced, such as a type, a function or a table. Remove that dependency. "
+                "Nothing was changed."
+            )
+
+    def _in_the_way(self) -> str:
+        with contextlib.suppress(SnapshotConnectorError), connected(self._alias) as connection:
+            if holders := catalog.holders(connection):
+                return f" Other sessions that hold locks in this database: {', '.join(holders)}; end them first."
+        return ""
+
+    def _wanted(self, entries: Collection[Entry], roles: Collection[str]) -> list[Entry]:
+        """What the archive is to create: not what was left where it is."""
+        (line,) = self._open_session.ask(clearing.LEFT_OVER)
+        left_over = json.loads(line)
+        public_is_mine = left_over.pop("public is mine")
+        subjects = [f"{kind} - {name}" for kind, names in left_over.items() for name in names if name != "public"]
+        subjects.extend(f"COMMENT - EXTENSION {name}" for name in left_over["EXTENSION"])
+        subjects.extend(f"COMMENT - EVENT TRIGGER {name}" for name in left_over["EVENT TRIGGER"])
+        if not public_is_mine:
+            subjects.extend(["SCHEMA - public", "COMMENT - SCHEMA public", "ACL - SCHEMA public"])
+        subscriptions = [entry for entry in entries if entry.rest.startswith("SUBSCRIPTION ")]
+        if subscriptions:
+            self._request.report(f"Subscriptions are never restored; {self._alias!r} has kept its own.")
+        return [
+            entry
+            for entry in entries
+            if entry not in subscriptions and not any(entry.is_about(subject, roles) for subject in subjects)
+        ]
+
+    def _fill(
+        self, contents: Contents, entries: Collection[Entry], settings: Collection[str], role: str | None
+    ) -> None:
+        """Stream the archive through ``pg_restore`` into ``psql``; ends only if all three are complete."""
+        session = self._open_session
+        session.write(b"\\o /dev/null\n")
+        with self._request.temporary_directory() as directory:
+            listing = directory / "contents.list"
+            listing.write_text("".join(f"{entry.number};\n" for entry in entries))
+            argv = self._arguments(contents, listing, role)
+            with (
+                self._request.processes.start(argv, stdin=subprocess.PIPE, env={"PG_COLOR": "never"}) as tool,
+                Feeder(tool, self._source.open(), to_the_end=True) as feeder,
+            ):
+                for chunk in without_unknown_settings(tool.chunks(), settings):
+                    session.write(chunk)
+                status = tool.wait()
+                feeder.finish()
+                if self._request.processes.ended:
+                    raise SnapshotCancelled(f"The restore of {self._alias!r} was ended; nothing was changed.")
+                if status != 0:
+                    raise SnapshotConnectorError(
+                        f"{self._source.filename} for {self._alias!r} can't be read: {tool.explain()}. "
+                        "Nothing was changed."
+                    )
+        session.ask("\\o")
+
+    def _arguments(self, contents: Contents, listing: Path, role: str | None) -> list[str]:
+        return [
+            str(contents.clients.program("pg_restore")),
+            "--file=-",
+            f"--use-list={listing}",
+            *([] if self._owner else ["--no-owner", "--no-acl"]),
+            *([f"--role={role}"] if role else []),
+        ]
+
+    def _count(self) -> Mapping[str, int]:
+        sql = f"""
+            SELECT format('SELECT %L || count(*) FROM ONLY %s', to_json(name)::text || ' ', name)
+            FROM ({catalog.COUNTED_TABLES}) t WHERE oid <> ALL(:'kept'::oid[]) \\gexec
+        """  # noqa: S608 - made of constants
+        return catalog.counted(self._open_session.answers(sql))
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
