@@ -168,13 +168,19 @@ def _comparison(text: str) -> list[str]:
 
 
 def _difference(then: str | None, now: str | None) -> str:
-    if then == now:
-        return ""
     if now is None:
         return f"The snapshot has {then}, which is not installed here."
     if then is None:
         return f"{now} is installed here, and the snapshot does not have it."
+    # The same name may be written in several ways.
+    if then[_name_length(then) :] == now[_name_length(now) :]:
+        return ""
     return f"The snapshot has {then}, here it is {now}."
+
+
+def _name_length(requirement: str) -> int:
+    match = _LINE.match(requirement)
+    return match.end("name") if match else 0
 
 
 def _python_difference(text: str) -> list[str]:

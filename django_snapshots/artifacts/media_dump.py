@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -112,6 +113,8 @@ def portable_target(location: bytes, path: bytes, target: bytes) -> bytes | None
     relative to the link and without detours.
     """
     where = location + b"/" + path
+    if is_loop(where):
+        return None if leaves(path, target) else target
     real = os.path.realpath(where)
     if real != location and not real.startswith(location.rstrip(b"/") + b"/"):
         return None
@@ -119,6 +122,15 @@ def portable_target(location: bytes, path: bytes, target: bytes) -> bytes | None
         return target
     relative = os.path.relpath(real, where.rpartition(b"/")[0])
     return None if leaves(path, relative) else relative
+
+
+def is_loop(path: bytes) -> bool:
+    """Whether the link at *path* leads to itself, so that it leads nowhere."""
+    try:
+        os.stat(path)  # noqa: PTH116 - a path of bytes
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _member(path: bytes, status: os.stat_result, kind: bytes, *, size: int = 0, link: bytes = b"") -> Member:

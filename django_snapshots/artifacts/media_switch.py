@@ -67,6 +67,7 @@ class Staging:
     def roll_back(self) -> None:
         """After ``switch``: put back what was there. Raises ``SnapshotArtifactError`` if that can't be done."""
         if self._undo is None:
+            self._refuse_if_stuck()
             return
         self._stuck = True
         try:
@@ -78,6 +79,13 @@ class Staging:
             ) from error
         self._undo, self._stuck = None, False
         self._sync_names()
+
+    def _refuse_if_stuck(self) -> None:
+        if self._stuck:
+            raise SnapshotArtifactError(
+                f"The switch of {self.root} was interrupted, so it can't be rolled back by itself; {self._directory} "
+                "holds what was replaced."
+            )
 
     def discard(self) -> None:
         """Remove the directory with all that is in it, and parents that were made for nothing. Never raises."""

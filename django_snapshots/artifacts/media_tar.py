@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from django_snapshots.artifacts.media_walk import MAX_PATH
@@ -57,7 +57,7 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def joined(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
     """*chunks* in pieces of about ``CHUNK_SIZE``, so that many small files don't make many small steps."""
     parts: list[bytes] = []
     length = 0

@@ -202,6 +202,7 @@ def test_set_user_id_is_not_restored(tmp_path):
         ("link", "./b//c", "./b//c"),
         ("link", "../media/a", "a"),
         ("link", "link", "link"),
+        ("link", "link//.", "link//."),
         ("link", "/etc/passwd", None),
         ("link", "..", None),
         ("b/link", "../..", None),
