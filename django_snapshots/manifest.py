@@ -26,6 +26,8 @@ MAX_MANIFEST_SIZE = 64 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME_LENGTH = 150
 _FILENAME_LENGTH = 255
+# Also what the catalog writes for a moment beside them, and however a file system that ignores case would see them.
+_RESERVED_FILENAMES = ("manifest.json", "tombstone.json", ".django-snapshots")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -177,7 +179,7 @@ class Snapshot:
                 "Use the version that wrote it, or a newer one."
             )
         claimed = data.pop("digest", None)
-        if claimed != digest_of(data):
+        if claimed != _digest_of_hostile(data, where):
             raise SnapshotIntegrityError(f"{where} was changed after it was written: its digest does not match.")
         return cls._from_data(data, where)
 
@@ -211,13 +213,37 @@ def digest_of(data: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode('ascii')).hexdigest()}"
 
 
+def _digest_of_hostile(data: Mapping[str, Any], where: str) -> str:
+    """The digest of what was just read, which JSON can carry and text may still not hold."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+        return digest_of(data)
+    except (ValueError, RecursionError) as error:
+        raise SnapshotIntegrityError(f"{where} is not a manifest: {error}.") from error
+
+
+def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """*value* as a manifest gives it back; raises ``SnapshotConfigurationError`` that names *what* if it can't be kept.
+
+    Found out here, because a manifest is written when all the work is done.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        return dict(json.loads(text, object_pairs_hook=_unique_keys))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SnapshotConfigurationError(f"{what} must be plain JSON: {error}.") from error
+
+
 def is_safe_filename(name: str) -> bool:
-    """Whether *name* may lie beside a manifest: one part, no control characters, not the manifest itself."""
+    """Whether *name* may lie beside a manifest: one part, printable, not a name that the catalog uses itself."""
+    # isprintable comes first: a lone surrogate isn't printable, and can't be encoded.
     return (
-        0 < len(name.encode(errors="surrogateescape")) <= _FILENAME_LENGTH
-        and name not in {".", "..", MANIFEST_FILENAME}
-        and not any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name)
-        and name.isprintable()
+        name.isprintable()
+        and 0 < len(name.encode()) <= _FILENAME_LENGTH
+        and not set(name) & set("/\\")
+        and name not in {".", ".."}
+        and not name.casefold().startswith(_RESERVED_FILENAMES)
     )
 
 
@@ -228,7 +254,7 @@ def to_iso(moment: datetime) -> str:
 
 def _refuse_duplicates(artifacts: tuple[ArtifactRecord, ...], where: str) -> None:
     filenames = Counter(artifact.filename for artifact in artifacts)
-    subjects = Counter(f"{artifact.type} {artifact.subject}" for artifact in artifacts)
+    subjects = Counter(f"{artifact.type!r} {artifact.subject!r}" for artifact in artifacts)
     for value, count in (*filenames.items(), *subjects.items()):
         if count > 1:
             raise SnapshotIntegrityError(f"{where} names {value!r} twice.")
@@ -276,11 +302,11 @@ class _Reader:
         text = self.take(name, str)
         try:
             moment = datetime.fromisoformat(text)
-        except ValueError:
-            moment = datetime.min
-        if moment.tzinfo is None:
-            raise SnapshotIntegrityError(f"{self._where} has no proper {name!r}: expected a time with its zone.")
-        return moment.astimezone(UTC)
+            if moment.tzinfo is not None:
+                return moment.astimezone(UTC)
+        except (ValueError, OverflowError):
+            pass
+        raise SnapshotIntegrityError(f"{self._where} has no proper {name!r}: expected a time with its zone.")
 
     def rest(self) -> dict[str, Any]:
         return self._data
