@@ -14,12 +14,14 @@ from typing import Any
 
 from celery import Task, current_app, shared_task, states
 from celery.exceptions import Ignore
+from kombu.exceptions import OperationalError
 
 from django_snapshots import execution, runs
 from django_snapshots.conf import get_queue
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.models import Kind, Run
 from django_snapshots.plan import Request
+from django_snapshots.redaction import redact
 
 
 class SnapshotTask(Task):  # type: ignore[type-arg]
@@ -102,8 +104,23 @@ def send(kind: Kind, request: Request, requester: runs.Requester) -> Run:
     run_id = uuid.uuid4()
     run, _ = runs.begin(kind, request, run=run_id, requester=requester, task_id=str(run_id))
     task = {Kind.SNAPSHOT: snapshot, Kind.RESTORE: restore, Kind.VERIFY: verify}[kind]
-    task.apply_async(kwargs=request.to_json(), task_id=str(run_id))
+    try:
+        task.apply_async(kwargs=_arguments(kind, request), task_id=str(run_id))
+    except OperationalError as error:
+        refused = SnapshotError(redact(f"The Celery broker can't be reached, nothing was begun: {error}."))
+        runs.end_with(run, refused)
+        raise refused from None
     return run
+
+
+def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
+    """What the task of this kind takes of a request."""
+    taken = {
+        Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata"),
+        Kind.RESTORE: ("name", "databases", "artifacts", "confirm", "elsewhere"),
+        Kind.VERIFY: ("name", "level"),
+    }[kind]
+    return {key: value for key, value in request.to_json().items() if key in taken}
 
 
 def publish_ready(run_id: uuid.UUID) -> None:

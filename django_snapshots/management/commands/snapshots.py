@@ -32,7 +32,7 @@ from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
 
-EXIT_CODES = (
+EXIT_CODES: tuple[tuple[type[SnapshotError], int, str], ...] = (
     (SnapshotConfirmationError, 6, "a restore or delete was not confirmed; nothing was touched"),
     (SnapshotPreflightError, 5, "something stands in the way of a restore; nothing was touched"),
     (SnapshotIntegrityError, 4, "stored bytes are not what was written"),

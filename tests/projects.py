@@ -1,0 +1,246 @@
+"""A project of its own for a test, and its real Celery workers as nodes of pytest-celery, without containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from pytest_celery import CeleryTestWorker
+
+ROOT = Path(__file__).resolve().parent.parent
+READY = " ready."
+_DEADLINE = 60.0
+
+
+def wait_until(condition: Any, what: str, deadline: float = _DEADLINE) -> Any:
+    """Poll *condition* until it is true and return its value; fail with *what* after *deadline* seconds."""
+    end = time.monotonic() + deadline
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {deadline:.0f} s in vain for {what}"
+        time.sleep(0.02)
+    return value
+
+
+@dataclass(kw_only=True)
+class Project:
+    """A Django project in a directory of its own: what its processes get by environment, and how to run them."""
+
+    directory: Path
+    databases: dict[str, dict[str, Any]]
+    broker: str = "memory://"
+    results: str = ""
+    snapshots: dict[str, Any] = field(default_factory=dict)
+    extra_environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.media.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def media(self) -> Path:
+        """``MEDIA_ROOT``."""
+        return self.directory / "media"
+
+    @property
+    def storage(self) -> Path:
+        """Where its snapshots go."""
+        return self.directory / "snapshots"
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of its processes."""
+        storage = {
+            "BACKEND": "django_snapshots.storage.LocalFileSystemBackend",
+            "OPTIONS": {"location": str(self.storage)},
+        }
+        return {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "PYTHONPATH": str(ROOT),
+            "SNAPSHOTS_TEST_DIRECTORY": str(self.directory),
+            "SNAPSHOTS_TEST_MEDIA": str(self.media),
+            "SNAPSHOTS_TEST_DATABASES": json.dumps(self.databases, default=str),
+            "SNAPSHOTS_TEST_SNAPSHOTS": json.dumps({"STORAGE": storage, **self.snapshots}),
+            "SNAPSHOTS_TEST_BROKER": self.broker,
+            "SNAPSHOTS_TEST_RESULTS": self.results,
+            **self.extra_environment,
+        }
+
+    def run(self, *argv: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a Python command line of the project to its end; the caller looks at its exit status."""
+        return subprocess.run(
+            [sys.executable, *argv],
+            env=self.environment(),
+            cwd=ROOT,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    def manage(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """``manage.py`` with *arguments*."""
+        return self.run("-m", "django", *arguments, stdin=stdin)
+
+    def must(self, *arguments: str) -> str:
+        """``manage.py`` with *arguments*, which must succeed; returns what it printed."""
+        done = self.manage(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def migrate(self) -> None:
+        """Make every alias's tables."""
+        self.call(
+            "from django.core.management import call_command\n"
+            "from django.db import connections\n"
+            "for alias in connections:\n"
+            "    call_command('migrate', verbosity=0, database=alias)"
+        )
+
+    def call(self, code: str) -> Any:
+        """Run *code* in the project, with its Celery app; returns the value that it assigns to ``answer``.
+
+        A ``SnapshotError`` comes back as ``{"error": text, "type": name}``.
+        """
+        script = (
+            "import json, django\nfrom tests.celery_app import app\napp.set_current(); django.setup()\n"
+            "from django_snapshots.exceptions import SnapshotError\n"
+            "from django_snapshots.tasks import snapshot, restore, verify\n"
+            "import django_snapshots\nanswer = None\ntry:\n"
+            + "".join(f"    {line}\n" for line in code.strip().splitlines())
+            + "except SnapshotError as error:\n    answer = {'error': str(error), 'type': type(error).__name__}\n"
+            "print(json.dumps(answer, default=str))\n"
+        )
+        done = self.run("-c", script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The journal's steps, oldest first."""
+        return list(
+            self.call(
+                "from django_snapshots.models import Step\n"
+                "answer = list(Step.objects.order_by('pk').values('run__kind', 'type', 'subject', 'state', 'holder', "
+                "'first_byte_at', 'last_byte_at', 'filename', 'error', 'attempts'))"
+            )
+        )
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The journal's runs, oldest first."""
+        return list(
+            self.call(
+                "from django_snapshots.models import Run\n"
+                "answer = list(Run.objects.order_by('created_at').values('id', 'kind', 'state', 'name', 'error'))"
+            )
+        )
+
+    def stored(self) -> list[str]:
+        """Every file in the storage but its marker."""
+        found = (path.relative_to(self.storage) for path in self.storage.rglob("*") if path.is_file())
+        return sorted(str(path) for path in found if path.name != ".django-snapshots.json")
+
+
+class WorkerProcess:
+    """A ``celery worker`` process in the shape of pytest-celery's containers (``CELERY.md``: duck typing is enough)."""
+
+    def __init__(self, project: Project, *, concurrency: int = 1, queue: str = "snapshots") -> None:
+        self.id = uuid.uuid4().hex
+        self.name = f"worker-{self.id[:12]}"
+        self._project = project
+        self._concurrency = concurrency
+        self._queue = queue
+        self._log = project.directory / f"{self.name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        """The worker's main process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def status(self) -> str:
+        """``running`` or ``exited``."""
+        return "running" if self._process is not None and self._process.poll() is None else "exited"
+
+    @property
+    def celeryconfig(self) -> dict[str, Any]:
+        """The broker's URL under both names that pytest-celery asks for."""
+        return {"url": self._project.broker, "host_url": self._project.broker}
+
+    def worker_name(self) -> str:
+        """The name before the ``@``."""
+        return "worker"
+
+    def worker_queue(self) -> str:
+        """The queue that it consumes."""
+        return self._queue
+
+    def start(self) -> None:
+        """Start it with an empty log."""
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", "tests.celery_app", "worker", "-l", "INFO"),
+                    *("-c", str(self._concurrency), "-Q", self._queue, "-P", "prefork"),
+                    *("-n", f"worker@{self.id[:12]}", "--without-mingle", "--without-gossip"),
+                ],
+                env=self._project.environment(),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def logs(self) -> str:
+        """What it printed since its start."""
+        return self._log.read_text(errors="replace")
+
+    def ready(self) -> bool:
+        """Wait until it takes tasks; fail with its log if it ends before."""
+        wait_until(lambda: READY in self.logs() or self.status == "exited", f"{self.name} to get ready")
+        assert self.status == "running", self.logs()
+        return True
+
+    def kill(self, signal: str | int = "SIGKILL") -> None:
+        """Send *signal* and wait for the end."""
+        number = signal if isinstance(signal, int) else getattr(globals()["signal"], signal)
+        os.kill(self.pid, number)
+        assert self._process is not None
+        self._process.wait(_DEADLINE)
+
+    def reload(self) -> None:
+        """Nothing is cached here."""
+
+    def restart(self, timeout: float = _DEADLINE) -> None:
+        """End it if it runs, and start it anew."""
+        if self.status == "running":
+            self.kill("SIGTERM")
+        self.start()
+        self.ready()
+
+    def teardown(self) -> None:
+        """End it: gently, then for good."""
+        if self._process is None or self.status == "exited":
+            return
+        os.kill(self.pid, signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait(_DEADLINE)
+
+
+def worker_node(project: Project, app: Celery | None = None, **options: Any) -> CeleryTestWorker:
+    """A worker of *project* as a node for a ``CeleryWorkerCluster``."""
+    return CeleryTestWorker(WorkerProcess(project, **options), app)  # type: ignore[arg-type]
