@@ -28,7 +28,11 @@ def client(server: Server, alias: str, *options: str, script: bytes = b"") -> by
 def bare_dump(server: Server, alias: str, *options: str) -> str:
     """The engine's own dump of a database, less the line that names it and the rows that its event makes."""
     wanted = ["--single-transaction", "--routines", "--triggers", "--events", "--hex-blob", "--dump-history"]
-    text = _run(server, "mariadb-dump", [*wanted, "--skip-dump-date", f"--ignore-table-data={database(alias)}.fired", *options, database(alias)]).decode()
+    text = _run(
+        server,
+        "mariadb-dump",
+        [*wanted, "--skip-dump-date", f"--ignore-table-data={database(alias)}.fired", *options, database(alias)],
+    ).decode()
     return re.sub(r"^-- Host: .*$|(?<=for database ').*(?='$)", "", text, flags=re.MULTILINE)
 
 
@@ -50,9 +54,7 @@ def load_schema(server: Server, alias: str) -> None:
 @contextlib.contextmanager
 def dump_request(exclude_tables: frozenset[str] = frozenset()) -> Iterator[DumpRequest]:
     with Processes() as processes:
-        yield DumpRequest(
-            processes=processes, temporary_directory=private_directory, exclude_tables=exclude_tables
-        )
+        yield DumpRequest(processes=processes, temporary_directory=private_directory, exclude_tables=exclude_tables)
 
 
 def dump(

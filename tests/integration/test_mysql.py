@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
-
-import pytest
-
 from django_snapshots.connectors.mysql import MySQLConnector
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
-from tests.databases import Maker, mariadb_cursor
+from tests.databases import Maker
 from tests.integration.mysql_support import (
     bare_dump,
     client,
-    database,
     dump,
     load_schema,
-    query,
     restore,
     source,
 )

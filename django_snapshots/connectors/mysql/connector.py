@@ -11,6 +11,7 @@ from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.mysql.client import find_dump_tool
 from django_snapshots.connectors.mysql.dump import (
     DumpPlan,
+    begin_dump,
     dump_chunks,
     event_names,
     history_of,
@@ -53,7 +54,7 @@ class MySQLConnector(FileTier):
             plan = self._plan(alias, directory, request)
             opened = stack.enter_context(moment(alias, plan.tables))
             tool = stack.enter_context(request.processes.start(plan.content_command(), secrets=plan.secrets))
-            chunks = dump_chunks(plan, request.processes, opened, tool)
+            chunks = dump_chunks(plan, request.processes, tool, begin_dump(tool, opened))
             stack.callback(chunks.close)
             yield Dump(
                 suffix="sql",

@@ -96,14 +96,19 @@ def event_names(connection: BaseDatabaseWrapper) -> list[str]:
     return names(connection, "SELECT event_name FROM information_schema.events WHERE event_schema = DATABASE()")
 
 
-def dump_chunks(plan: DumpPlan, processes: Processes, moment: Moment, content: Tool) -> Generator[bytes, None, None]:
+def begin_dump(content: Tool, moment: Moment) -> bytes:
+    """End the lock of *moment* once the running tool's transaction is open; return what was read of it by then."""
+    head, begun = _until_content(content)
+    moment.release(tool_has_begun=begun)
+    return head
+
+
+def dump_chunks(plan: DumpPlan, processes: Processes, content: Tool, head: bytes) -> Generator[bytes, None, None]:
     """The dump: everything but the events, then the events. Ends only if both are whole.
 
     Events come last, behind a line that a restore knows, so that none fires into a database that is half loaded.
-    *content* runs already, under the lock of *moment*, which ends here.
+    *content* runs already, and *head* was read of it.
     """
-    head, begun = _until_content(content)
-    moment.release(tool_has_begun=begun)
     yield from _whole(plan, content, itertools.chain([head], content.chunks()))
     if plan.events:
         yield EVENTS

@@ -15,20 +15,21 @@ _SANDBOX = re.compile(rb"/\*M?!999999\\- [^\n]*\n?")
 _REACH = 4096
 """Bytes within which a line that matters is recognised."""
 _QUOTED = rb"`(?:[^`\n]|``)*`"
+_ACCOUNT = rb"(?:" + _QUOTED + rb'|"(?:[^"\n]|"")*")'
+"""Routines that were made under ANSI_QUOTES keep its quotes."""
+_PATTERNS = (
+    rb"DELIMITER (?P<delimiter>;+)(?=\n)",
+    rb"(?:/\*!50003 CREATE\*/ /\*!50017 |CREATE (?:OR REPLACE )?|/\*!50013 |/\*!50106 CREATE\*/ /\*!50117 )"
+    rb"DEFINER=(?P<definer>%(account)b(?:@%(account)b)?)(?P<function>(?:\*/ /\*!50003 | )(?i:trigger|function) )?",
+    rb"(?:CREATE|DROP) (?:TABLE|SEQUENCE) (?:IF (?:NOT )?EXISTS )?(?P<table>%(name)b)",
+    rb"ALTER DATABASE (?P<altered>%(name)b)",
+    rb"(?P<leaves>USE |(?:/\*!\d+ ?)?(?:CREATE|DROP) (?:DATABASE|SCHEMA)\b)",
+    rb"-- Dump completed[^\n]*\n(?P<events>%(events)b)(?=\n)",
+)
 _LINES = re.compile(
-    rb"\n(?:"
-    rb"DELIMITER (?P<delimiter>;+)(?=\n)"
-    rb"|(?:/\*!50003 CREATE\*/ /\*!50017 |CREATE (?:OR REPLACE )?|/\*!50013 |/\*!50106 CREATE\*/ /\*!50117 )"
-    rb"DEFINER=(?P<definer>"
-    + _QUOTED
-    + rb"(?:@"
-    + _QUOTED
-    + rb")?)(?P<routine>(?:\*/ /\*!50003 | )(?i:trigger|function) )?"
-    rb"|(?:CREATE|DROP) (?:TABLE|SEQUENCE) (?:IF (?:NOT )?EXISTS )?(?P<table>" + _QUOTED + rb")"
-    rb"|ALTER DATABASE (?P<altered>" + _QUOTED + rb")"
-    rb"|(?P<leaves>USE |(?:/\*!\d+ ?)?(?:CREATE|DROP) (?:DATABASE|SCHEMA)\b)"
-    rb"|-- Dump completed[^\n]*\n(?P<events>" + re.escape(EVENTS.rstrip()) + rb")(?=\n)"
-    rb")"
+    rb"\n(?:%b)"
+    % b"|".join(_PATTERNS)
+    % {b"account": _ACCOUNT, b"name": _QUOTED, b"events": re.escape(EVENTS.rstrip())}
 )
 
 
@@ -75,15 +76,21 @@ class Scanner:
         self._measure(chunk)
         self._tail = (self._tail + chunk)[-_REACH:]
         self._buffer += chunk
-        for match in _LINES.finditer(self._buffer):
+        whole = self._buffer.rfind(b"\n") + 1
+        self._look(len(self._buffer) if len(self._buffer) - whole > _REACH else whole)
+        self._keep()
+
+    def _look(self, end: int) -> None:
+        """Note what the buffer holds before *end*: whole lines, and the beginning of one that is long."""
+        for match in _LINES.finditer(self._buffer, 0, end):
             # The end of a buffer is looked at again together with what follows it.
             if self._base + match.start() > self._seen:
                 self._seen = self._base + match.start()
                 self._note(match)
-        self._keep()
 
     def findings(self) -> Findings:
         """What the dump, now at its end, showed."""
+        self._look(len(self._buffer))
         lines = self._tail.rstrip().rsplit(b"\n", 1)
         return Findings(
             length=self._base + len(self._buffer),
@@ -101,8 +108,8 @@ class Scanner:
         if match["delimiter"]:
             self._in_body = match["delimiter"] != b";"
         if match["definer"]:
-            self._definers.add("@".join(_unquoted(part) for part in re.findall(_QUOTED, match["definer"])))
-            self._functions = self._functions or bool(match["routine"])
+            self._definers.add("@".join(_unquoted(part) for part in re.findall(_ACCOUNT, match["definer"])))
+            self._functions = self._functions or bool(match["function"])
         if match["events"]:
             self._events_at = self._base + match.start("events")
         if not self._in_body:
@@ -172,4 +179,4 @@ def split(chunks: Iterator[bytes], offset: int) -> tuple[Iterator[bytes], Iterat
 
 
 def _unquoted(name: bytes) -> str:
-    return name[1:-1].replace(b"``", b"`").decode(errors="replace")
+    return name[1:-1].replace(name[:1] * 2, name[:1]).decode(errors="replace")
