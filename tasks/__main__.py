@@ -1,4 +1,4 @@
-"""``python -m tasks COMMAND``: Django's management commands for the service, ``migrate`` and ``snapshots`` among them."""
+"""``python -m tasks COMMAND``: Django's management commands for the service, such as ``migrate`` and ``snapshots``."""
 
 from __future__ import annotations
 

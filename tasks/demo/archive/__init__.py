@@ -1,0 +1,1 @@
+"""Orders of former years, in a database of their own."""

@@ -1,0 +1,1 @@
+"""The demo's settings, built on the service's."""
