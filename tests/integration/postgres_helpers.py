@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from django.db import connections
 from django_snapshots.connectors.file_tier import private_directory
 from django_snapshots.connectors.postgres import PostgresConnector
 from django_snapshots.processes import Processes
-from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
+from django_snapshots.transfer import DumpRequest, Prepared, RestoreRequest, Source
 from tests.databases import postgres_cursor
 from tests.services import Server
 
@@ -60,14 +61,20 @@ def read(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+@contextlib.contextmanager
+def prepared(connector: PostgresConnector, alias: str, source: Source, **request: object) -> Iterator[Prepared]:
+    """A restore of *alias* up to its COMMIT."""
+    with Processes() as processes:
+        request.setdefault("processes", processes)
+        restoring = connector.prepare(alias, source, RestoreRequest(temporary_directory=private_directory, **request))
+        try:
+            yield restoring
+        finally:
+            restoring.discard()
+
+
 def put_back(connector: PostgresConnector, alias: str, source: Source, **request: object) -> None:
     """Restore *alias* through the four moves."""
-    with Processes() as processes:
-        prepared = connector.prepare(
-            alias, source, RestoreRequest(processes=processes, temporary_directory=private_directory, **request)
-        )
-        try:
-            prepared.check()
-            prepared.switch()
-        finally:
-            prepared.discard()
+    with prepared(connector, alias, source, **request) as restoring:
+        restoring.check()
+        restoring.switch()

@@ -34,7 +34,8 @@ def migrated() -> Callable[[str], None]:
     """Makes the tables of ``auth`` and ``admin`` in an alias, as ``migrate`` does."""
 
     def migrate(alias: str) -> None:
-        call_command("migrate", "admin", database=alias, verbosity=0)
+        for app in ("auth", "admin"):
+            call_command("migrate", app, database=alias, verbosity=0)
 
     return migrate
 

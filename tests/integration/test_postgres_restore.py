@@ -1,0 +1,380 @@
+"""A restore of PostgreSQL that can't be completed changes nothing, says why, and leaves no session behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from django.db import connections
+
+from django_snapshots.connectors.postgres import PostgresConnector, restoring
+from django_snapshots.exceptions import (
+    SnapshotCancelled,
+    SnapshotConnectorError,
+    SnapshotIntegrityError,
+    SnapshotPreflightError,
+)
+from django_snapshots.processes import Processes
+from django_snapshots.transfer import Source
+from tests.databases import Maker, postgres_cursor
+from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, read, take, text_of
+from tests.services import Server
+
+
+@pytest.fixture
+def connector(postgres: Server) -> PostgresConnector:
+    return PostgresConnector(client_directory=postgres.bin_directory)
+
+
+@pytest.fixture
+def alias(postgres: Server, make_postgres: Maker) -> str:
+    """A database with some megabytes in it and a role of its own."""
+    name = make_postgres(role="snapshots_app")
+    with connections[name].cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE shop AS SELECT n, repeat(md5(n::text), 20) AS word FROM generate_series(1, 20000) n"
+        )
+        cursor.execute("CREATE TABLE zoo AS SELECT 1 AS x")
+    return name
+
+
+@pytest.fixture
+def source(connector: PostgresConnector, alias: str, tmp_path: Path) -> Source:
+    """A dump of that database."""
+    return take(connector, alias, tmp_path / "shop.pgdump")
+
+
+@pytest.fixture
+def unchanged(postgres: Server, alias: str, source: Source) -> Iterator[None]:
+    """Changes the database after the dump, and asserts that it is the changed one at the end, with no one in it."""
+    execute(postgres, alias, "CREATE TABLE later AS SELECT 1 AS x", "DELETE FROM shop WHERE n > 10", "DROP TABLE zoo")
+    before = text_of(postgres, alias)
+    yield
+    assert text_of(postgres, alias) == before
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT application_name, state FROM pg_stat_activity WHERE datname = current_database() "
+            "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+        assert cursor.fetchall() == []
+
+
+def shortened(source: Source, path: Path, size: int) -> Source:
+    def chunks() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            yield file.read(size)
+
+    return dataclasses.replace(source, open=chunks)
+
+
+@pytest.mark.parametrize("left_out", [1, 5, 3_000_000])
+@pytest.mark.usefixtures("unchanged")
+def test_a_truncated_archive(
+    connector: PostgresConnector, alias: str, source: Source, tmp_path: Path, left_out: int
+) -> None:
+    path = tmp_path / "shop.pgdump"
+    short = shortened(source, path, path.stat().st_size - left_out)
+    with pytest.raises(SnapshotConnectorError, match=rf"shop.pgdump for '{alias}'.*pg_restore exited with status 1"):
+        put_back(connector, alias, short)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_an_archive_that_ends_in_its_contents(
+    connector: PostgresConnector, alias: str, source: Source, tmp_path: Path
+) -> None:
+    short = shortened(source, tmp_path / "shop.pgdump", 900)
+    with pytest.raises(SnapshotConnectorError, match=r"table of contents of shop.pgdump"):
+        put_back(connector, alias, short)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_file_that_is_no_archive(connector: PostgresConnector, alias: str, source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "other.sql"
+    path.write_bytes(b"DROP TABLE shop;\n")
+    with pytest.raises(SnapshotIntegrityError, match=r"other.sql is no archive"):
+        connector.restore(alias, path)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_source_that_fails_at_its_very_end(
+    connector: PostgresConnector, alias: str, source: Source, tmp_path: Path
+) -> None:
+    """Every byte of the archive was good for pg_restore; the digest wasn't."""
+
+    def chunks() -> Iterator[bytes]:
+        yield from read(tmp_path / "shop.pgdump")
+        raise SnapshotIntegrityError("the digest is another")
+
+    with pytest.raises(SnapshotIntegrityError, match="the digest is another"):
+        put_back(connector, alias, dataclasses.replace(source, open=chunks))
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_bytes_behind_the_archive_are_proved_too(
+    connector: PostgresConnector, alias: str, source: Source, tmp_path: Path
+) -> None:
+    """pg_restore stops reading where the archive ends, but a digest covers the whole file."""
+
+    def chunks() -> Iterator[bytes]:
+        yield from read(tmp_path / "shop.pgdump")
+        for _ in range(100):
+            yield bytes(65536)
+        raise SnapshotIntegrityError("the digest is another")
+
+    with pytest.raises(SnapshotIntegrityError, match="the digest is another"):
+        put_back(connector, alias, dataclasses.replace(source, open=chunks))
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("wrong", [{"public.shop": 19_999}, {"public.gone": 1}, {}])
+def test_rows_that_are_not_those_of_the_manifest(
+    connector: PostgresConnector, alias: str, source: Source, wrong: dict[str, int]
+) -> None:
+    counts = {**source.metadata["row_counts"], **wrong} if wrong else {"public.shop": 20_000}
+    other = dataclasses.replace(source, metadata={**source.metadata, "row_counts": counts})
+    name = next(iter(wrong), "public.zoo")
+    with pytest.raises(SnapshotIntegrityError, match=f"{name} .* instead of"):
+        put_back(connector, alias, other)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_restore_that_is_discarded(connector: PostgresConnector, alias: str, source: Source) -> None:
+    with prepared(connector, alias, source) as restoring:
+        restoring.check()
+    restoring.discard()
+    with pytest.raises(SnapshotConnectorError, match="has ended already"):
+        restoring.switch()
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_server_session_that_is_lost_before_the_commit(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    with prepared(connector, alias, source, label="snapshots-lost") as restoring:
+        restoring.check()
+        execute(
+            postgres,
+            alias,
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'snapshots-lost'",
+        )
+        with pytest.raises(SnapshotConnectorError, match="psql exited with status"):
+            restoring.switch()
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_run_that_is_ended_while_it_restores(
+    connector: PostgresConnector, alias: str, source: Source, tmp_path: Path
+) -> None:
+    with Processes() as processes:
+
+        def chunks() -> Iterator[bytes]:
+            for number, chunk in enumerate(read(tmp_path / "shop.pgdump")):
+                if number == 100:
+                    processes.kill()
+                yield chunk
+
+        with pytest.raises(SnapshotCancelled):
+            put_back(connector, alias, dataclasses.replace(source, open=chunks), processes=processes)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_table_that_somebody_holds(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was forgotten in a transaction doesn't stop a restore for ever, and is named."""
+    monkeypatch.setattr(restoring, "LOCK_TIMEOUT_SECONDS", 1)
+    settings = connections[alias].settings_dict
+    with psycopg.connect(
+        host=postgres.host,
+        port=postgres.port,
+        user=settings["USER"],
+        password=settings["PASSWORD"],
+        dbname=settings["NAME"],
+        application_name="forgotten",
+    ) as other:
+        other.execute("SELECT * FROM shop")
+        with pytest.raises(SnapshotConnectorError) as caught:
+            put_back(connector, alias, source)
+        number = other.info.backend_pid
+        other.rollback()
+    assert f"Other sessions that hold locks in this database: process {number} (forgotten, idle" in str(caught.value)
+
+
+def test_nobody_sees_a_restore_before_its_commit(
+    connector: PostgresConnector, alias: str, source: Source, postgres: Server
+) -> None:
+    execute(postgres, alias, "CREATE TABLE later AS SELECT 1 AS x")
+    tables = (
+        "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1"
+    )
+    with prepared(connector, alias, source) as restoring:
+        assert fetch(postgres, alias, tables) == [("later",), ("shop",), ("zoo",)]
+        restoring.switch()
+        assert fetch(postgres, alias, tables) == [("shop",), ("zoo",)]
+        with pytest.raises(SnapshotConnectorError, match="safety snapshot"):
+            restoring.roll_back()
+
+
+def test_preserved_tables_keep_their_rows(
+    postgres: Server, connector: PostgresConnector, alias: str, tmp_path: Path
+) -> None:
+    """The journal's tables: not in the dump, not touched by the restore, and its sequence runs on."""
+    journal = frozenset({"django_snapshots_run", "Odd_Journal", "not_there"})
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE django_snapshots_run (id bigint GENERATED BY DEFAULT AS IDENTITY, state text)")
+        cursor.execute('CREATE TABLE "Odd_Journal" (id serial PRIMARY KEY, run text UNIQUE, CHECK (id > 0))')
+        cursor.execute("INSERT INTO \"Odd_Journal\" (run) VALUES ('first')")
+    source = take(connector, alias, tmp_path / "d.pgdump", exclude_tables=journal)
+    content = (tmp_path / "d.pgdump").read_bytes()
+    assert b"Odd_Journal" not in content
+    assert b"django_snapshots_run" not in content
+    assert "public.shop" in source.metadata["row_counts"]
+    assert not [name for name in source.metadata["row_counts"] if "ournal" in name or "snapshots" in name]
+
+    with connections[alias].cursor() as cursor:
+        cursor.execute("INSERT INTO \"Odd_Journal\" (run) VALUES ('second')")
+        cursor.execute("INSERT INTO django_snapshots_run (state) VALUES ('running')")
+        cursor.execute("DELETE FROM shop")
+    identity = fetch(
+        postgres, alias, "SELECT 'public.\"Odd_Journal\"'::regclass::oid, 'django_snapshots_run'::regclass::oid"
+    )
+    put_back(connector, alias, source, preserve_tables=journal)
+
+    with connections[alias].cursor() as cursor:
+        cursor.execute("INSERT INTO \"Odd_Journal\" (run) VALUES ('third')")
+        cursor.execute("INSERT INTO django_snapshots_run (state) VALUES ('running')")
+    assert fetch(postgres, alias, 'SELECT * FROM "Odd_Journal" ORDER BY id') == [
+        (1, "first"),
+        (2, "second"),
+        (3, "third"),
+    ]
+    assert fetch(postgres, alias, "SELECT id FROM django_snapshots_run ORDER BY id") == [(1,), (2,)]
+    assert fetch(postgres, alias, "SELECT count(*) FROM shop") == [(20000,)]
+    assert identity == fetch(
+        postgres, alias, "SELECT 'public.\"Odd_Journal\"'::regclass::oid, 'django_snapshots_run'::regclass::oid"
+    )
+
+
+@pytest.mark.parametrize(
+    "dependency",
+    [
+        "ALTER TABLE journal ADD FOREIGN KEY (x) REFERENCES zoo (x)",
+        "ALTER TABLE journal ADD own own_type",
+        "ALTER TABLE journal ALTER x SET DEFAULT own_default()",
+    ],
+)
+def test_what_a_preserved_table_needs_is_not_dropped(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, dependency: str
+) -> None:
+    execute(
+        postgres,
+        alias,
+        "CREATE TYPE own_type AS ENUM ('x')",
+        "CREATE FUNCTION own_default() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        "ALTER TABLE zoo ADD UNIQUE (x)",
+        "CREATE TABLE journal (x integer)",
+        dependency,
+    )
+    for statement in ("TABLE journal", "TYPE own_type", "FUNCTION own_default()"):
+        execute(postgres, alias, f"ALTER {statement} OWNER TO snapshots_app")
+    before = text_of(postgres, alias)
+    with pytest.raises(SnapshotPreflightError, match=r"public.journal depends on something"):
+        put_back(connector, alias, source, preserve_tables=frozenset({"journal"}))
+    assert text_of(postgres, alias) == before
+
+
+def test_owners_that_the_role_may_not_set(
+    postgres: Server, make_postgres: Maker, connector: PostgresConnector, tmp_path: Path
+) -> None:
+    """They are listed before anything is touched; without owners and grants the same archive is restored."""
+    origin, target = make_postgres(), make_postgres(role="snapshots_app")
+    with postgres_cursor(postgres) as cursor:
+        cursor.execute('CREATE ROLE snapshots_gone; CREATE ROLE "snapshots with blanks"')
+    try:
+        execute(
+            postgres,
+            origin,
+            "CREATE TABLE shop AS SELECT 1 AS x",
+            "CREATE TABLE blank AS SELECT 1 AS x",
+            'ALTER TABLE blank OWNER TO "snapshots with blanks"',
+            "CREATE TABLE gone AS SELECT 1 AS x",
+            "ALTER TABLE gone OWNER TO snapshots_gone",
+            "GRANT SELECT ON shop TO snapshots_gone",
+        )
+        source = take(connector, origin, tmp_path / "d.pgdump")
+        execute(postgres, origin, "DROP OWNED BY snapshots_gone")
+    finally:
+        with postgres_cursor(postgres) as cursor:
+            cursor.execute("DROP ROLE IF EXISTS snapshots_gone")
+    with pytest.raises(SnapshotPreflightError) as caught:
+        put_back(connector, target, source)
+    assert "lacks the roles that own what is in the snapshot: snapshots_gone:" in str(caught.value)
+    assert "may not give anything to the roles snapshots, snapshots with blanks:" in str(caught.value)
+    assert "PostgresConnector(owner=False)" in str(caught.value)
+
+    without = PostgresConnector(client_directory=postgres.bin_directory, owner=False)
+    put_back(without, target, source)
+    assert fetch(postgres, target, "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'public'") == [
+        ("snapshots_app",)
+    ]
+
+
+def test_an_extension_that_the_server_lacks(
+    postgis: Server, connector: PostgresConnector, make_postgis: Maker, make_postgres: Maker, tmp_path: Path
+) -> None:
+    origin, target = make_postgis(), make_postgres()
+    source = take(connector, origin, tmp_path / "d.pgdump")
+    with pytest.raises(SnapshotPreflightError, match="lacks the extensions postgis: install"):
+        put_back(connector, target, source)
+
+
+def test_a_database_that_does_not_exist(
+    postgres: Server, connector: PostgresConnector, make_postgres: Maker, source: Source
+) -> None:
+    missing = make_postgres()
+    with postgres_cursor(postgres) as cursor:
+        cursor.execute(f"DROP DATABASE {connections[missing].settings_dict['NAME']}")
+    target = connector.target(missing)
+    assert target.empty
+    assert target.name == connections[missing].settings_dict["NAME"]
+    assert "does not exist" in target.description
+    with pytest.raises(SnapshotPreflightError, match=f"there is no '{target.name}' on the server. Create it"):
+        put_back(connector, missing, source)
+
+
+def test_the_target(postgres: Server, connector: PostgresConnector, make_postgres: Maker) -> None:
+    alias, other = make_postgres(), make_postgres()
+    settings = connections[alias].settings_dict
+    twin = make_postgres.register("postgres_twin", {**settings})
+    target = connector.target(alias)
+    assert target.name == settings["NAME"]
+    assert target.description == f'PostgreSQL database "{settings["NAME"]}" on {postgres.host}:{postgres.port}'
+    assert postgres.password not in repr(target)
+    assert connector.target(twin).identity == target.identity
+    assert connector.target(other).identity != target.identity
+    assert target.empty
+    execute(postgres, alias, "CREATE TABLE django_snapshots_run (id serial)")
+    assert connector.target(alias).empty
+    execute(postgres, alias, "SELECT lo_create(0)")
+    assert not connector.target(alias).empty
+    execute(postgres, other, "CREATE VIEW v AS SELECT 1 AS x")
+    assert not connector.target(other).empty
+
+
+def test_a_second_thread_may_not_prepare_for_the_first(
+    connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """psql dies with the thread that started it; the restore says so instead of committing something else."""
+    restorings = []
+    processes = Processes()
+    manager = prepared(connector, alias, source, processes=processes)
+    thread = threading.Thread(target=lambda: restorings.append(manager.__enter__()))
+    thread.start()
+    thread.join()
+    with pytest.raises(SnapshotConnectorError, match="psql was killed by SIGKILL"):
+        restorings[0].switch()
+    manager.__exit__(None, None, None)
