@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from django_celery_beat.models import PeriodicTask
+
 from django_snapshots.processes import Processes, Tool
 from tasks.celery import app
 from tasks.demo.surroundings import BEAT_LOG, REPOSITORY, WORKER_LOG, DemoError
@@ -86,7 +88,7 @@ def beat(processes: Processes) -> Iterator[Program]:
     """Celery's beat, with its schedule in the database."""
     arguments = ["-A", "tasks", "beat", "--loglevel=INFO", f"--logfile={BEAT_LOG}"]
     with _running(processes, "beat", ["celery", *arguments]) as program:
-        program.wait_until(lambda: "beat: Starting..." in _text(BEAT_LOG))
+        program.wait_until(lambda: "beat: Starting..." in _text(BEAT_LOG) and _has_clean_up())
         yield program
 
 
@@ -117,6 +119,11 @@ def _running(processes: Processes, name: str, module: Sequence[str]) -> Iterator
         yield program
     finally:
         program.stop()
+
+
+def _has_clean_up() -> bool:
+    """Whether beat has put the task that Celery itself schedules into the database, which it does once, at first."""
+    return PeriodicTask.objects.filter(name="celery.backend_cleanup").exists()
 
 
 def _text(path: Path) -> str:

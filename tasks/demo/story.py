@@ -24,26 +24,26 @@ from tasks.demo.telling import Teller, command, listed, size
 _RESULT_WITHIN = 120.0
 
 
-def make_project() -> Fingerprint:
+def make_project() -> None:
     """Migrate both databases, fill them, and make the media files, in a directory that is new."""
     for alias in connections:
         call_command("migrate", database=alias, verbosity=0)
     data.fill(Random(2024))
     surroundings.mark_filled()
-    return fingerprint.take()
 
 
 def tell() -> None:
     """All of it; raises ``DemoError`` if the proof fails, or whatever stood in the way."""
     teller = Teller()
     teller.title(f"A shop with two SQLite databases and its product pictures, in {DIRECTORY}")
-    before = make_project()
-    teller.step(f"Made the project: {_described(before)}.")
+    make_project()
+    teller.step(f"Made the project: {_described(fingerprint.take())}.")
     with ExitStack() as stack:
         processes = stack.enter_context(programs.stopped_at_the_end())
         worker = stack.enter_context(programs.worker(processes))
         beat = stack.enter_context(programs.beat(processes))
         teller.step(f"Started a Celery worker (process {worker.pid}, with two more) and beat ({beat.pid}).")
+        before = fingerprint.take()  # now that Celery has put its own row into beat's schedule
         name = _take_snapshot(teller)
         _destroy(teller, before)
         _restore(teller, name)
@@ -140,7 +140,12 @@ def _show_next(teller: Teller) -> None:
     ):
         teller.detail(f"{path}  {what}")
     teller.plain("\nGo on with:")
-    for words in ("snapshots list", "snapshots info", "snapshots backup before-lunch", "snapshots restore before-lunch"):
+    for words in (
+        "snapshots list",
+        "snapshots info",
+        "snapshots backup before-lunch",
+        "snapshots restore before-lunch",
+    ):
         teller.detail(command(words))
     teller.detail("make serve")
 
