@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,19 +60,12 @@ class SQLiteConnector(FileTier):
     def target(self, subject: str) -> Target:
         """The file, or the database in memory; empty when there are no tables but the journal's."""
         place = files.locate(subject)
-        if place.path is None:
-            return _memory_target(place)
-        description = f'SQLite database "{place.path}"'
-        if not place.path.exists():
-            return Target(
-                name=place.name, description=description, empty=True, identity=f"sqlite:{place.path.resolve()}"
-            )
-        facts = place.path.stat()
+        where = f'"{place.path}"' if place.path else f"in the memory of process {os.getpid()}"
         return Target(
             name=place.name,
-            description=description,
-            empty=_is_empty(place, files.open_file(place)),
-            identity=f"sqlite:{facts.st_dev}:{facts.st_ino}",
+            description=f"SQLite database {where}",
+            empty=_is_empty(place),
+            identity=files.identity(place),
         )
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
@@ -148,16 +141,10 @@ def _read(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _memory_target(place: Place) -> Target:
-    return Target(
-        name=place.name,
-        description=f"SQLite database in the memory of process {os.getpid()}",
-        empty=_is_empty(place, files.open_memory(place)),
-        identity=f"sqlite:memory:{os.getpid()}:{place.name if place.shared_memory else place.alias}",
-    )
-
-
-def _is_empty(place: Place, opened: AbstractContextManager[sqlite3.Connection]) -> bool:
+def _is_empty(place: Place) -> bool:
+    if place.path is not None and not place.path.exists():
+        return True
+    opened = files.open_memory(place) if place.path is None else files.open_file(place)
     try:
         with explained(place, "look into"), opened as connection:
             return all(name.startswith(files.OWN_TABLES) for name in files.table_names(connection))

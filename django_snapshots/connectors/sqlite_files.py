@@ -76,6 +76,17 @@ def locate(alias: str) -> Place:
     return Place(alias=alias, name=name, path=Path(unquote(parts.path)).absolute(), options=options)
 
 
+def identity(place: Place) -> str:
+    """What the database physically is: equal for two aliases of one file."""
+    if place.path is None:
+        return f"sqlite:memory:{os.getpid()}:{place.name if place.shared_memory else place.alias}"
+    try:
+        facts = place.path.stat()
+    except OSError:
+        return f"sqlite:{place.path.resolve()}"
+    return f"sqlite:{facts.st_dev}:{facts.st_ino}"
+
+
 @contextlib.contextmanager
 def open_file(place: Place) -> Iterator[sqlite3.Connection]:
     """A connection of our own to the live file, which must exist; pages and rows only, no functions of Django's."""
