@@ -123,7 +123,7 @@ def _running(processes: Processes, name: str, module: Sequence[str]) -> Iterator
 
 def _has_clean_up() -> bool:
     """Whether beat has put the task that Celery itself schedules into the database, which it does once, at first."""
-    return PeriodicTask.objects.filter(name="celery.backend_cleanup").exists()
+    return bool(PeriodicTask.objects.filter(name="celery.backend_cleanup").exists())
 
 
 def _text(path: Path) -> str:

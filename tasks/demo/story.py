@@ -13,7 +13,7 @@ from django.core.management import call_command
 from django.db import connections
 
 from django_snapshots.exceptions import SnapshotConfirmationError
-from django_snapshots.models import Run
+from django_snapshots.models import Run, Step
 from django_snapshots.tasks import restore, snapshot, verify
 from tasks.demo import fingerprint, programs, surroundings
 from tasks.demo.fingerprint import Fingerprint
@@ -61,15 +61,18 @@ def _take_snapshot(teller: Teller) -> str:
     result: dict[str, Any] = called.get(timeout=_RESULT_WITHIN)
     took = time.monotonic() - begun
     teller.step(f"snapshot.delay().get() returned after {took:.1f} s: {result['name']}, {size(result['size'])} stored.")
-    for step in Run.objects.get(task_id=called.id).steps.all():
-        artifact = step.record["artifact"]
-        filename = step.record["plain_filename"]
-        seconds = (step.finished_at - step.started_at).total_seconds()
+    steps = Run.objects.get(task_id=called.id).steps.all()
+    for step, artifact in zip(steps, result["artifacts"], strict=True):
         teller.detail(
-            f"{step.type:<12} {filename:<20} {size(artifact['size']):>8} of {size(step.content_bytes):>8}"
-            f"  in {seconds:.2f} s by process {step.holder.rpartition(':')[2]}"
+            f"{artifact['type']:<12} {artifact['filename']:<20} {size(artifact['size']):>8}"
+            f" of {size(step.content_bytes):>8}  in {_seconds(step):.2f} s by process {step.holder.rpartition(':')[2]}"
         )
     return str(result["name"])
+
+
+def _seconds(step: Step) -> float:
+    assert step.started_at and step.finished_at, "a step that succeeded has both"
+    return (step.finished_at - step.started_at).total_seconds()
 
 
 def _destroy(teller: Teller, before: Fingerprint) -> None:
@@ -132,21 +135,18 @@ def _prove(teller: Teller, before: Fingerprint, after: Fingerprint) -> None:
 
 def _show_next(teller: Teller) -> None:
     teller.plain("\nWhere it is:")
-    for path, what in (
-        (SNAPSHOTS, "the snapshot; its files open with zstd, tar and sqlite3"),
+    places = (
+        (SNAPSHOTS, "the snapshot; zstd, tar and sqlite3 open its files without us"),
         (MEDIA, "the media files"),
         (WORKER_LOG, "what the worker said"),
         (Path(__file__), "the code that you have just watched"),
-    ):
-        teller.detail(f"{path}  {what}")
+    )
+    width = max(len(str(path)) for path, _ in places)
+    for path, what in places:
+        teller.detail(f"{path!s:<{width}}  {what}")
     teller.plain("\nGo on with:")
-    for words in (
-        "snapshots list",
-        "snapshots info",
-        "snapshots backup before-lunch",
-        "snapshots restore before-lunch",
-    ):
-        teller.detail(command(words))
+    for words in ("list", "info", "backup before-lunch", "restore before-lunch"):
+        teller.detail(command(f"snapshots {words}"))
     teller.detail("make serve")
 
 

@@ -71,8 +71,8 @@ def start_anew() -> None:
         else:
             path.unlink()
     MEDIA.mkdir()
-    with open(os.open(_SECRET_KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_urlsafe(50))
+    _SECRET_KEY.touch(mode=0o600, exist_ok=False)
+    _SECRET_KEY.write_text(secrets.token_urlsafe(50))
 
 
 def filled() -> bool:

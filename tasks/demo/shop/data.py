@@ -25,7 +25,7 @@ _FIRST_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def fill(random: Random) -> None:
-    """Customers, products with pictures, orders, reviews, archived orders, and a nightly snapshot in beat's schedule."""
+    """Customers, products with pictures, orders, reviews, an archive, and a nightly snapshot in beat's schedule."""
     with transaction.atomic():
         customers = Customer.objects.bulk_create(_customers())
         products = [_product(number, random) for number in range(1, PRODUCTS + 1)]
