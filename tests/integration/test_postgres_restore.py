@@ -291,25 +291,23 @@ def test_owners_that_the_role_may_not_set(
     postgres: Server, make_postgres: Maker, connector: PostgresConnector, tmp_path: Path
 ) -> None:
     """They are listed before anything is touched; without owners and grants the same archive is restored."""
+    make_postgres(role="snapshots with blanks")
     origin, target = make_postgres(), make_postgres(role="snapshots_app")
-    with postgres_cursor(postgres) as cursor:
-        cursor.execute('CREATE ROLE snapshots_gone; CREATE ROLE "snapshots with blanks"')
+    execute(
+        postgres,
+        origin,
+        "CREATE ROLE snapshots_gone",
+        "CREATE TABLE shop AS SELECT 1 AS x",
+        "CREATE TABLE blank AS SELECT 1 AS x",
+        'ALTER TABLE blank OWNER TO "snapshots with blanks"',
+        "CREATE TABLE gone AS SELECT 1 AS x",
+        "ALTER TABLE gone OWNER TO snapshots_gone",
+        "GRANT SELECT ON shop TO snapshots_gone",
+    )
     try:
-        execute(
-            postgres,
-            origin,
-            "CREATE TABLE shop AS SELECT 1 AS x",
-            "CREATE TABLE blank AS SELECT 1 AS x",
-            'ALTER TABLE blank OWNER TO "snapshots with blanks"',
-            "CREATE TABLE gone AS SELECT 1 AS x",
-            "ALTER TABLE gone OWNER TO snapshots_gone",
-            "GRANT SELECT ON shop TO snapshots_gone",
-        )
         source = take(connector, origin, tmp_path / "d.pgdump")
-        execute(postgres, origin, "DROP OWNED BY snapshots_gone")
     finally:
-        with postgres_cursor(postgres) as cursor:
-            cursor.execute("DROP ROLE IF EXISTS snapshots_gone")
+        execute(postgres, origin, "DROP OWNED BY snapshots_gone", "DROP ROLE snapshots_gone")
     with pytest.raises(SnapshotPreflightError) as caught:
         put_back(connector, target, source)
     assert "lacks the roles that own what is in the snapshot: snapshots_gone:" in str(caught.value)
@@ -318,9 +316,32 @@ def test_owners_that_the_role_may_not_set(
 
     without = PostgresConnector(client_directory=postgres.bin_directory, owner=False)
     put_back(without, target, source)
-    assert fetch(postgres, target, "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'public'") == [
-        ("snapshots_app",)
-    ]
+    owners = "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'public'"
+    assert fetch(postgres, target, owners) == [("snapshots_app",)]
+
+
+@pytest.mark.parametrize("assumed", [False, True])
+def test_a_role_that_owns_its_tables_but_not_the_database(
+    postgres: Server, connector: PostgresConnector, make_postgres: Maker, tmp_path: Path, assumed: bool
+) -> None:
+    """Neither the database nor the schema is its own: it may create tables there, or assume the role that may."""
+    alias = make_postgres(role="snapshots_app", owner="snapshots_owner")
+    execute(postgres, alias, "COMMENT ON SCHEMA public IS 'of the owner'")
+    if assumed:
+        execute(postgres, alias, "GRANT snapshots_owner TO snapshots_app")
+        connections[alias].settings_dict["OPTIONS"]["assume_role"] = "snapshots_owner"
+    else:
+        execute(postgres, alias, "GRANT CREATE ON SCHEMA public TO snapshots_app")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE shop (id serial PRIMARY KEY)")
+        cursor.execute("INSERT INTO shop DEFAULT VALUES")
+    before = text_of(postgres, alias)
+    source = take(connector, alias, tmp_path / "d.pgdump")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("DROP TABLE shop")
+        cursor.execute("CREATE TABLE later (id serial)")
+    put_back(connector, alias, source)
+    assert text_of(postgres, alias) == before
 
 
 def test_an_extension_that_the_server_lacks(

@@ -97,12 +97,23 @@ def connected(alias: str) -> Iterator[BaseDatabaseWrapper]:
 
 def exists(alias: str) -> bool:
     """Whether the server has the database of *alias*; ``True`` also where it can't be asked."""
-    config = {**connections[alias].settings_dict, "NAME": "postgres"}
-    maintenance = type(connections[alias])(config, alias=alias)
+    try:
+        with connected(alias):
+            return True
+    except SnapshotConnectorError:
+        name = connections[alias].settings_dict["NAME"]
+        return not name or _known_to_the_server(alias, name)
+
+
+def _known_to_the_server(alias: str, name: str) -> bool:
+    """Ask in the database ``postgres``, which every server has; a pool is of one database, so without it."""
+    settings = connections[alias].settings_dict
+    options = {key: value for key, value in (settings.get("OPTIONS") or {}).items() if key != "pool"}
+    maintenance = type(connections[alias])({**settings, "NAME": "postgres", "OPTIONS": options}, alias=alias)
     maintenance.inc_thread_sharing()
     try:
         with maintenance.cursor() as cursor:
-            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [connections[alias].settings_dict["NAME"]])
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
             return cursor.fetchone() is not None
     except Error:
         return True

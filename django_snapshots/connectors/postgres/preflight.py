@@ -10,6 +10,9 @@ from django_snapshots.connectors.postgres import catalog
 from django_snapshots.connectors.postgres.archive import Entry
 from django_snapshots.exceptions import SnapshotPreflightError
 
+# Of these pg_restore sets no owner; the schema public is made by initdb.
+_UNOWNED = ("ACL ", "COMMENT ", "EXTENSION ", "SCHEMA - public ")
+
 
 def require_possible(
     connection: BaseDatabaseWrapper, alias: str, entries: Collection[Entry], roles: Collection[str], *, owner: bool
@@ -37,7 +40,7 @@ def _extensions(connection: BaseDatabaseWrapper, entries: Collection[Entry]) -> 
 
 
 def _owners(connection: BaseDatabaseWrapper, entries: Collection[Entry], roles: Collection[str]) -> Iterator[str]:
-    owners = {owner for entry in entries if (owner := entry.owner(roles)) and not entry.extension}
+    owners = {owner for entry in entries if (owner := entry.owner(roles)) and not entry.rest.startswith(_UNOWNED)}
     sql = "SELECT rolname FROM pg_roles WHERE pg_has_role(oid, %s)"
     # From 16 on to be a member is not enough.
     ((version,),) = catalog.rows(connection, "SELECT current_setting('server_version_num')::int")

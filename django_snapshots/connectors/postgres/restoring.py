@@ -195,8 +195,7 @@ class Restoring:
         self, contents: Contents, entries: Collection[Entry], settings: Collection[str], role: str | None
     ) -> None:
         """Stream the archive through ``pg_restore`` into ``psql``; ends only if all three are complete."""
-        session = self._open_session
-        session.write(b"\\o /dev/null\n")
+        self._open_session.write(b"\\o /dev/null\n")
         with self._request.temporary_directory() as directory:
             listing = directory / "contents.list"
             listing.write_text("".join(f"{entry.number};\n" for entry in entries))
@@ -206,7 +205,7 @@ class Restoring:
                 Feeder(tool, self._source.open(), to_the_end=True) as feeder,
             ):
                 for chunk in without_unknown_settings(tool.chunks(), settings):
-                    session.write(chunk)
+                    self._run(chunk)
                 status = tool.wait()
                 feeder.finish()
                 if self._request.processes.ended:
@@ -216,7 +215,15 @@ class Restoring:
                         f"{self._source.filename} for {self._alias!r} can't be read: {tool.explain()}. "
                         "Nothing was changed."
                     )
-        session.ask("\\o")
+            self._run(b"")
+
+    def _run(self, script: bytes) -> None:
+        """Send a piece of the archive's script; its end, an empty piece, waits until all of it ran."""
+        try:
+            self._open_session.write(script) if script else self._open_session.ask("\\o")
+        except SnapshotConnectorError as error:
+            hint = " Owners and grants are left out by PostgresConnector(owner=False)." if self._owner else ""
+            raise SnapshotConnectorError(f"{error} Nothing was changed.{hint}") from error
 
     def _arguments(self, contents: Contents, listing: Path, role: str | None) -> list[str]:
         return [
