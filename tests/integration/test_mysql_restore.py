@@ -145,7 +145,10 @@ def test_a_source_that_fails_in_the_second_pass_says_what_is_left(make_mariadb: 
         restore(alias, Source(filename="default.sql", metadata=metadata, open=read))
 
 
-@pytest.mark.parametrize("end", ["CREATE TABLE x (a INT", "SELECT 'open", "/* open", "DELIMITER //\nSELECT 1;"])
+@pytest.mark.parametrize(
+    "end",
+    ["CREATE TABLE x (a INT", "SELECT 'open", 'SELECT "open', "SELECT `open", "/* open", "DELIMITER //\nSELECT 1;"],
+)
 def test_a_script_that_ends_within_something_is_not_taken_for_loaded(make_mariadb: Maker, end: str) -> None:
     alias = make_mariadb()
     script = f"CREATE TABLE t (a INTEGER);\n{end}\n-- Dump completed\n".encode()

@@ -23,6 +23,7 @@ def clear(connection: BaseDatabaseWrapper, db_alias: str, preserved: frozenset[s
     ``SnapshotBusyError`` then, and ``SnapshotConnectorError`` that says what state the database is in.
     """
     with explained(db_alias, "could not be asked what it holds; it was not touched"):
+        execute(connection, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
         found = _tables(connection, preserved)
     _lock(connection, db_alias, found)
     try:
@@ -63,7 +64,6 @@ def _lock(connection: BaseDatabaseWrapper, db_alias: str, found: Mapping[str, st
     if not wanted:
         return
     try:
-        execute(connection, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
         execute(connection, f"LOCK TABLES {', '.join(f'{quote(name)} WRITE' for name in wanted)}")
     except DatabaseError as error:
         raise SnapshotBusyError(

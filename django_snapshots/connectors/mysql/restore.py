@@ -120,8 +120,7 @@ class _Loader:
 
     def run(self, chunks: Iterator[bytes]) -> None:
         """Execute *chunks*. Raises ``SnapshotConnectorError``, or what *chunks* raises."""
-        # The client exits with 0 on a script that ends within a statement or a string. Only one that has come to the
-        # end in good order executes this last statement.
+        # Only a client that has come to the end in good order, outside any statement or string, says this last word.
         token = secrets.token_hex(16)
         with self.said.open("wb") as said, self._start(said.fileno()) as tool:
             try:
