@@ -126,11 +126,9 @@ def publish(settings: Settings, plan: SnapshotPlan, stored: Sequence[StoredArtif
     return Catalog(settings.storage).publish(snapshot, stored)
 
 
-def withdraw(settings: Settings, name: str, filenames: Sequence[str]) -> None:
-    """Remove the objects of attempts that will never be published."""
-    catalog = Catalog(settings.storage)
-    for filename in filenames:
-        catalog.delete_attempt(name, filename)
+def withdraw(settings: Settings, name: str, run: str, filenames: Sequence[str]) -> None:
+    """Remove the objects of attempts of *run* (32 hex digits) that will never be published."""
+    Catalog(settings.storage).withdraw(name, run, filenames)
 
 
 @contextlib.contextmanager

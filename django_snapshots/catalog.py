@@ -7,13 +7,16 @@ Who can die when, and what then holds:
   its attempt's name or, proved by its digest, under its plain name, and goes on.
 - The finisher dies after the manifest: the snapshot is listed and whole; a second one finds its own run in it.
 - Two runs race for a name: one manifest is there, and the other run sees a run that isn't its own.
-- A deleter dies: the manifest is gone first, so nothing half deleted is listed; the tombstone names what is left.
+- The finisher fails and can't say whether the manifest is there: no object that it may name is removed.
+- A deleter dies: the manifest is gone first, so nothing half deleted is listed; the tombstone names what is left, and
+  keeps the name taken until a second delete has ended, so that it can't remove what a new snapshot has put there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +31,7 @@ from django_snapshots.exceptions import (
     SnapshotIntegrityError,
     SnapshotNotFoundError,
     SnapshotStorageError,
+    SnapshotVersionError,
 )
 from django_snapshots.manifest import (
     MANIFEST_FILENAME,
@@ -45,6 +49,8 @@ from django_snapshots.storage.streams import read_chunks
 MARKER = ".django-snapshots.json"
 TOMBSTONE_FILENAME = "tombstone.json"
 _MAX_MARKER_SIZE = 64 * 1024
+_MARKER_SECONDS = 2.0
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +105,28 @@ class Catalog:
         return snapshot
 
     def latest(self) -> Snapshot:
-        """The newest readable snapshot; raises ``SnapshotNotFoundError``."""
-        snapshots = [entry.snapshot for entry in self.entries() if entry.snapshot is not None]
+        """The newest snapshot.
+
+        Raises ``SnapshotNotFoundError``, or ``SnapshotIntegrityError`` if one that can't be read may be newer: to take
+        an older one for it in silence would restore the wrong state.
+        """
+        entries = self.entries()
+        if unreadable := [str(entry.error) for entry in entries if entry.snapshot is None]:
+            raise SnapshotIntegrityError(
+                f"Which snapshot in {label(self.storage)} is the latest can't be told, name the one that you mean: "
+                f"{' '.join(unreadable)}"
+            )
+        snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None]
         if not snapshots:
-            raise SnapshotNotFoundError(f"There is no readable snapshot in {label(self.storage)}.")
+            raise SnapshotNotFoundError(f"There is no snapshot in {label(self.storage)}.")
         return max(snapshots, key=lambda snapshot: snapshot.created_at)
 
     def exists(self, name: str) -> bool:
-        """Whether a manifest of this name is there, readable or not."""
-        return self.storage.exists(f"{check_name(name)}/{MANIFEST_FILENAME}")
+        """Whether the name is taken: by a manifest, readable or not, or by a delete that has not ended."""
+        return self.storage.exists(f"{check_name(name)}/{MANIFEST_FILENAME}") or self._is_half_deleted(name)
+
+    def _is_half_deleted(self, name: str) -> bool:
+        return self.storage.exists(f"{name}/{TOMBSTONE_FILENAME}")
 
     def path(self, name: str, filename: str) -> str:
         """Where an artifact's file lies."""
@@ -146,21 +165,26 @@ class Catalog:
         return found or ""
 
     def _read_marker(self) -> str | None:
-        try:
-            content = self._small_object(MARKER, _MAX_MARKER_SIZE)
-        except SnapshotNotFoundError:
-            return None
-        try:
-            return str(uuid.UUID(json.loads(content)["id"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SnapshotStorageError(
-                f"{MARKER} in {label(self.storage)} can't be read; it says whose storage this is. "
-                "Put its original back, or choose another location."
-            ) from error
+        deadline = time.monotonic() + _MARKER_SECONDS
+        while True:
+            try:
+                return _marker_id(self._small_object(MARKER, _MAX_MARKER_SIZE))
+            except SnapshotNotFoundError:
+                return None
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                # A storage of the basic tier may show what another process is writing at this moment.
+                if isinstance(self.storage, AdvancedSnapshotStorage) or time.monotonic() > deadline:
+                    raise SnapshotStorageError(
+                        f"{MARKER} in {label(self.storage)} can't be read; it says whose storage this is. "
+                        "Put its original back, or choose another location."
+                    ) from error
+            time.sleep(_POLL_SECONDS)
 
     def _write_marker(self) -> str:
         made = {"id": str(uuid.uuid4()), "created_at": to_iso(datetime.now(UTC))}
-        self._create(MARKER, json.dumps(made, indent=2).encode() + b"\n", unique=made["id"])
+        # Another process may have made one at this moment; whichever is there then is the storage's.
+        with contextlib.suppress(SnapshotExistsError):
+            self._create(MARKER, json.dumps(made, indent=2).encode() + b"\n", unique=made["id"])
         found = self._read_marker()
         if found is None:
             raise SnapshotStorageError(f"{label(self.storage)} does not give back what was just written to {MARKER}.")
@@ -177,12 +201,17 @@ class Catalog:
         existing = self._published(snapshot)
         if existing is not None:
             return existing
+        if self._is_half_deleted(snapshot.name):
+            raise SnapshotExistsError(
+                f"An earlier snapshot {snapshot.name!r} in {label(self.storage)} is being deleted, or its delete was "
+                "interrupted: delete it again, or choose another name."
+            )
         records: list[ArtifactRecord] = []
         try:
             for artifact in stored:
                 records.append(self._settle(snapshot, artifact))
             return self._commit(replace(snapshot, artifacts=tuple(records)))
-        except SnapshotError:
+        except Exception:
             self._unsettle(snapshot, stored[: len(records)], records)
             raise
 
@@ -200,17 +229,18 @@ class Catalog:
         self, snapshot: Snapshot, stored: Sequence[StoredArtifact], records: Sequence[ArtifactRecord]
     ) -> None:
         """Give back the plain names that were taken, unless the manifest is there after all."""
-        with contextlib.suppress(SnapshotError):
-            if not isinstance(self.storage, AdvancedSnapshotStorage) or self._is_mine(snapshot):
+        # The first error is the one to report, whatever goes wrong here.
+        with contextlib.suppress(Exception):
+            if not isinstance(self.storage, AdvancedSnapshotStorage) or self._is_mine(snapshot.name, snapshot.run):
                 return
             for artifact, record in zip(stored, records, strict=True):
                 if record.filename != artifact.record.filename:
                     plain = self.path(snapshot.name, record.filename)
                     self.storage.atomic_move(plain, self.path(snapshot.name, artifact.record.filename))
 
-    def _is_mine(self, snapshot: Snapshot) -> bool:
+    def _is_mine(self, name: str, run: str) -> bool:
         try:
-            return self.get(snapshot.name).run == snapshot.run
+            return self.get(name).run == run
         except SnapshotNotFoundError:
             return False
 
@@ -219,6 +249,11 @@ class Catalog:
             found = self.get(snapshot.name)
         except SnapshotNotFoundError:
             return None
+        except (SnapshotIntegrityError, SnapshotVersionError) as error:
+            raise SnapshotExistsError(
+                f"The name {snapshot.name!r} is taken in {label(self.storage)} by a snapshot that can't be read; "
+                f"choose another name. {error}"
+            ) from error
         if found.run != snapshot.run:
             raise SnapshotExistsError(
                 f"A snapshot {snapshot.name!r} exists already in {label(self.storage)}; choose another name or "
@@ -247,6 +282,12 @@ class Catalog:
         except SnapshotExistsError:
             # Left behind by a run that died before its manifest. The attempt's own name serves as well.
             return record
+        except Exception:
+            # A rename that took place may be reported as failed: where it could not be made to last.
+            with contextlib.suppress(Exception):
+                if not self.storage.exists(attempt):
+                    self.storage.atomic_move(plain, attempt)
+            raise
         return renamed
 
     def _prove(self, path: str, record: ArtifactRecord) -> None:
@@ -272,7 +313,6 @@ class Catalog:
         manifest, tombstone = f"{check_name(name)}/{MANIFEST_FILENAME}", f"{name}/{TOMBSTONE_FILENAME}"
         if self.storage.exists(manifest):
             snapshot = self.get(name)
-            self.storage.delete(tombstone)
             self._bury(manifest, tombstone, snapshot)
         else:
             snapshot = self._buried(name, tombstone)
@@ -281,6 +321,8 @@ class Catalog:
         self.storage.delete(tombstone)
 
     def _bury(self, manifest: str, tombstone: str, snapshot: Snapshot) -> None:
+        # One that lies there already was written by a delete that died before the manifest was gone.
+        self.storage.delete(tombstone)
         if isinstance(self.storage, AdvancedSnapshotStorage):
             self.storage.atomic_move(manifest, tombstone)
             return
@@ -289,13 +331,23 @@ class Catalog:
 
     def _buried(self, name: str, tombstone: str) -> Snapshot:
         try:
-            return Snapshot.from_bytes(self._small_object(tombstone, MAX_MANIFEST_SIZE), tombstone)
+            snapshot = Snapshot.from_bytes(self._small_object(tombstone, MAX_MANIFEST_SIZE), tombstone)
         except SnapshotNotFoundError as error:
             raise SnapshotNotFoundError(f"There is no snapshot {name!r} in {label(self.storage)}.") from error
+        if snapshot.name != name:
+            raise SnapshotIntegrityError(f"{tombstone} is of another snapshot, {snapshot.name!r}; nothing was deleted.")
+        return snapshot
 
-    def delete_attempt(self, name: str, filename: str) -> None:
-        """Remove the object of an attempt that will not be published."""
-        self.storage.delete(self.path(name, filename))
+    def withdraw(self, name: str, run: str, filenames: Sequence[str]) -> None:
+        """Remove the objects of attempts of *run* that will not be published.
+
+        A manifest of this run may be there all the same, if its last write was reported as failed and was not: then
+        the snapshot exists, whole, and nothing is removed. Raises ``SnapshotError`` if that can't be told.
+        """
+        if self._is_mine(name, run):
+            return
+        for filename in filenames:
+            self.storage.delete(self.path(name, filename))
 
     # Objects
 
@@ -304,22 +356,29 @@ class Catalog:
             return Entry(name=name, snapshot=self.get(name))
         except SnapshotNotFoundError:
             return None
-        except (SnapshotStorageError, SnapshotError) as error:
+        except SnapshotError as error:
             return Entry(name=name, error=error)
 
     def _small_object(self, path: str, most: int) -> bytes:
-        with self.storage.read(path) as file:
-            return file.read(most + 1)
+        content = b""
+        with contextlib.closing(read_chunks(self.storage, path)) as chunks:
+            for chunk in chunks:
+                content += chunk
+                if len(content) > most:
+                    break
+        return content
 
     def _create(self, path: str, content: bytes, *, unique: str) -> None:
         """Write *path* unless it exists, exclusively where the storage has a way to."""
         if isinstance(self.storage, AdvancedSnapshotStorage):
             own = f"{path}.{unique}"
-            self.storage.write(own, BytesIO(content))
             try:
+                self.storage.write(own, BytesIO(content))
                 self.storage.atomic_move(own, path)
-            except SnapshotExistsError:
-                self.storage.delete(own)
+            except Exception:
+                # The first error is the one to report.
+                with contextlib.suppress(Exception):
+                    self.storage.delete(own)
                 raise
             return
         if self.storage.exists(path):
@@ -349,6 +408,10 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
         "size": snapshot.size,
         "artifacts": [artifact.to_json() for artifact in snapshot.artifacts],
     }
+
+
+def _marker_id(content: bytes) -> str:
+    return str(uuid.UUID(json.loads(content)["id"]))
 
 
 def _may_be_name(name: str) -> bool:

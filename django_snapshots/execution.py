@@ -265,7 +265,7 @@ def _withdraw(run: Run) -> None:
     if run.kind != Kind.SNAPSHOT or not filenames:
         return
     try:
-        backup.withdraw(get_settings(), run.name, list(filenames))
+        backup.withdraw(get_settings(), run.name, run.pk.hex, list(filenames))
     except SnapshotError as error:
         # The run's own error is what the user must see; what is left is unlisted and named after this run.
         logger.warning("The objects of failed run %s could not all be removed: %s", run.pk, error)
@@ -418,7 +418,7 @@ def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks
             raise share.errors[0]
         return backup.publish(settings, plan, share.stored, storage_id=storage_id)
     except SnapshotError:
-        backup.withdraw(settings, plan.name, share.filenames)
+        backup.withdraw(settings, plan.name, plan.run, share.filenames)
         raise
 
 
