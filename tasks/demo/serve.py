@@ -33,7 +33,8 @@ def serve(port: int) -> None:
         teller.plain(f"Worker {worker.pid}, beat {beat.pid} and web server {web.pid} are up.")
         teller.plain(f"\n  http://127.0.0.1:{port}/admin/   user {_USER}, password {password}\n")
         teller.plain(f"The password is new at every start. The worker's log: {WORKER_LOG}")
-        teller.plain(f"Another terminal takes a snapshot by the worker:\n  {command('snapshots backup --queue')}")
+        teller.plain("Take a snapshot by the worker, from another terminal:")
+        teller.detail(command("snapshots backup --queue"))
         teller.plain("Control-C ends it.")
         _watch(worker, beat, web)
 
