@@ -18,11 +18,11 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
@@ -43,13 +43,16 @@ from django_snapshots.manifest import (
     to_iso,
 )
 from django_snapshots.pipeline.digest import stored_tally
+from django_snapshots.pipeline.stream import closing_chunks
 from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
 from django_snapshots.storage.streams import read_chunks
+
+Read = TypeVar("Read")
 
 MARKER = ".django-snapshots.json"
 TOMBSTONE_FILENAME = "tombstone.json"
 _MAX_MARKER_SIZE = 64 * 1024
-_MARKER_SECONDS = 2.0
+_PATIENCE_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 
 
@@ -165,20 +168,15 @@ class Catalog:
         return found or ""
 
     def _read_marker(self) -> str | None:
-        deadline = time.monotonic() + _MARKER_SECONDS
-        while True:
-            try:
-                return _marker_id(self._small_object(MARKER, _MAX_MARKER_SIZE))
-            except SnapshotNotFoundError:
-                return None
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                # A storage of the basic tier may show what another process is writing at this moment.
-                if isinstance(self.storage, AdvancedSnapshotStorage) or time.monotonic() > deadline:
-                    raise SnapshotStorageError(
-                        f"{MARKER} in {label(self.storage)} can't be read; it says whose storage this is. "
-                        "Put its original back, or choose another location."
-                    ) from error
-            time.sleep(_POLL_SECONDS)
+        try:
+            return self._patiently(lambda: _marker_id(self._small_object(MARKER, _MAX_MARKER_SIZE)))
+        except SnapshotNotFoundError:
+            return None
+        except SnapshotIntegrityError as error:
+            raise SnapshotStorageError(
+                f"{MARKER} in {label(self.storage)} can't be read; it says whose storage this is. "
+                "Put its original back, or choose another location."
+            ) from error
 
     def _write_marker(self) -> str:
         made = {"id": str(uuid.uuid4()), "created_at": to_iso(datetime.now(UTC))}
@@ -240,13 +238,13 @@ class Catalog:
 
     def _is_mine(self, name: str, run: str) -> bool:
         try:
-            return self.get(name).run == run
+            return self._patiently(lambda: self.get(name)).run == run
         except SnapshotNotFoundError:
             return False
 
     def _published(self, snapshot: Snapshot) -> Snapshot | None:
         try:
-            found = self.get(snapshot.name)
+            found = self._patiently(lambda: self.get(snapshot.name))
         except SnapshotNotFoundError:
             return None
         except (SnapshotIntegrityError, SnapshotVersionError) as error:
@@ -359,9 +357,21 @@ class Catalog:
         except SnapshotError as error:
             return Entry(name=name, error=error)
 
+    def _patiently(self, read: Callable[[], Read]) -> Read:
+        """*read*, again for a moment if it finds damage in a storage of the basic tier: that may show what another
+        process is writing just now."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return read()
+            except SnapshotIntegrityError:
+                if isinstance(self.storage, AdvancedSnapshotStorage) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
     def _small_object(self, path: str, most: int) -> bytes:
         content = b""
-        with contextlib.closing(read_chunks(self.storage, path)) as chunks:
+        with closing_chunks(read_chunks(self.storage, path)) as chunks:
             for chunk in chunks:
                 content += chunk
                 if len(content) > most:
@@ -411,7 +421,10 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _marker_id(content: bytes) -> str:
-    return str(uuid.UUID(json.loads(content)["id"]))
+    try:
+        return str(uuid.UUID(json.loads(content)["id"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SnapshotIntegrityError(f"{MARKER} is damaged.") from error
 
 
 def _may_be_name(name: str) -> bool:

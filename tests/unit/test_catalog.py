@@ -483,7 +483,8 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("what", UNREADABLE)
-def test_an_unreadable_manifest_is_shown_and_never_touched(storage, what):
+def test_an_unreadable_manifest_is_shown_and_never_touched(storage, what, monkeypatch):
+    monkeypatch.setattr("django_snapshots.catalog._PATIENCE_SECONDS", 0.01)
     damaged, error = UNREADABLE[what]
     whole = published(storage, name="whole", run="f")
     published(storage)
@@ -587,7 +588,7 @@ def test_another_storage_in_its_place_is_refused(storage):
 
 @pytest.mark.parametrize("damaged", [b"", b"{}", b"[]", b"null", b'{"id": 7}', b'{"id": "x"}', b"\xff", b'{"id": ['])
 def test_a_damaged_id_is_refused_and_kept(storage, damaged, monkeypatch):
-    monkeypatch.setattr("django_snapshots.catalog._MARKER_SECONDS", 0.01)
+    monkeypatch.setattr("django_snapshots.catalog._PATIENCE_SECONDS", 0.01)
     put(storage, MARKER, damaged)
     with pytest.raises(SnapshotStorageError, match="can't be read"):
         Catalog(storage).storage_id()
