@@ -1,0 +1,1 @@
+"""A database engine that django-snapshots has no connector for: SQLite under another name."""
