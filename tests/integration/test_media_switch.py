@@ -331,6 +331,15 @@ with media(root.parent):
         assert f"mounted below MEDIA_ROOT, at {root}" in str(error), error
     else:
         raise AssertionError("a mounted file system would have been replaced")
+bound = Path(sys.argv[1]) / "bound" / "media"
+bound.mkdir(parents=True)
+subprocess.run(["mount", "--bind", bound, bound], check=True)
+fill(bound)
+with media(bound):
+    prepared = Restore(NEW).prepare()
+    prepared.switch()
+    prepared.discard()
+assert names(bound) == RESTORED and os.listdir(bound.parent) == ["media"]
 print("all of it")
 """
 
