@@ -20,7 +20,7 @@ from django_snapshots.artifacts.environment import installed_packages
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotIntegrityError
-from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.manifest import ArtifactRecord, Snapshot, plain_json
 from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
 from django_snapshots.pipeline.digest import content_tally, stored_tally
 from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
@@ -87,7 +87,7 @@ def _store(settings: Settings, attempt: Attempt, dump: Dump, compression: Compre
     if content.size == 0 and step.type == "database":
         raise SnapshotIntegrityError(f"The dump of {step.subject!r} is empty.")
     metadata = {
-        **dump.metadata(),
+        **plain_json(dump.metadata(), f"The metadata that the dump of {step.subject!r} gives for the manifest"),
         "subject": step.subject,
         "content_size": content.size,
         "content_digest": content.digest,

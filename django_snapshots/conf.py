@@ -17,6 +17,7 @@ from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotConfigurationError
+from django_snapshots.manifest import plain_json
 from django_snapshots.pipeline.compression import Compression, parse_compression
 from django_snapshots.storage.protocols import SnapshotStorage
 
@@ -101,9 +102,9 @@ def get_settings() -> Settings:
         compression=parse_compression(raw.get("COMPRESSION", {"algorithm": "zstd", "level": 3})),
         queue=_queue(raw.get("QUEUE", "snapshots")),
         parallel=_parallel(raw.get("PARALLEL", 4)),
-        project=str(raw.get("PROJECT", _default_project())),
-        environment=str(raw.get("ENVIRONMENT", "")),
-        metadata=_mapping(raw, "METADATA"),
+        project=_text(raw, "PROJECT", _default_project()),
+        environment=_text(raw, "ENVIRONMENT", ""),
+        metadata=plain_json(_mapping(raw, "METADATA"), 'SNAPSHOTS["METADATA"]'),
         allow_restore=_allow_restore(raw.get("ALLOW_RESTORE", True)),
         temporary_directory=_directory(raw.get("TEMPORARY_DIRECTORY")),
     )
@@ -145,7 +146,7 @@ def _built_storage(value: Mapping[str, Any]) -> object:
         raise SnapshotConfigurationError('SNAPSHOTS["STORAGE"] takes the keys "BACKEND" and "OPTIONS".')
     try:
         return import_string(value["BACKEND"])(**value.get("OPTIONS", {}))
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise SnapshotConfigurationError(f'SNAPSHOTS["STORAGE"]["BACKEND"] can\'t be imported: {error}.') from error
     except TypeError as error:
         raise SnapshotConfigurationError(
@@ -158,6 +159,15 @@ def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise SnapshotConfigurationError(f'SNAPSHOTS["{key}"] must be a dict, not {value!r}.')
     return value
+
+
+def _text(raw: Mapping[str, Any], key: str, default: str) -> str:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if isinstance(value, str):
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["{key}"] must be text, not {value!r}.')
 
 
 def _aliases(value: object) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from django.apps import apps
+from django.db import Error as DatabaseError
 from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
@@ -26,7 +27,16 @@ def preserved_tables(aliases: Iterable[str]) -> dict[str, frozenset[str]]:
 
 def recorded_migrations(aliases: Iterable[str]) -> dict[str, list[str]]:
     """This app's applied migrations in each alias before a restore, as far as it can be asked."""
-    return {alias: _recorded(connections[alias]) for alias in aliases}
+    return {alias: _recorded(connections[alias]) for alias in aliases if _answers(connections[alias])}
+
+
+def _answers(connection: BaseDatabaseWrapper) -> bool:
+    """Whether it can be connected to; a database that is to be made by the restore can't."""
+    try:
+        connection.ensure_connection()
+    except DatabaseError:
+        return False
+    return True
 
 
 def make_fit(aliases: Iterable[str], recorded: dict[str, list[str]]) -> None:

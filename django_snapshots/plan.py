@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,8 +12,9 @@ from urllib.parse import quote
 
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotConfigurationError
-from django_snapshots.manifest import check_name
+from django_snapshots.manifest import check_name, plain_json
 
+_SUBJECT_LENGTH = 120
 _REQUEST_LISTS = ("databases", "artifacts", "confirm")
 
 
@@ -56,6 +58,7 @@ class Request:
             raise SnapshotConfigurationError(f"A snapshot's name is text, not {name!r}.")
         if not isinstance(metadata, Mapping):
             raise SnapshotConfigurationError(f"metadata is a dict of plain JSON, not {metadata!r}.")
+        metadata = plain_json(metadata, "A snapshot's metadata")
         level = data.get("level", 2)
         if level not in (1, 2) or isinstance(level, bool):
             raise SnapshotConfigurationError(f"A verify's level is 1 or 2, not {level!r}.")
@@ -116,7 +119,7 @@ def render_name(settings: Settings, now: datetime) -> str:
                 hostname=socket.gethostname(),
             )
         )
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise SnapshotConfigurationError(
             f'SNAPSHOTS["NAME"] {settings.name!r} has a field that does not exist ({error}); '
             "the fields are {timestamp}, {project}, {environment} and {hostname}."
@@ -140,6 +143,10 @@ def next_moment(moment: datetime) -> datetime:
 
 def _steps(settings: Settings, request: Request) -> tuple[PlannedStep, ...]:
     steps: list[PlannedStep] = []
+    if request.databases and "database" not in _types(settings, request):
+        raise SnapshotConfigurationError(
+            f"Databases are asked for ({', '.join(request.databases)}), but not the artifact 'database'."
+        )
     for artifact_type in _types(settings, request):
         for subject in _subjects(settings, request, artifact_type):
             phase = 0 if artifact_type == "database" else 1
@@ -169,7 +176,11 @@ def _subjects(settings: Settings, request: Request, artifact_type: str) -> Seque
 
 def encoded_subject(subject: str) -> str:
     """*subject* as the beginning of a file's name: percent-encoded, never hidden."""
-    encoded = quote(subject, safe="")
+    encoded = quote(subject, safe="", errors="surrogatepass")
+    if len(encoded) > _SUBJECT_LENGTH:
+        # A name has room for 255 bytes, with the attempt's and what the connector adds.
+        digest = hashlib.sha256(encoded.encode()).hexdigest()[:16]
+        encoded = f"{encoded[: _SUBJECT_LENGTH - 17]}~{digest}"
     return f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded
 
 

@@ -162,8 +162,16 @@ def _prepare(
         open=lambda: read_content(Catalog(settings.storage), snapshot, record, attempt.observe),
     )
     prepared = settings.kind(record.type).prepare(record.subject, source, request)
-    stack.callback(prepared.discard)
+    stack.callback(_discard, prepared, request)
     return prepared
+
+
+def _discard(prepared: Prepared, request: RestoreRequest) -> None:
+    """Clean up; what can't be removed is told in the report, and hides neither the restore's success nor its error."""
+    try:
+        prepared.discard()
+    except Exception as error:  # noqa: BLE001
+        request.report(f"What the restore had built beside it could not all be removed: {error}")
 
 
 def read_content(
@@ -207,9 +215,20 @@ def _switch_all(selections: Sequence[Selection], prepared: Sequence[Prepared]) -
     for position, item in enumerate(prepared):
         try:
             item.switch()
-        except SnapshotError as error:
+        except BaseException as error:
             kept = _roll_back(selections[:position], prepared[:position])
-            raise type(error)(f"{error} {kept}".strip()) from None
+            if not isinstance(error, Exception):
+                raise
+            kind, text = _told(error, selections[position])
+            raise kind(f"{text} {kept}".strip()) from error
+
+
+def _told(error: Exception, selection: Selection) -> tuple[type[SnapshotError], str]:
+    """An error of a switch; one that isn't ours says nothing of the target's state, and then nobody knows it."""
+    if isinstance(error, SnapshotError):
+        return type(error), str(error)
+    what = f"{selection.target.description} could not be switched ({type(error).__name__}: {error})"
+    return SnapshotError, f"{what}, and what it holds now is not known; restore it again."
 
 
 def _roll_back(selections: Sequence[Selection], prepared: Sequence[Prepared]) -> str:
@@ -219,7 +238,7 @@ def _roll_back(selections: Sequence[Selection], prepared: Sequence[Prepared]) ->
         what = selection.target.description
         try:
             item.roll_back()
-        except SnapshotError as error:
+        except Exception as error:  # noqa: BLE001 - the others are brought back whatever this one does
             sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
         else:
             sentences.append(f"{what} is as it was before.")
@@ -249,7 +268,14 @@ def _not_in(snapshot: Snapshot, request: Request) -> list[str]:
     return [
         *(f"It holds no database {alias!r}." for alias in request.databases or () if alias not in snapshot.databases),
         *(f"It holds no artifact {item!r}." for item in request.artifacts or () if item not in held),
+        *_contradiction(request),
     ]
+
+
+def _contradiction(request: Request) -> list[str]:
+    if request.databases and request.artifacts is not None and "database" not in request.artifacts:
+        return ["Databases are named, but the artifacts that are named leave them out."]
+    return []
 
 
 def _is_asked_for(record: ArtifactRecord, request: Request) -> bool:
