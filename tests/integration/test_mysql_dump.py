@@ -119,8 +119,9 @@ def test_a_missing_right_is_named_with_the_grant(make_mariadb: Maker, mariadb: S
     dump(alias)
 
 
-def test_routines_that_can_not_be_read_fail_the_dump(make_mariadb: Maker, mariadb: Server) -> None:
-    alias = make_mariadb(user="reader", grants=DUMPS)
+@pytest.mark.parametrize("grants", [DUMPS, "ALL PRIVILEGES"])
+def test_routines_that_can_not_be_read_fail_the_dump(make_mariadb: Maker, mariadb: Server, grants: str) -> None:
+    alias = make_mariadb(user="reader", grants=grants)
     client(mariadb, alias, script=b"CREATE PROCEDURE private_one() SELECT 1; CREATE PROCEDURE private_two() SELECT 2;")
     with pytest.raises(SnapshotConnectorError, match="the text of private_one, private_two") as caught:
         dump(alias)
@@ -205,6 +206,30 @@ def test_the_counts_are_those_of_the_dump_while_somebody_writes(make_mariadb: Ma
             for name, count in metadata["row_counts"].items():
                 assert query(copy, f"SELECT COUNT(*) FROM {name}") == [(count,)]
             assert metadata["row_counts"]["first"] == metadata["row_counts"]["second"] > 5000
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_writers_of_a_table_without_transactions_spoil_only_its_own_count(make_mariadb: Maker, mariadb: Server) -> None:
+    alias = make_mariadb()
+    query(alias, "CREATE TABLE a_loose (id INTEGER AUTO_INCREMENT PRIMARY KEY) ENGINE = MyISAM")
+    query(alias, "CREATE TABLE strict (id INTEGER)")
+    query(alias, "CREATE PROCEDURE fill() BEGIN INSERT INTO a_loose VALUES (); END")
+    stop, written = threading.Event(), threading.Semaphore(0)
+
+    def write() -> None:
+        with mariadb_cursor(mariadb, database(alias)) as cursor:
+            while not stop.is_set():
+                cursor.execute("CALL fill()")
+                written.release()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            written.acquire()
+            assert dump(alias)[1]["row_counts_inexact_tables"] == ["a_loose"]
     finally:
         stop.set()
         writer.join()

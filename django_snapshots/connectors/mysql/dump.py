@@ -18,7 +18,7 @@ from django_snapshots.connectors.mysql.server import Server, Table, names, rows,
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.processes import Processes, Tool
 
-_LOCKED_SECONDS = 5.0
+_LOCKED_SECONDS = 3.0
 """How long the tables stay locked at most while the dump tool starts."""
 _TAIL = 256
 _CONTENT = (b"\n-- Table structure", b"\n-- Temporary ", b"\n-- Sequence structure", b"\n-- Dumping ")

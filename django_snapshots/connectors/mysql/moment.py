@@ -1,8 +1,9 @@
 """Fixes the moment that a dump shows, and counts the rows of every table in it.
 
-While every table is locked against writing, two transactions are opened: one here and the dump tool's. Both then see
-the same rows, so the counts are the dump's own. The lock ends as soon as the tool's transaction is known to be open,
-within seconds; where it can't be had in time the dump goes on without it and the counts are marked.
+While every table that knows transactions is locked against writing, two transactions are opened: one here and the dump
+tool's. Both then see the same rows, so the counts are the dump's own. The lock ends as soon as the tool's transaction
+is known to be open, within seconds; where it can't be had in time the dump goes on without it and the counts are
+marked.
 """
 
 from __future__ import annotations
@@ -88,12 +89,14 @@ class Moment:
         self._stack.close()
 
     def _lock(self) -> None:
-        if not self._tables:
+        # A reader of a MyISAM table queues behind a waiting writer, so the dump tool would wait for our own lock; and
+        # the rows of such tables are read after it anyway.
+        wanted = ", ".join(f"{quote(table.name)} READ" for table in self._tables if table.transactional)
+        if not wanted:
             self.locked = True
             return
         locker = self._stack.enter_context(server_connection(self._alias))
         execute(locker, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
-        wanted = ", ".join(f"{quote(table.name)} READ" for table in self._tables)
         try:
             execute(locker, f"LOCK TABLES {wanted}")
         except DatabaseError:

@@ -89,7 +89,9 @@ def require_dump_rights(connection: BaseDatabaseWrapper, server: Server, rights:
 
 def hidden_routines(connection: BaseDatabaseWrapper, rights: Rights) -> str | None:
     """Say in words which routines the account can't read, or ``None`` if it reads them all."""
-    if rights.has_everywhere("SELECT", "SHOW_ROUTINE") or rights.has("SHOW CREATE ROUTINE") or rights.on_routine_bodies:
+    # ALL PRIVILEGES on the database is not enough before MariaDB 11.3, where it came to hold SHOW CREATE ROUTINE.
+    named = "SHOW CREATE ROUTINE" in rights.here
+    if named or rights.on_routine_bodies or rights.has_everywhere("SELECT", "SHOW_ROUTINE"):
         return None
     if not any(rights.has(right) for right in _SEES_ROUTINES):
         return "procedures and functions, or whether there are any"
