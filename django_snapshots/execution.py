@@ -41,8 +41,8 @@ NOTE_SECONDS = 2.0
 class Hooks:
     """What a caller wants to hear while work goes on."""
 
-    moment_fixed: Callable[[uuid.UUID], None] = lambda _run: None
-    """A step has fixed its moment; others of the run may have become ready."""
+    moment_fixed: Callable[[uuid.UUID, int], None] = lambda _run, _phase: None
+    """A step of this run and phase has fixed its moment, or ended without; the next phase may have become ready."""
     moved: Callable[[str, int], None] = lambda _what, _count: None
     """So many bytes of this subject went by."""
 
@@ -186,7 +186,7 @@ class _Progress:
     def opened(self, filename: str, moment: datetime) -> None:
         """The attempt's object and moment are known."""
         runs.note(self._claimed, filename=filename, moment=moment)
-        self._hooks.moment_fixed(self._step.run.pk)
+        self._hooks.moment_fixed(self._step.run.pk, self._step.phase)
 
     def moved(self, count: int) -> None:
         """So many bytes went by; raises ``SnapshotCancelled`` if the attempt must end."""
@@ -395,7 +395,7 @@ def run_inline(
     hooks = hooks or Hooks()
 
     def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
-        work(rows[step.position], Hooks(moment_fixed=lambda _: moment_fixed(), moved=hooks.moved))
+        work(rows[step.position], Hooks(moment_fixed=lambda _run, _phase: moment_fixed(), moved=hooks.moved))
 
     planned = [
         PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase) for step in steps

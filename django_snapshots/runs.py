@@ -161,6 +161,11 @@ def claim(step: int) -> Claim | None:
     return Claim(step=step, token=Step.objects.using(alias()).values_list("token", flat=True).get(pk=step))
 
 
+def run_of(step: int) -> uuid.UUID:
+    """The id of a step's run."""
+    return Step.objects.using(alias()).values_list("run_id", flat=True).get(pk=step)
+
+
 def note(claimed: Claim, **fields: Any) -> None:
     """Write *fields* of a step that is still ours; raise ``SnapshotCancelled`` if it isn't, or if the run must end."""
     changed = _held(claimed).update(heartbeat_at=timezone.now(), **fields)
@@ -193,12 +198,13 @@ def fail(claimed: Claim, error: BaseException) -> bool:
     return bool(changed)
 
 
-def ready(run: uuid.UUID) -> list[int]:
-    """The queued steps that may begin: a later phase waits until every step before it has fixed its moment."""
+def ready(run: uuid.UUID, *, after: int = -1) -> list[int]:
+    """The queued steps of the phase that follows *after*, if every step up to *after* has fixed its moment or ended."""
     steps = list(Step.objects.using(alias()).filter(run=run))
-    open_phases = [step.phase for step in steps if step.moment is None and step.state in {State.QUEUED, State.RUNNING}]
-    phase = min(open_phases, default=0)
-    return [step.pk for step in steps if step.state == State.QUEUED and step.phase <= phase]
+    if any(step.moment is None and step.state not in FINAL_STATES for step in steps if step.phase <= after):
+        return []
+    phase = min((step.phase for step in steps if step.phase > after), default=None)
+    return [step.pk for step in steps if step.state == State.QUEUED and step.phase == phase]
 
 
 def _held(claimed: Claim) -> Any:

@@ -90,10 +90,17 @@ def verify(self: SnapshotTask, name: str | None = None, level: int = 2) -> dict[
 @shared_task(name="django_snapshots.step", ignore_result=True, **_OPTIONS)
 def step(step_id: int) -> None:
     """Work on one step, and finish the run if it was the last."""
-    run_id = execution.work(step_id, execution.Hooks(moment_fixed=publish_ready))
-    if run_id is None:
-        return
-    publish_ready(run_id)
+    try:
+        run_id = execution.work(step_id, execution.Hooks(moment_fixed=publish_ready))
+    except BaseException:
+        # The worker is being shut down: the step has failed, and whoever waits for the run should learn it now.
+        _conclude(runs.run_of(step_id))
+        raise
+    if run_id is not None:
+        _conclude(run_id)
+
+
+def _conclude(run_id: uuid.UUID) -> None:
     finished = execution.finish(run_id)
     if finished is not None:
         store_result(finished)
@@ -123,9 +130,10 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
     return {key: value for key, value in request.to_json().items() if key in taken}
 
 
-def publish_ready(run_id: uuid.UUID) -> None:
-    """Send a message for every step that may begin now; a step that gets two is worked on once."""
-    for step_id in runs.ready(run_id):
+def publish_ready(run_id: uuid.UUID, after: int = -1) -> None:
+    """Send a message for every step of the phase that follows *after*, if it may begin; a step that gets two is
+    worked on once."""
+    for step_id in runs.ready(run_id, after=after):
         step.delay(step_id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,6 @@ class Outcome:
 
 def take(project: Project, mounts: str = "true") -> Outcome:
     """Take a snapshot in a mount namespace of its own, prepared by the shell command *mounts*."""
-    import sys
-
     wrapper = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(
         [*wrapper, "sh", "-c", f"{mounts} && {TAKE}", sys.executable],
@@ -113,12 +112,10 @@ def test_a_tool_that_is_killed_after_ten_megabytes(shop: Project, tmp_path: Path
 
 
 def test_a_tool_that_is_missing(shop: Project, tmp_path: Path) -> None:
-    shop.extra_environment["PATH"] = str(tmp_path)
-    mounts = (
-        "export PATH=/usr/sbin:/usr/bin:/sbin:/bin; for d in /usr/lib/postgresql/*; do mount -t tmpfs none $d; done"
-    )
-    mounts += f"; mount --bind /dev/null /usr/bin/pg_dump 2>/dev/null; export PATH={tmp_path}"
-    assert_failed(take(shop, mounts), shop, "default", "pg_dump", "18")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    hide = "for folder in /usr/lib/postgresql/*; do mount -t tmpfs none $folder; done"
+    assert_failed(take(shop, f"{hide}; export PATH={empty}; true"), shop, "default", "pg_dump", "18")
 
 
 def test_a_tool_that_is_too_old(shop: Project) -> None:
