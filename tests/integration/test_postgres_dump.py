@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
 
 from django_snapshots.connectors.file_tier import private_directory
 from django_snapshots.connectors.postgres import PostgresConnector
@@ -374,3 +374,11 @@ def test_leaving_early_ends_the_dump(
         assert next(dump.chunks).startswith(b"PGDMP")
         assert pids(processes)
     assert not pids(processes)
+
+
+def test_an_error_of_somebody_else_is_not_taken_for_the_databases(
+    connector: PostgresConnector, alias: str, request_: DumpRequest
+) -> None:
+    """Whoever reads a dump may fail in another database."""
+    with pytest.raises(OperationalError, match="elsewhere"), connector.open_dump(alias, request_):
+        raise OperationalError("elsewhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +180,92 @@ def test_a_run_that_is_ended_while_it_restores(
 
         with pytest.raises(SnapshotCancelled):
             put_back(connector, alias, dataclasses.replace(source, open=chunks), processes=processes)
+
+
+SLOW = """
+    CREATE FUNCTION slow() RETURNS boolean LANGUAGE sql AS
+        $$ SELECT CASE WHEN current_setting('application_name') = 'snapshots-slow' THEN pg_sleep(60) END IS NULL $$;
+    CREATE MATERIALIZED VIEW slowly AS SELECT public.slow();
+    ALTER FUNCTION slow OWNER TO snapshots_app;
+    ALTER MATERIALIZED VIEW slowly OWNER TO snapshots_app;
+"""
+
+
+def test_a_server_that_is_busy_when_the_run_is_ended(
+    postgres: Server, connector: PostgresConnector, alias: str, tmp_path: Path
+) -> None:
+    """The server would work on for a minute, with every table locked, though its client is gone."""
+    execute(postgres, alias, SLOW)
+    source = take(connector, alias, tmp_path / "slow.pgdump")
+    execute(postgres, alias, "DELETE FROM shop")
+    session = "SELECT pid FROM pg_stat_activity WHERE application_name = 'snapshots-slow'"
+    with Processes() as processes:
+
+        def kill_when_asleep() -> None:
+            while not fetch(postgres, alias, f"{session} AND wait_event = 'PgSleep'"):
+                pass
+            processes.kill()
+
+        killer = threading.Thread(target=kill_when_asleep)
+        killer.start()
+        with pytest.raises(SnapshotCancelled):
+            put_back(connector, alias, source, processes=processes, label="snapshots-slow")
+        assert fetch(postgres, alias, session) == []
+        killer.join()
+    assert fetch(postgres, alias, "SELECT count(*) FROM shop") == [(0,)]
+
+
+INTERRUPTED = """#!{python}
+import os, signal, subprocess, sys, threading
+if "--version" in sys.argv:
+    os.execv({psql!r}, sys.argv)
+psql = subprocess.Popen([{psql!r}, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+committing = threading.Event()
+def forward():
+    for line in psql.stdout:
+        if not committing.is_set():
+            os.write(1, line)
+threading.Thread(target=forward, daemon=True).start()
+for line in sys.stdin.buffer:
+    if b"COMMIT;" in line:
+        committing.set()
+        {then}
+        os._exit(1)
+    psql.stdin.write(line)
+    psql.stdin.flush()
+psql.stdin.close()
+psql.wait()
+"""
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_commit_whose_answer_is_lost(
+    postgres: Server, alias: str, source: Source, tmp_path: Path, arrives: bool
+) -> None:
+    """The server is asked what became of it: committed is success, anything else is told as what it is."""
+    then = "psql.stdin.write(line); psql.stdin.close(); psql.wait()" if arrives else "psql.kill(); psql.wait()"
+    real = Path(postgres.bin_directory)
+    clients = tmp_path / "clients"
+    clients.mkdir()
+    (clients / "pg_restore").symlink_to(real / "pg_restore")
+    (clients / "psql").write_text(INTERRUPTED.format(python=sys.executable, psql=str(real / "psql"), then=then))
+    (clients / "psql").chmod(0o700)
+    execute(postgres, alias, "DELETE FROM shop")
+    with prepared(PostgresConnector(client_directory=str(clients)), alias, source) as restoring:
+        restoring.check()
+        if arrives:
+            restoring.switch()
+        else:
+            with pytest.raises(SnapshotConnectorError, match=r"The server rolled back: .* is as it was"):
+                restoring.switch()
+    assert fetch(postgres, alias, "SELECT count(*) FROM shop") == [(20_000 if arrives else 0,)]
+
+
+def test_an_extension_of_another_version_is_reported(connector: PostgresConnector, alias: str, source: Source) -> None:
+    said: list[str] = []
+    metadata = {**source.metadata, "extensions": {"plpgsql": "0.9", "postgis": "3"}}
+    put_back(connector, alias, dataclasses.replace(source, metadata=metadata), report=said.append)
+    assert said == [f"The extension plpgsql stays at version 1.0 in {alias!r}; it was 0.9 in the snapshot."]
 
 
 @pytest.mark.usefixtures("unchanged")

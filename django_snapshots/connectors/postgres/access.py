@@ -79,20 +79,32 @@ def _conninfo(named: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
+def explained(alias: str) -> Iterator[None]:
+    """What the driver raises within becomes a ``SnapshotConnectorError`` that names *alias*."""
+    try:
+        yield
+    except Error as error:
+        raise SnapshotConnectorError(f"PostgreSQL refused the alias {alias!r}: {redact(str(error).strip())}") from error
+
+
+@contextlib.contextmanager
 def connected(alias: str) -> Iterator[BaseDatabaseWrapper]:
-    """A connection of our own to *alias*. What the driver raises becomes a ``SnapshotConnectorError``."""
+    """A connection of our own to *alias*; what it raises is explained."""
+    with explained(alias), _own_connection(alias) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def _own_connection(alias: str) -> Iterator[BaseDatabaseWrapper]:
     facts.require_alias(alias)
     if connections[alias].vendor != "postgresql":
         raise SnapshotConfigurationError(
             f"The alias {alias!r} is no PostgreSQL database but {connections[alias].display_name}; "
             "give it another connector in SNAPSHOTS['DATABASE_CONNECTORS']."
         )
-    try:
-        with facts.own_connection(alias) as connection:
-            connection.ensure_connection()
-            yield connection
-    except Error as error:
-        raise SnapshotConnectorError(f"PostgreSQL refused the alias {alias!r}: {redact(str(error).strip())}") from error
+    with facts.own_connection(alias) as connection:
+        connection.ensure_connection()
+        yield connection
 
 
 def exists(alias: str) -> bool:
@@ -125,21 +137,28 @@ def _known_to_the_server(alias: str, name: str) -> bool:
 def reading(alias: str, label: str) -> Iterator[BaseDatabaseWrapper]:
     """A connection in a read-only transaction that sees one moment, that no time-out ends, and that never hides a row.
 
-    With ``row_security`` off a query that a policy would shorten fails instead.
+    With ``row_security`` off a query that a policy would shorten fails instead. What the body raises is its own: it
+    may have come from another database.
     """
-    with connected(alias) as connection:
-        connection.set_autocommit(False)
+    with contextlib.ExitStack() as stack:
+        with explained(alias):
+            connection = stack.enter_context(_own_connection(alias))
+            connection.set_autocommit(False)
+            _begin(connection, label)
         try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                cursor.execute(
-                    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', "
-                    "'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
-                )
-                cursor.execute("SELECT set_config('application_name', %s, true)", [label])
-                cursor.execute("SET LOCAL row_security = off")
             yield connection
         finally:
             # What is left of a broken connection is closed by its owner.
             with contextlib.suppress(Error):
                 connection.rollback()
+
+
+def _begin(connection: BaseDatabaseWrapper, label: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        cursor.execute(
+            "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', "
+            "'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+        )
+        cursor.execute("SELECT set_config('application_name', %s, true)", [label])
+        cursor.execute("SET LOCAL row_security = off")

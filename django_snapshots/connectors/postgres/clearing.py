@@ -135,7 +135,7 @@ CROSS JOIN LATERAL (
     FROM (SELECT DISTINCT grantee FROM aclexplode(n.nspacl)) g WHERE g.grantee <> n.nspowner
     UNION ALL SELECT 2, format('GRANT %s ON SCHEMA %I TO %s', g.privilege_type, n.nspname,
         CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END)
-    FROM aclexplode(i.initprivs) g WHERE g.grantee <> 0 OR n.nspname = 'public') s
+    FROM aclexplode(i.initprivs) g) s
 WHERE n.oid IN ({_KEPT_SCHEMAS}) AND n.nspacl IS DISTINCT FROM i.initprivs AND n.nspacl IS NOT NULL
   AND pg_has_role(n.nspowner, 'USAGE') ORDER BY n.oid, s.position
 """  # noqa: S608

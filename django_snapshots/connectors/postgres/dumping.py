@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.postgres import catalog
-from django_snapshots.connectors.postgres.access import Access, access, reading
+from django_snapshots.connectors.postgres.access import Access, access, connected, explained, reading
 from django_snapshots.connectors.postgres.clients import Clients, choose, major_of
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotConfigurationError, SnapshotConnectorError
 from django_snapshots.processes import Tool
@@ -26,26 +26,28 @@ def open_dump(
     """Fix the moment in a transaction of our own, check what stands in the way, and start ``pg_dump`` in it."""
     through = dump_alias or alias
     with reading(through, request.label) as connection:
-        server = catalog.server(connection)
-        if dump_alias:
-            _require_same_database(alias, request.label, dump_alias, server)
-        clients = choose(
-            request.processes,
-            client_directory,
-            ["pg_dump"],
-            at_least=major_of(server.version),
-            because=f"The alias {alias!r} is on PostgreSQL {server.version}",
-        )
-        excluded = _excluded(connection, alias, request.exclude_tables)
-        _require_rights(connection, alias, excluded)
-        ((snapshot,),) = catalog.rows(connection, "SELECT pg_export_snapshot()")
-        reached = access(connection, request.label)
+        with explained(through):
+            server = catalog.server(connection)
+            if dump_alias:
+                _require_same_database(alias, dump_alias, server)
+            clients = choose(
+                request.processes,
+                client_directory,
+                ["pg_dump"],
+                at_least=major_of(server.version),
+                because=f"The alias {alias!r} is on PostgreSQL {server.version}",
+            )
+            excluded = _excluded(connection, alias, request.exclude_tables)
+            _require_rights(connection, alias, excluded)
+            ((snapshot,),) = catalog.rows(connection, "SELECT pg_export_snapshot()")
+            moment = catalog.moment(connection)
+            reached = access(connection, request.label)
         argv = _arguments(clients, reached, snapshot, excluded)
         with request.processes.start(argv, env=reached.env, secrets=reached.secrets) as tool:
             content = _Content(alias, request, tool, connection, excluded)
             yield Dump(
                 suffix="pgdump",
-                started_at=catalog.moment(connection),
+                started_at=moment,
                 chunks=content.chunks(),
                 metadata=lambda: content.metadata(server, clients),
             )
@@ -91,16 +93,17 @@ class _Content:
         """Counts and the rest, seen in the very moment that was dumped."""
         if not self._complete:
             raise SnapshotConnectorError(f"The dump of {self._alias!r} was not read to its end.")
-        return {
-            "engine": "postgresql",
-            "server_version": server.version,
-            "client_version": clients.version,
-            "encoding": server.encoding,
-            "extensions": catalog.extensions(self._connection),
-            "row_counts": catalog.row_counts(self._connection, self._excluded),
-            "row_counts_exact": True,
-            "migrations": facts.applied_migrations(self._connection),
-        }
+        with explained(self._alias):
+            return {
+                "engine": "postgresql",
+                "server_version": server.version,
+                "client_version": clients.version,
+                "encoding": server.encoding,
+                "extensions": catalog.extensions(self._connection),
+                "row_counts": catalog.row_counts(self._connection, self._excluded),
+                "row_counts_exact": True,
+                "migrations": facts.applied_migrations(self._connection),
+            }
 
 
 def _arguments(clients: Clients, reached: Access, snapshot: str, excluded: Mapping[int, str]) -> list[str]:
@@ -149,8 +152,8 @@ def _require_rights(connection: BaseDatabaseWrapper, alias: str, excluded: Mappi
         )
 
 
-def _require_same_database(alias: str, label: str, dump_alias: str, server: catalog.Server) -> None:
-    with reading(alias, label) as connection:
+def _require_same_database(alias: str, dump_alias: str, server: catalog.Server) -> None:
+    with connected(alias) as connection:
         other = catalog.server(connection)
     if other.identity != server.identity:
         raise SnapshotConfigurationError(

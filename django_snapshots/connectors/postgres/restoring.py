@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class Restoring:
             require_possible(connection, self._alias, contents.entries, roles, owner=self._owner)
             tables = catalog.find_tables(connection, self._request.preserve_tables)
             kept = {**tables, **catalog.owned_sequences(connection, tables)}
+            self._report_extensions(catalog.extensions(connection))
             settings = {name for (name,) in catalog.rows(connection, "SELECT name FROM pg_settings")}
             reached = access(connection, self._request.label)
         try:
@@ -93,17 +95,11 @@ class Restoring:
         """Commit."""
         session = self._open_session
         (transaction,) = session.ask("SELECT pg_current_xact_id();")
-        cause: SnapshotError | None = None
         try:
             # Behind a pooler the next client gets this session: it must not find the archive's settings.
-            (state,) = session.ask(f"RESET ALL; RESET ROLE; COMMIT; SELECT pg_xact_status('{transaction}');")
+            session.ask("RESET ALL; RESET ROLE; COMMIT;")
         except SnapshotError as error:
-            cause, state = error, self._state_after(transaction, error)
-        if state != "committed":
-            raise SnapshotConnectorError(
-                f"The restore of {self._alias!r} was not committed, and the database is as it was: the server says "
-                f"that its transaction is {state}. {cause or ''}".strip()
-            ) from cause
+            self._require_committed(transaction, error)
         self._switched = True
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             session.close()
@@ -124,15 +120,19 @@ class Restoring:
         if self._backend and not self._switched:
             self._backend.end(self._alias)
 
-    def _state_after(self, transaction: str, cause: SnapshotError) -> str:
-        """What became of a COMMIT that ``psql`` gave no answer to."""
+    def _require_committed(self, transaction: str, cause: SnapshotError) -> None:
+        """Raise *cause* unless the server did commit: only its answer to that was lost then."""
         try:
-            return outcome(self._alias, transaction)
+            state = outcome(self._alias, transaction)
         except SnapshotConnectorError:
+            state = "not known, because it doesn't answer"
+        if state == "aborted":
+            raise type(cause)(f"{cause} The server rolled back: {self._alias!r} is as it was.") from cause
+        if state != "committed":
             raise SnapshotConnectorError(
-                f"psql was lost while it committed the restore of {self._alias!r}, and the server doesn't answer: it "
-                "is not known whether the database is as it was or as the snapshot. Ask the server: "
-                f"SELECT pg_xact_status('{transaction}'). {cause}"
+                f"{cause} This was while the restore of {self._alias!r} was committed, so the database is either as it "
+                f"was or as the snapshot. What the server says of its transaction is {state}. Ask it again: "
+                f"SELECT pg_xact_status('{transaction}')."
             ) from cause
 
     @property
@@ -153,18 +153,29 @@ class Restoring:
         """Remove what is there; check that no CASCADE took anything that was to stay."""
         session = self._open_session
         before = session.ask(clearing.FINGERPRINT)
+        started = time.monotonic()
         try:
             session.ask(f"\\o /dev/null\n{clearing.script()}\n\\o")
         except SnapshotCancelled:
             raise
         except SnapshotConnectorError as error:
-            raise SnapshotConnectorError(f"{error} Nothing was changed.{self._in_the_way()}") from error
+            waited = time.monotonic() - started >= LOCK_TIMEOUT_SECONDS
+            hint = self._in_the_way() if waited else ""
+            raise SnapshotConnectorError(f"{error} Nothing was changed.{hint}") from error
         if session.ask(clearing.FINGERPRINT) != before:
             raise SnapshotPreflightError(
                 f"{self._alias!r} can't be restored: {', '.join(kept.values()) or 'an extension'} depends on something "
                 "that is to be replaced, such as a type, a function or a table. Remove that dependency. "
                 "Nothing was changed."
             )
+
+    def _report_extensions(self, installed: Mapping[str, str]) -> None:
+        for name, version in (self._source.metadata.get("extensions") or {}).items():
+            if installed.get(name, version) != version:
+                self._request.report(
+                    f"The extension {name} stays at version {installed[name]} in {self._alias!r}; "
+                    f"it was {version} in the snapshot."
+                )
 
     def _in_the_way(self) -> str:
         with contextlib.suppress(SnapshotConnectorError), connected(self._alias) as connection:
