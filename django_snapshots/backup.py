@@ -19,7 +19,7 @@ import django
 from django_snapshots.artifacts.environment import installed_packages
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.conf import Settings
-from django_snapshots.exceptions import SnapshotIntegrityError
+from django_snapshots.exceptions import SnapshotCancelled, SnapshotIntegrityError
 from django_snapshots.manifest import ArtifactRecord, Snapshot, plain_json
 from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
 from django_snapshots.pipeline.digest import content_tally, stored_tally
@@ -51,6 +51,12 @@ class Attempt:
     exclude_tables: frozenset[str] = frozenset()
     observer: Observer = Observer()
 
+    def moved(self, count: int) -> None:
+        """So many bytes of plain content went by; raises ``SnapshotCancelled`` once the attempt has been ended."""
+        if self.processes.ended:
+            raise SnapshotCancelled("The run has been ended.")
+        self.observer.moved(count)
+
     @property
     def label(self) -> str:
         """Names the attempt to servers."""
@@ -80,7 +86,7 @@ def _store(settings: Settings, attempt: Attempt, dump: Dump, compression: Compre
     filename = attempt_filename(plan.run, step.position, attempt.token, step.subject, suffix)
     attempt.observer.opened(filename, dump.started_at)
     content, stored = content_tally(), stored_tally()
-    stages = chain(Watch(attempt.observer.moved), content, compression.compressor(), stored)
+    stages = chain(Watch(attempt.moved), content, compression.compressor(), stored)
     catalog = Catalog(settings.storage)
     with closing_chunks(stages(dump.chunks)) as chunks:
         write_chunks(settings.storage, catalog.path(plan.name, filename), chunks)

@@ -10,7 +10,8 @@ import logging
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -45,6 +46,8 @@ class Hooks:
     """A step of this run and phase has fixed its moment, or ended without; the next phase may have become ready."""
     moved: Callable[[str, int], None] = lambda _what, _count: None
     """So many bytes of this subject went by."""
+    attempt: Callable[[], AbstractContextManager[Processes]] = Processes
+    """Makes what holds the programs of one attempt; whoever keeps it can end them."""
 
 
 # Begin
@@ -55,8 +58,10 @@ def prepare(run: Run) -> list[Step]:
     request = Request.from_json(run.request)
     if run.kind == Kind.SNAPSHOT:
         return _prepare_snapshot(run, request)
-    step = PlannedStep(position=0, type=run.kind, subject=request.name or "", phase=0)
-    return runs.start(run, [step], name=request.name or "", storage_id="", storage_label="", reserve=False)
+    # The latest is looked up once: every attempt works on the same one, and nobody can delete it meanwhile.
+    name = request.name or Catalog(get_settings().storage).latest().name
+    step = PlannedStep(position=0, type=run.kind, subject=name, phase=0)
+    return runs.start(run, [step], name=name, storage_id="", storage_label="", reserve=False)
 
 
 def _prepare_snapshot(run: Run, request: Request) -> list[Step]:
@@ -100,9 +105,10 @@ def work(step_id: int, hooks: Hooks | None = None) -> uuid.UUID | None:
     if claimed is None:
         return None
     step = Step.objects.using(runs.alias()).select_related("run").get(pk=step_id)
+    hooks = hooks or Hooks()
     try:
-        with Processes() as processes:
-            record = _work_on(step, claimed, processes, hooks or Hooks())
+        with hooks.attempt() as processes:
+            record = _work_on(step, claimed, processes, hooks)
         runs.complete(claimed, record)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must learn of it
         runs.fail(claimed, explained(error, str(step)))
@@ -119,6 +125,7 @@ def _work_on(step: Step, claimed: runs.Claim, processes: Processes, hooks: Hooks
         stored = backup.dump_artifact(settings, _attempt(step, claimed, processes, progress))
         progress.flush(last_byte_at=timezone.now())
         return {"artifact": stored.record.to_json(), "plain_filename": stored.plain_filename}
+    request = replace(request, name=step.run.name)
     if step.run.kind == Kind.VERIFY:
         report = verifying.verify(Catalog(settings.storage), request.name, level=request.level, observe=progress.moved)
         return report.to_json()
@@ -215,7 +222,7 @@ def explained(error: Exception, what: str) -> SnapshotError:
         kind, text = SnapshotError, f"{type(error).__name__}: {error}"
         if not isinstance(error, DatabaseError):
             logger.error("%s", redact("".join(traceback.format_exception(error))))
-    return kind(redact(text if _names(text, what) else f"{what}: {text}"))
+    return runs.rebuild(kind.__name__, redact(text if _names(text, what) else f"{what}: {text}"))
 
 
 def _names(text: str, what: str) -> bool:
@@ -265,10 +272,17 @@ def _withdraw(run: Run) -> None:
     if run.kind != Kind.SNAPSHOT or not filenames:
         return
     try:
-        backup.withdraw(get_settings(), run.name, run.pk.hex, list(filenames))
+        _withdraw_objects(get_settings(), run.name, run.pk.hex, list(filenames))
     except SnapshotError as error:
+        logger.warning("The objects of failed run %s could not be removed: %s", run.pk, error)
+
+
+def _withdraw_objects(settings: Settings, name: str, run: str, filenames: Sequence[str]) -> None:
+    try:
+        backup.withdraw(settings, name, run, filenames)
+    except Exception as error:  # noqa: BLE001
         # The run's own error is what the user must see; what is left is unlisted and named after this run.
-        logger.warning("The objects of failed run %s could not all be removed: %s", run.pk, error)
+        logger.warning("The objects of failed run %s could not all be removed: %s", run, redact(str(error)))
 
 
 def outcome(run: Run) -> dict[str, Any]:
@@ -394,13 +408,23 @@ def run_inline(
     rows = {step.position: step.pk for step in steps}
     hooks = hooks or Hooks()
 
+    stop = parallel.Stop()
+
     def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
-        work(rows[step.position], Hooks(moment_fixed=lambda _run, _phase: moment_fixed(), moved=hooks.moved))
+        work(
+            rows[step.position],
+            Hooks(moment_fixed=lambda _run, _phase: moment_fixed(), moved=hooks.moved, attempt=stop.attempt),
+        )
 
     planned = [
         PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase) for step in steps
     ]
-    parallel.run(planned, work_on, at_once=get_settings().parallel)
+    try:
+        parallel.run(planned, work_on, at_once=get_settings().parallel, stop=stop)
+    except BaseException:
+        # Interrupted: every step has ended all the same, and the run ends with them.
+        finish(run.pk)
+        raise
     return outcome(finish(run.pk) or Run.objects.using(runs.alias()).get(pk=run.pk))
 
 
@@ -412,22 +436,24 @@ def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks
     def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
         share.work(settings, plan, step, moment_fixed)
 
-    parallel.run(plan.steps, work_on, at_once=settings.parallel)
     try:
+        parallel.run(plan.steps, work_on, at_once=settings.parallel, stop=share.stop)
         if share.errors:
             raise share.errors[0]
-        return backup.publish(settings, plan, share.stored, storage_id=storage_id)
-    except SnapshotError:
-        backup.withdraw(settings, plan.name, plan.run, share.filenames)
+        stored = [share.stored[step.position] for step in plan.steps]
+        return backup.publish(settings, plan, stored, storage_id=storage_id)
+    except BaseException:
+        _withdraw_objects(settings, plan.name, plan.run, share.filenames)
         raise
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Share:
-    """What the threads of a run without a journal share; lists, because appending to one is atomic."""
+    """What the threads of a run without a journal share; each adds its own, which is atomic."""
 
     hooks: Hooks
-    stored: list[StoredArtifact] = field(default_factory=list)
+    stop: parallel.Stop = field(default_factory=parallel.Stop)
+    stored: dict[int, StoredArtifact] = field(default_factory=dict)
     filenames: list[str] = field(default_factory=list)
     errors: list[SnapshotError] = field(default_factory=list)
 
@@ -444,7 +470,7 @@ class _Share:
             self.hooks.moved(what, count)
 
         try:
-            with Processes() as processes:
+            with self.stop.attempt() as processes:
                 attempt = backup.Attempt(
                     plan=plan,
                     step=step,
@@ -453,6 +479,6 @@ class _Share:
                     exclude_tables=runs.tables(),
                     observer=backup.Observer(opened=opened, moved=moved),
                 )
-                self.stored.append(backup.dump_artifact(settings, attempt))
+                self.stored[step.position] = backup.dump_artifact(settings, attempt)
         except Exception as error:  # noqa: BLE001 - the first one is raised once all threads have ended
             self.errors.append(explained(error, what))

@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from django.db import connections
 
 from django_snapshots.plan import PlannedStep
+from django_snapshots.processes import Processes
 
 Work = Callable[[PlannedStep, Callable[[], None]], None]
 """Works on a step and calls the function that it is given as soon as the step's moment is fixed."""
 
 
-def run(steps: Sequence[PlannedStep], work: Work, *, at_once: int) -> None:
+class Stop:
+    """Ends every attempt of an inline run when the thread that waits for them is interrupted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._attempts: list[Processes] = []
+        self._stopped = False
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[Processes]:
+        """The programs of one attempt; one that begins after the end can start none."""
+        with Processes() as processes:
+            with self._lock:
+                self._attempts.append(processes)
+                stopped = self._stopped
+            if stopped:
+                processes.kill()
+            yield processes
+
+    def now(self) -> None:
+        """End them all; each notices at its next chunk, or when its program is gone."""
+        with self._lock:
+            self._stopped = True
+            attempts = list(self._attempts)
+        for processes in attempts:
+            processes.kill()
+
+
+def run(steps: Sequence[PlannedStep], work: Work, *, at_once: int, stop: Stop) -> None:
     """Work on all *steps*, at most *at_once* in threads; those of a later phase wait for every earlier moment.
 
-    *work* must not raise; what it raises all the same comes out once every step has ended. An in-memory database can
-    be seen by this thread alone, so with one in the project everything happens here, one step after another.
+    *work* must not raise; what it raises all the same comes out once every step has ended. An interrupt of this thread
+    stops them first. An in-memory database can be seen by this thread alone, so with one in the project everything
+    happens here, one step after another.
     """
     ordered = sorted(steps, key=lambda step: (step.phase, step.position))
     if at_once == 1 or len(ordered) == 1 or _has_memory_database():
@@ -29,6 +60,11 @@ def run(steps: Sequence[PlannedStep], work: Work, *, at_once: int) -> None:
     with ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="snapshot") as pool:
         # First in, first out: a step of the first phase never waits behind one of the second.
         futures = [pool.submit(_work_behind, gate, step, work) for step in ordered]
+        try:
+            wait(futures)
+        except BaseException:
+            stop.now()
+            raise
     for future in futures:
         future.result()
 

@@ -54,8 +54,8 @@ class Request:
             raise SnapshotConfigurationError(f"A request has no {', '.join(sorted(unknown))}.")
         lists = {key: _names(key, data[key]) for key in _REQUEST_LISTS if data.get(key) is not None}
         name, metadata = data.get("name"), data.get("metadata") or {}
-        if name is not None and not isinstance(name, str):
-            raise SnapshotConfigurationError(f"A snapshot's name is text, not {name!r}.")
+        if name is not None:
+            check_name(name)
         if not isinstance(metadata, Mapping):
             raise SnapshotConfigurationError(f"metadata is a dict of plain JSON, not {metadata!r}.")
         metadata = plain_json(metadata, "A snapshot's metadata")

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,9 +28,9 @@ from django_snapshots.redaction import redact
 _LAUNCHER = Path(__file__).with_name("_launch.py")
 _PIPE_SIZE = 1024 * 1024
 _READ_SIZE = 256 * 1024
-_STDERR_LINES = 200
-_STDERR_LINE_LENGTH = 2000
+_STDERR_KEPT = 16 * 1024
 _STDERR_SHOWN = 4000
+_POLL_SECONDS = 0.01
 
 
 def find_program(names: Sequence[str], directories: Sequence[str | Path] = ()) -> Path | None:
@@ -55,7 +55,9 @@ class Tool:
         self.pid = popen.pid
         self._popen = popen
         self._secrets = tuple(secrets)
-        self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._stderr = b""
+        self._stderr_lost = False
+        self._reaping = threading.Lock()
         self._stderr_reader = threading.Thread(target=self._collect, name=f"{name}-stderr", daemon=True)
         self._stderr_reader.start()
 
@@ -82,25 +84,30 @@ class Tool:
 
         Raises ``subprocess.TimeoutExpired`` after *timeout* seconds.
         """
-        status = self._popen.wait(timeout)
-        # A grandchild may hold standard error open; what it says then is not worth waiting for.
+        self._await(timeout)
+        self._reap()
         self._stderr_reader.join(timeout=5)
-        return status
+        return self._popen.returncode
 
     def running(self) -> bool:
         """Whether the program has not ended yet."""
-        return self._popen.poll() is None
+        if self._popen.returncode is None and self._has_ended():
+            self._reap()
+        return self._popen.returncode is None
 
     @property
     def stderr(self) -> str:
         """The last lines of standard error, without secrets."""
-        text = "\n".join(self._stderr).strip()
-        return redact(text[-_STDERR_SHOWN:], self._secrets)
+        kept = self._stderr
+        if self._stderr_lost:
+            # What came before the first whole line is lost, and with it perhaps the beginning of a secret.
+            kept = kept.partition(b"\n")[2] or kept[_STDERR_SHOWN:]
+        return redact(kept.decode(errors="replace").strip(), self._secrets)[-_STDERR_SHOWN:]
 
     def explain(self) -> str:
         """How it ended, in a sentence, with its own words: ``pg_dump exited with status 1: ...``."""
-        status = self._popen.poll()
-        if status is None:
+        running, status = self.running(), self._popen.returncode
+        if running or status is None:
             how = "is still running"
         elif status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
@@ -111,12 +118,9 @@ class Tool:
 
     def end(self) -> None:
         """Kill the program's whole process group if it still runs, reap it, close its pipes; any number of times."""
-        # The group outlives its leader if a grandchild runs on. Its number can't be used again before the leader
-        # is reaped, so the group is killed first.
-        if self._popen.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-        self._popen.wait()
+        self.kill()
+        self._await(None)
+        self._reap()
         for stream in (self._popen.stdin, self._popen.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -125,9 +129,43 @@ class Tool:
 
     def kill(self) -> None:
         """Kill the process group from any thread; the owner still calls ``end``."""
-        if self._popen.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+        with self._reaping:
+            if self._popen.returncode is None:
+                self._kill_group()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        """After the program has ended: end what it has left running, too.
+
+        The group outlives its leader if a grandchild runs on. Its number can't be used again before the leader is
+        reaped, so the group is killed first.
+        """
+        with self._reaping:
+            if self._popen.returncode is None:
+                self._kill_group()
+                self._popen.wait()
+
+    def _await(self, timeout: float | None) -> None:
+        if timeout is None:
+            if self._popen.returncode is None:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            return
+        deadline = time.monotonic() + timeout
+        while self._popen.returncode is None and not self._has_ended():
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.name, timeout)
+            time.sleep(_POLL_SECONDS)
+
+    def _has_ended(self) -> bool:
+        """Whether it could be reaped; leaves it as it is."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        except ChildProcessError:
+            return True
 
     def __enter__(self) -> Self:
         return self
@@ -141,8 +179,10 @@ class Tool:
         stream = self._popen.stderr
         assert stream is not None  # noqa: S101
         with stream:
-            while line := stream.readline(_STDERR_LINE_LENGTH):
-                self._stderr.append(line.decode(errors="replace").rstrip("\n"))
+            while piece := stream.read(_STDERR_KEPT):
+                heard = self._stderr + piece
+                self._stderr_lost |= len(heard) > _STDERR_KEPT
+                self._stderr = heard[-_STDERR_KEPT:]
 
 
 class Processes:

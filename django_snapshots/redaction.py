@@ -9,8 +9,8 @@ from urllib.parse import quote, quote_plus
 from django.conf import settings
 
 PLACEHOLDER = "********"
-# user:password@ in any URL, whoever wrote it
-_URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<credentials>[^\s/@]+)@")
+# user:password@ in any URL, whoever wrote it; a scheme of bounded length, or a long word takes time squared
+_URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)(?P<credentials>[^\s/]+)@")
 _SECRET_OPTIONS = ("password", "passwd", "sslpassword", "passphrase")
 
 

@@ -279,7 +279,10 @@ def describe(error: BaseException) -> dict[str, str]:
 def rebuild(error_type: str, text: str) -> SnapshotError:
     """The error that the journal kept; any that isn't ours becomes a plain ``SnapshotError``."""
     kind = next((item for item in _subclasses(SnapshotError) if item.__name__ == error_type), SnapshotError)
-    return kind(text)
+    try:
+        return kind(text)
+    except TypeError:  # somebody else's, which takes more than a message
+        return SnapshotError(text)
 
 
 def _subclasses(kind: type[SnapshotError]) -> list[type[SnapshotError]]:

@@ -7,10 +7,12 @@ import json
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
+from django.db import Error as DatabaseError
 from django.utils import timezone
 
 from django_snapshots import execution, runs
@@ -31,6 +33,7 @@ from django_snapshots.management.progress import Progress, human_size
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
+from django_snapshots.redaction import redact
 
 EXIT_CODES: tuple[tuple[type[SnapshotError], int, str], ...] = (
     (SnapshotConfirmationError, 6, "a restore or delete was not confirmed; nothing was touched"),
@@ -100,6 +103,10 @@ class Command(BaseCommand):
             getattr(self, f"do_{options['action']}")(options)
         except SnapshotError as error:
             self._fail(error, options)
+        except ImproperlyConfigured as error:
+            self._fail(SnapshotConfigurationError(str(error)), options)
+        except DatabaseError as error:
+            self._fail(SnapshotError(f"A database could not be used: {redact(str(error).strip())}"), options)
         except KeyboardInterrupt:
             raise CommandError("Interrupted.", returncode=130) from None
 
@@ -229,6 +236,7 @@ class Command(BaseCommand):
     def _show_taken(self, result: dict[str, Any]) -> None:
         for artifact in result["artifacts"]:
             self.stdout.write(f"  {artifact['filename']}  {human_size(artifact['size'])}")
+            self._show_warnings(artifact["metadata"])
         self.stdout.write(self.style.SUCCESS(f"Took {result['name']}, {human_size(result['size'])}."))
 
     def _show_restored(self, result: dict[str, Any]) -> None:
@@ -265,6 +273,14 @@ class Command(BaseCommand):
                 self.stdout.write(f"  {title}: {value}")
         for artifact in snapshot.artifacts:
             self.stdout.write(f"  {artifact.filename}  {human_size(artifact.size)}  {artifact.checksum}")
+            self._show_warnings(artifact.metadata)
+
+    def _show_warnings(self, metadata: Mapping[str, Any]) -> None:
+        """What a dump left out or could not be sure of."""
+        for key in ("warnings", "unreadable"):
+            sentences = metadata.get(key)
+            for sentence in sentences if isinstance(sentences, list) else ():
+                self.stdout.write(self.style.WARNING(f"    {_printable(str(sentence))}"))
 
 
 def _add_parts(parser: ArgumentParser, verb: str) -> None:
@@ -295,6 +311,11 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     if entry.snapshot is None:
         return {"name": entry.name, "error": str(entry.error)}
     return summary(entry.snapshot)
+
+
+def _printable(text: str) -> str:
+    """*text*, which may come from a file's name or from storage, without anything that a terminal obeys."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _user() -> str:
