@@ -15,6 +15,7 @@ from django.utils.module_loading import import_string
 from django_snapshots.artifacts.database import DatabaseArtifact
 from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.artifacts.media import MediaArtifact
+from django_snapshots.artifacts.media_root import media_root
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.manifest import plain_json
@@ -72,6 +73,7 @@ class Settings:
         if artifact_type == "database":
             return DatabaseArtifact(aliases=self.aliases(), connectors=self.database_connectors)
         if artifact_type == "media":
+            _refuse_storage_in_media(self.storage)
             return MediaArtifact()
         if artifact_type == "environment":
             return EnvironmentArtifact()
@@ -152,6 +154,18 @@ def _built_storage(value: Mapping[str, Any]) -> object:
         raise SnapshotConfigurationError(
             f'SNAPSHOTS["STORAGE"]["OPTIONS"] do not fit {value["BACKEND"]}: {error}.'
         ) from error
+
+
+def _refuse_storage_in_media(storage: SnapshotStorage) -> None:
+    """Snapshots below MEDIA_ROOT would be served, be part of the next snapshot, and be gone after a restore."""
+    location = getattr(storage, "location", None)
+    if not isinstance(location, str | Path):
+        return
+    media = media_root().path
+    if Path(location).resolve().is_relative_to(media):
+        raise SnapshotConfigurationError(
+            f"The storage of the snapshots, {location}, lies inside MEDIA_ROOT, {media}. Move one of them."
+        )
 
 
 def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
