@@ -101,6 +101,16 @@ def test_a_file_that_is_no_archive(connector: PostgresConnector, alias: str, sou
 
 
 @pytest.mark.usefixtures("unchanged")
+def test_programs_that_are_older_than_the_archive(postgis: Server, alias: str, source: Source) -> None:
+    older = PostgresConnector(client_directory=postgis.bin_directory)
+    with pytest.raises(SnapshotConnectorError) as caught:
+        put_back(older, alias, source)
+    assert f"shop.pgdump for the alias '{alias}' was written by pg_dump 18." in str(caught.value)
+    assert "needs pg_restore and psql of version 18 or newer" in str(caught.value)
+    assert f"{postgis.bin_directory} has only 15." in str(caught.value)
+
+
+@pytest.mark.usefixtures("unchanged")
 def test_a_source_that_fails_at_its_very_end(
     connector: PostgresConnector, alias: str, source: Source, tmp_path: Path
 ) -> None:
