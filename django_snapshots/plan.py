@@ -119,7 +119,7 @@ def render_name(settings: Settings, now: datetime) -> str:
                 hostname=socket.gethostname(),
             )
         )
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise SnapshotConfigurationError(
             f'SNAPSHOTS["NAME"] {settings.name!r} has a field that does not exist ({error}); '
             "the fields are {timestamp}, {project}, {environment} and {hostname}."
