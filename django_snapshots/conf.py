@@ -134,7 +134,8 @@ def _refuse_unknown(raw: Mapping[str, Any]) -> None:
 def _storage(value: object) -> SnapshotStorage:
     if isinstance(value, Mapping):
         value = _built_storage(value)
-    if not isinstance(value, SnapshotStorage):
+    # A class has the methods as well, and can do nothing with them.
+    if isinstance(value, type) or not isinstance(value, SnapshotStorage):
         raise SnapshotConfigurationError(
             'SNAPSHOTS["STORAGE"] must be a storage, such as LocalFileSystemBackend(location="/srv/snapshots"), or '
             '{"BACKEND": "django_snapshots.storage.LocalFileSystemBackend", "OPTIONS": {"location": "..."}}; '
