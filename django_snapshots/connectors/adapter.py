@@ -65,9 +65,7 @@ class FileConnectorAdapter:
         with ExitStack() as stack:
             directory = stack.enter_context(request.temporary_directory())
             path = directory / _file_name(subject)
-            with path.open("xb") as file:
-                for chunk in source.open():
-                    file.write(chunk)
+            _spool(subject, source, path)
             preserved = PreservedRows(subject, request.preserve_tables, directory / "preserved")
             return _PreparedFile(self.connector, subject, path, preserved, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
@@ -179,13 +177,11 @@ def _facts(alias: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _connection(alias: str) -> Iterator[Any]:
-    if connections[alias].vendor == "sqlite":
-        path = sqlite_files.locate(alias).path
-        if path is None:
-            yield connections[alias]
-            return
-        if not path.exists():
-            raise FileNotFoundError(path)  # connecting would make it
+    if sqlite_files.file_is_missing(alias):
+        raise FileNotFoundError(alias)
+    if connections[alias].vendor == "sqlite" and sqlite_files.locate(alias).path is None:
+        yield connections[alias]  # nobody else sees what is in memory
+        return
     with own_connection(alias) as connection:
         yield connection
 
@@ -212,6 +208,19 @@ def _json_object(alias: str, returned: object) -> dict[str, Any]:
             f"The metadata that the connector of {alias!r} returned from dump can't be written as JSON: {error}."
         ) from None
     return content
+
+
+def _spool(alias: str, source: Source, path: Path) -> None:
+    with path.open("xb") as file:
+        for chunk in source.open():
+            try:
+                file.write(chunk)
+                file.flush()
+            except OSError as error:
+                raise SnapshotConnectorError(
+                    f"The dump of {alias!r} could not be written to {path.parent}: {error.strerror}. "
+                    "Nothing was changed."
+                ) from error
 
 
 def _suffix(extra: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
-from django_snapshots.connectors import model_rows
+from django_snapshots.connectors import model_rows, sqlite_files
 from django_snapshots.connectors.facts import applied_migrations, require_alias
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.generic_target import generic_target
@@ -51,6 +51,8 @@ class DumpDataConnector(FileTier):
     def open_dump(self, subject: str, request: DumpRequest) -> Iterator[Dump]:
         """Write the rows into a private file and offer it. Raises ``SnapshotConnectorError``."""
         require_alias(subject)
+        if sqlite_files.file_is_missing(subject):
+            raise SnapshotConnectorError(f"The SQLite file of {subject!r} does not exist; nothing was dumped.")
         with request.temporary_directory() as directory:
             path = directory / "rows.jsonl"
             with _Own(subject) as own, _explained(subject, "dump"), own.active():

@@ -31,13 +31,11 @@ def _file_identity(alias: str) -> str:
 
 
 def _is_empty(alias: str) -> bool:
-    if connections[alias].vendor == "sqlite":
-        place = sqlite_files.locate(alias)
-        if place.path is None:
-            return _without_tables(connections[alias])
-        if not place.path.exists():  # connecting would make it
-            return True
+    if sqlite_files.file_is_missing(alias):
+        return True
     try:
+        if connections[alias].vendor == "sqlite" and sqlite_files.locate(alias).path is None:
+            return _without_tables(connections[alias])  # nobody else sees what is in memory
         with own_connection(alias) as connection:
             return _without_tables(connection)
     except Error:

@@ -29,7 +29,7 @@ class PreservedRows:
 
     def save(self) -> None:
         """Write the rows to the file. Raises ``SnapshotConnectorError`` before anything was changed."""
-        if not self._tables or self._is_missing():
+        if not self._tables or sqlite_files.file_is_missing(self._alias):
             return
         try:
             with transaction.atomic(using=self._alias):
@@ -58,12 +58,6 @@ class PreservedRows:
                 f"written back: {redact(str(error)).strip()}. Run manage.py migrate, and look for those runs in the "
                 "safety snapshot."
             ) from error
-
-    def _is_missing(self) -> bool:
-        if connections[self._alias].vendor != "sqlite":
-            return False
-        path = sqlite_files.locate(self._alias).path
-        return path is not None and not path.exists()
 
     def _write(self) -> None:
         with self._path.open("wb") as file:

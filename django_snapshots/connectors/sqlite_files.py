@@ -76,6 +76,14 @@ def locate(alias: str) -> Place:
     return Place(alias=alias, name=name, path=Path(unquote(parts.path)).absolute(), options=options)
 
 
+def file_is_missing(alias: str) -> bool:
+    """Whether *alias* is a SQLite file that is not there, which connecting would make."""
+    if connections[alias].vendor != "sqlite":
+        return False
+    path = locate(alias).path
+    return path is not None and not path.exists()
+
+
 def identity(place: Place) -> str:
     """What the database physically is: equal for two aliases of one file."""
     if place.path is None:
@@ -166,14 +174,18 @@ class Patience:
         self._seconds = seconds
         self._processes = processes
         self._deadline = time.monotonic() + seconds
+        self._least: int | None = None
 
     def __call__(self, status: int, remaining: int, total: int) -> None:
         """Take one report of ``sqlite3.Connection.backup``."""
         if self._processes.ended:
             raise SnapshotCancelled(f"The run was cancelled while {self._place.title} was copied.")
-        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        # A copy that starts again because somebody wrote is no progress, however many pages it copies.
+        progress = self._least is None or remaining < self._least
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or not progress:
             self.lost()
         else:
+            self._least = remaining
             self._deadline = time.monotonic() + self._seconds
 
     def lost(self) -> None:

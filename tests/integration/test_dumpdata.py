@@ -260,6 +260,14 @@ def test_a_cancelled_run_ends_the_dump(make_sqlite: Callable[..., str], tmp_path
             pass
 
 
+def test_a_missing_sqlite_file_is_an_error_and_is_not_made(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
+    alias = make_sqlite()
+    with pytest.raises(SnapshotConnectorError, match=f"{alias}.*does not exist"):
+        DumpDataConnector().dump(alias, tmp_path / "dump")
+    assert DumpDataConnector().target(alias).empty
+    assert not Path(connections[alias].settings_dict["NAME"]).exists()
+
+
 def test_the_threads_own_transaction_goes_on(make_postgres: Callable[..., str], tmp_path: Path) -> None:
     """A journal that is written between the moves, in the same thread and database, is not part of the restore."""
     alias = make_postgres()

@@ -312,15 +312,16 @@ def test_a_dump_under_a_busy_writer_shows_one_moment(
     with _opened(alias) as connection:
         connection.execute(f"PRAGMA journal_mode={journal_mode}")
         connection.execute("CREATE TABLE account (id INTEGER PRIMARY KEY, amount INTEGER, padding BLOB)")
-        rows = [(number, 1000, bytes(2000)) for number in range(2000)]
+        rows = [(number, 1000, bytes(16_000)) for number in range(2000)]  # many steps of the copy
         connection.execute("BEGIN")
         connection.executemany("INSERT INTO account VALUES (?, ?, ?)", rows)
         connection.execute("COMMIT")
     totals = set()
     with _program(TRANSFERS, _path(alias)):
-        for number in range(5):
+        for number in range(3):
             dest = tmp_path / f"dump{number}"
-            SQLiteConnector().dump(alias, dest)
+            # Copied without a read transaction, the writer would make it start again for ever.
+            SQLiteConnector(lock_timeout=3).dump(alias, dest)
             with _opened(dest) as connection:
                 totals.add(connection.execute("SELECT sum(amount), count(*) FROM account").fetchone())
     assert totals == {(2_000_000, 2000)}
@@ -379,9 +380,10 @@ def test_a_preserved_table_keeps_its_own_definition(make_sqlite: Callable[..., s
     SQLiteConnector().dump(alias, tmp_path / "dump")
     with _opened(other) as connection:
         connection.executescript(
-            "CREATE TABLE log (x); CREATE TABLE django_snapshots_run (id INTEGER PRIMARY KEY, at DATETIME, b BLOB,"
-            " twice AS (id * 2)); CREATE TRIGGER t AFTER INSERT ON django_snapshots_run BEGIN"
-            " INSERT INTO log VALUES (1); END; INSERT INTO django_snapshots_run VALUES (7, 'no date at all', x'00ff')"
+            "CREATE TABLE log (x); CREATE TABLE django_snapshots_run (id INTEGER PRIMARY KEY AUTOINCREMENT,"
+            " at DATETIME, b BLOB, twice AS (id * 2)); CREATE TRIGGER t AFTER INSERT ON django_snapshots_run BEGIN"
+            " INSERT INTO log VALUES (1); END; INSERT INTO django_snapshots_run VALUES (7, 'no date at all', x'00ff');"
+            " INSERT INTO django_snapshots_run (id) VALUES (99); DELETE FROM django_snapshots_run WHERE id = 99"
         )
     with _prepared(other, tmp_path / "dump", preserve_tables=frozenset({"django_snapshots_run"})) as prepared:
         prepared.switch()
@@ -390,7 +392,8 @@ def test_a_preserved_table_keeps_its_own_definition(make_sqlite: Callable[..., s
             (7, "no date at all", b"\0\xff", 14)
         ]
         objects = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-        assert objects == {"django_snapshots_run", "t"}
+        assert objects == {"django_snapshots_run", "t", "sqlite_sequence"}
+        assert connection.execute("SELECT * FROM sqlite_sequence").fetchall() == [("django_snapshots_run", 99)]
 
 
 def test_no_trace_of_an_excluded_table_is_in_the_dump(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
@@ -674,6 +677,43 @@ def test_memory_without_tables_is_refused(make_sqlite: Callable[..., str], tmp_p
     with pytest.raises(SnapshotConnectorError, match="no tables in this process"):
         SQLiteConnector().dump(alias, tmp_path / "dump")
     connections[alias].connection.close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_is_said_and_changes_nothing(
+    make_sqlite: Callable[..., str], tmp_path: Path, tiny_disk: Path
+) -> None:
+    alias = make_sqlite()
+    with _opened(alias) as connection:
+        connection.execute("CREATE TABLE t AS SELECT randomblob(3000000) AS x")
+    SQLiteConnector().dump(alias, tmp_path / "dump")
+    before = _path(alias).read_bytes()
+
+    @contextlib.contextmanager
+    def directory() -> Iterator[Path]:
+        yield tiny_disk
+
+    with Processes() as processes:
+        dump = DumpRequest(processes=processes, temporary_directory=directory)
+        with (
+            pytest.raises(SnapshotConnectorError, match=f"{alias}.*disk is full"),
+            SQLiteConnector().open_dump(alias, dump),
+        ):
+            pass
+        request = RestoreRequest(processes=processes, temporary_directory=directory)
+        source = Source(filename="x", metadata={}, open=lambda: iter([(tmp_path / "dump").read_bytes()]))
+        with pytest.raises(SnapshotConnectorError, match=f"{alias}.*No space left"):
+            SQLiteConnector().prepare(alias, source, request)
+    assert _path(alias).read_bytes() == before
 
 
 def test_there_is_nothing_to_restore_from(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
