@@ -20,6 +20,7 @@ _FEED_SIZE = 256 * 1024
 # zstd(1) itself refuses frames that want a larger window than this unless told otherwise.
 _WINDOW_LOG_MAX = 27
 _MOST_THREADS = 4
+_LIGHT_LEVEL = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class Compressor:
     """Compresses in background threads of zstd's own, so that the dump tool is never kept waiting."""
 
     def __init__(self, level: int) -> None:
-        workers = min(os.cpu_count() or 1, _MOST_THREADS)
+        # A dump tool is slower than one thread at the low levels; more would only take memory from the others.
+        workers = 1 if level <= _LIGHT_LEVEL else min(os.cpu_count() or 1, _MOST_THREADS)
         parameter = zstd.CompressionParameter
         self._options: dict[int, int] = {
             parameter.compression_level: level,
