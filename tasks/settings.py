@@ -42,7 +42,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.broker import transport_options
+from tasks.broker import TRANSPORT, transport_options
 from tasks.environment import Environment
 
 _env = Environment()
@@ -129,6 +129,7 @@ SNAPSHOTS = {
 CELERY_BROKER_URL = _env.text("CELERY_BROKER_URL", "filesystem://localhost")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 if CELERY_BROKER_URL.startswith("filesystem:"):
+    CELERY_BROKER_TRANSPORT = TRANSPORT
     CELERY_BROKER_TRANSPORT_OPTIONS = transport_options(
         DATA_DIRECTORY / "broker", polling_interval=_env.float("CELERY_BROKER_POLLING_INTERVAL", default=1.0)
     )
