@@ -12,7 +12,8 @@ import django
 from django.core.management import execute_from_command_line
 
 from tasks.demo import surroundings
-from tasks.demo.surroundings import WORKER_LOG, DemoError
+from django_snapshots.exceptions import SnapshotError
+from tasks.demo.surroundings import WORKER_LOG, DemoError, PlaceTakenError
 
 _TAIL_LINES = 30
 _INTERRUPTED = 128 + signal.SIGINT
@@ -32,7 +33,10 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; everything that was started is stopped.", file=sys.stderr)
         return 0 if options.serve else _INTERRUPTED
-    except DemoError as error:
+    except PlaceTakenError as error:
+        print(f"\nFAILED: {error}", file=sys.stderr)
+        return 1
+    except (DemoError, SnapshotError) as error:
         print(f"\nFAILED: {error}", file=sys.stderr)
     except Exception:  # noqa: BLE001 - whatever it is, the reader needs the worker's side of it too
         print(f"\nFAILED:\n{traceback.format_exc()}", file=sys.stderr)

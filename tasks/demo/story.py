@@ -52,6 +52,7 @@ def tell() -> None:
         _verify(teller, name)
     teller.step("Stopped the worker and beat.")
     _prove(teller, before, after)
+    surroundings.mark_filled()
     _show_next(teller)
 
 
@@ -76,6 +77,7 @@ def _seconds(step: Step) -> float:
 
 
 def _destroy(teller: Teller, before: Fingerprint) -> None:
+    surroundings.mark_filled(is_so=False)
     done = data.destroy()
     teller.step(f"Destroyed the data: {listed(done)}.")
     now = fingerprint.take()

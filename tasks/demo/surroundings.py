@@ -29,6 +29,10 @@ class DemoError(Exception):
     """The demo can't go on, or did not prove what it set out to prove; the message says why."""
 
 
+class PlaceTakenError(DemoError):
+    """The demo's directory is somebody else's."""
+
+
 def configure() -> None:
     """Set this process's environment, which its programs inherit, and nothing of what it was before."""
     for name in list(os.environ):
@@ -51,13 +55,13 @@ def configure() -> None:
 def claimed() -> Iterator[None]:
     """Make the demo's directory if it isn't there, and keep every other demo out of it."""
     if DIRECTORY.exists() and any(DIRECTORY.iterdir()) and not _LOCK.exists():
-        raise DemoError(f"{DIRECTORY} holds something else than a demo; name another place by DEMO_DIRECTORY.")
+        raise PlaceTakenError(f"{DIRECTORY} holds something else than a demo; name another place by DEMO_DIRECTORY.")
     DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _LOCK.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DemoError(f"Another demo runs in {DIRECTORY}; stop that first.") from error
+            raise PlaceTakenError(f"Another demo runs in {DIRECTORY}; stop that first.") from error
         yield
 
 
@@ -80,6 +84,9 @@ def filled() -> bool:
     return _FILLED.exists()
 
 
-def mark_filled() -> None:
-    """Remember that the project has its data."""
-    _FILLED.touch()
+def mark_filled(*, is_so: bool = True) -> None:
+    """Remember whether the project has its data."""
+    if is_so:
+        _FILLED.touch()
+    else:
+        _FILLED.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from kombu import Connection
 
 from tests.databases import Maker
 from tests.projects import ROOT, wait_until
+from tests.services import Server
 
 SECRET = "$ecret with a dollar"
 OWN_VARIABLES = ("DATABASE_URL", "CELERY_", "SNAPSHOTS_", "SECRET_KEY", "MEDIA_ROOT", "DATA_DIRECTORY", "DJANGO_")
@@ -212,23 +213,23 @@ def _runs(service: Service) -> list[tuple[str, ...]]:
 
 
 def test_three_engines_at_once_are_snapshotted_and_restored_by_a_worker(
-    tmp_path: Path, make_postgres: Maker, make_mariadb: Maker
+    tmp_path: Path, postgres: Server, make_postgres: Maker, make_mariadb: Maker
 ) -> None:
-    postgres, mariadb = make_postgres(), make_mariadb()
-    for alias in (postgres, mariadb):
+    first, second = make_postgres(), make_mariadb()
+    for alias in (first, second):
         _execute(alias, "CREATE TABLE fruit (id integer PRIMARY KEY, name varchar(50))")
         _execute(alias, "INSERT INTO fruit VALUES (1, 'quince'), (2, 'medlar')")
     service = Service(
         tmp_path / "data",
         SECRET_KEY=SECRET,
-        DATABASE_URL_PG=_url("postgres", postgres),
-        DATABASE_URL_MY=_url("mysql", mariadb),
+        DATABASE_URL_PG=_url("postgres", first),
+        DATABASE_URL_MY=_url("mysql", second),
         CELERY_BROKER_POLLING_INTERVAL="0.1",
-        PATH=os.environ["PATH"],
+        PATH=f"{postgres.bin_directory}:{os.environ['PATH']}",  # pg_dump of the server's version
     )
     service.must("migrate", "-v0")
-    assert _tables(postgres) == _tables(mariadb) == ["fruit"], "the service's own tables are in default alone"
-    names = [settings.DATABASES[postgres]["NAME"], settings.DATABASES[mariadb]["NAME"]]
+    assert _tables(first) == _tables(second) == ["fruit"], "the service's own tables are in default alone"
+    names = [settings.DATABASES[first]["NAME"], settings.DATABASES[second]["NAME"]]
     with service.worker():
         taken = json.loads(service.must("snapshots", "backup", "three", "--queue", "--format", "json"))
         assert [item["metadata"]["database"] for item in taken["artifacts"] if item["type"] == "database"] == [
@@ -236,13 +237,13 @@ def test_three_engines_at_once_are_snapshotted_and_restored_by_a_worker(
             "my",
             "pg",
         ]
-        for alias in (postgres, mariadb):
+        for alias in (first, second):
             _execute(alias, "DELETE FROM fruit WHERE id = 1")
         confirm = [
             word for name in (*names, service.directory / "service.sqlite3") for word in ("--confirm", str(name))
         ]
         service.must("snapshots", "restore", "three", "--queue", "--no-input", *confirm)
-    for alias in (postgres, mariadb):
+    for alias in (first, second):
         connections[alias].close()
         assert _execute(alias, "SELECT id, name FROM fruit ORDER BY id") == [(1, "quince"), (2, "medlar")]
     assert {state for _, _, state in _runs(service)} == {"succeeded"}
