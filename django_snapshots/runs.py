@@ -18,7 +18,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, connections, router, transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.utils import timezone
 
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError, SnapshotExistsError
@@ -144,21 +144,22 @@ def start(
 
 def claim(step: int) -> Claim | None:
     """Take a queued step of a running run; ``None`` if somebody else has it, or nobody may have it any more."""
-    changed = (
-        Step.objects.using(alias())
-        .filter(pk=step, state=State.QUEUED, run__state=State.RUNNING)
-        .update(
-            state=State.RUNNING,
-            token=F("token") + 1,
-            attempts=F("attempts") + 1,
-            holder=holder(),
-            started_at=timezone.now(),
-            heartbeat_at=timezone.now(),
-        )
-    )
-    if not changed:
+    rows = Step.objects.using(alias()).filter(pk=step, state=State.QUEUED)
+    seen = rows.values_list("token", flat=True).first()
+    if seen is None:
         return None
-    return Claim(step=step, token=Step.objects.using(alias()).values_list("token", flat=True).get(pk=step))
+    # Conditions on the row itself: a join becomes a subquery, and a database that waits for another claim's lock then
+    # looks at the row's old state. That a run goes on can be a subquery, because no claim changes it.
+    running = Run.objects.using(alias()).filter(pk=OuterRef("run_id"), state=State.RUNNING)
+    changed = rows.filter(Exists(running), token=seen).update(
+        state=State.RUNNING,
+        token=seen + 1,
+        attempts=F("attempts") + 1,
+        holder=holder(),
+        started_at=timezone.now(),
+        heartbeat_at=timezone.now(),
+    )
+    return Claim(step=step, token=seen + 1) if changed else None
 
 
 def run_of(step: int) -> uuid.UUID:
