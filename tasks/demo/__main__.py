@@ -11,8 +11,8 @@ from types import FrameType
 import django
 from django.core.management import execute_from_command_line
 
-from tasks.demo import surroundings
 from django_snapshots.exceptions import SnapshotError
+from tasks.demo import surroundings
 from tasks.demo.surroundings import WORKER_LOG, DemoError, PlaceTakenError
 
 _TAIL_LINES = 30
