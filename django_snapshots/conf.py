@@ -40,6 +40,7 @@ KEYS = (
 )
 _NOT_BUILT = ("RETENTION", "SCHEDULES", "ENCRYPTION")
 _BUILT_IN_ARTIFACTS = ("database", "media", "environment")
+_DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -98,7 +99,7 @@ def get_settings() -> Settings:
         storage=_storage(raw.get("STORAGE")),
         database_connectors=_mapping(raw, "DATABASE_CONNECTORS"),
         databases=_aliases(raw.get("DATABASES")),
-        artifacts=_artifacts(raw.get("ARTIFACTS", _BUILT_IN_ARTIFACTS)),
+        artifacts=_artifacts(raw.get("ARTIFACTS", _default_artifacts())),
         format=_format(raw.get("FORMAT", "directory")),
         name=_name(raw.get("NAME", "{timestamp}")),
         compression=parse_compression(raw.get("COMPRESSION", {"algorithm": "zstd", "level": 3})),
@@ -196,6 +197,15 @@ def _aliases(value: object) -> tuple[str, ...] | None:
                 f'SNAPSHOTS["DATABASES"] names {alias!r}, which is no key of DATABASES ({", ".join(connections)}).'
             )
     return tuple(dict.fromkeys(value))
+
+
+def _default_artifacts() -> tuple[str, ...]:
+    """All that is built in; without media in a project that says nothing of media files at all."""
+    storage = getattr(django_settings, "STORAGES", {}).get("default", {})
+    elsewhere = storage.get("BACKEND", _DJANGO_STORAGE) != _DJANGO_STORAGE or storage.get("OPTIONS")
+    if django_settings.MEDIA_ROOT or elsewhere:
+        return _BUILT_IN_ARTIFACTS
+    return tuple(item for item in _BUILT_IN_ARTIFACTS if item != "media")
 
 
 def _artifacts(value: object) -> tuple[str, ...]:
