@@ -34,7 +34,7 @@ def read_chunks(storage: SnapshotStorage, path: str) -> Iterator[bytes]:
 def write_chunks(storage: SnapshotStorage, path: str, chunks: Iterator[bytes]) -> None:
     """Store all *chunks* at *path*. What *chunks* raises comes out as it is, whatever the storage makes of it."""
     if isinstance(storage, AdvancedSnapshotStorage):
-        storage.stream_write(path, chunks)
+        _stream(storage, path, _Remembered(chunks))
         return
     source = _ChunkSource(chunks)
     # Buffered, because a storage may take a short read for the end.
@@ -79,6 +79,20 @@ def _read(file: IO[bytes], path: str) -> bytes:
         raise SnapshotStorageError(f"Could not read {path!r} to its end: {error}") from error
 
 
+def _stream(storage: AdvancedSnapshotStorage, path: str, source: _Remembered) -> None:
+    """The same disbelief as ``_ensure_taken``'s: what was counted and hashed is only what was read."""
+    try:
+        storage.stream_write(path, source.passed_on())
+    except Exception:
+        if source.error is not None:
+            raise source.error from None
+        raise
+    if source.error is not None:
+        raise source.error
+    if source.has_more():
+        raise SnapshotStorageError(f"{type(storage).__name__} stored only a part of {path!r} and reported success.")
+
+
 def _ensure_taken(storage: SnapshotStorage, path: str, source: _ChunkSource, reader: IO[bytes]) -> None:
     """Never believe a storage that stopped before the end, or that hid the error that it met."""
     if source.error is None and not reader.closed and reader.read(1):
@@ -87,6 +101,31 @@ def _ensure_taken(storage: SnapshotStorage, path: str, source: _ChunkSource, rea
         raise source.error
     if not source.ended:
         raise SnapshotStorageError(f"{type(storage).__name__} closed {path!r} before its end and reported success.")
+
+
+class _Remembered:
+    """Chunks on their way into a storage; remembers the error that they had, and whether they came to their end."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._ended = False
+        self.error: BaseException | None = None
+
+    def passed_on(self) -> Iterator[bytes]:
+        # Not "yield from": a storage that closes this early must not close what has_more still asks.
+        while not self._ended:
+            try:
+                chunk = next(self._chunks)
+            except StopIteration:
+                self._ended = True
+            except BaseException as error:
+                self.error = error
+                raise
+            else:
+                yield chunk
+
+    def has_more(self) -> bool:
+        return not self._ended and any(self._chunks)
 
 
 class _ChunkSource(io.RawIOBase):

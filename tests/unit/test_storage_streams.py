@@ -123,3 +123,43 @@ def test_walks_the_basic_tier_by_lists():
     assert walk(storage, "") == ["a-f/g", "a/b/c", "a/b/d", "e"]
     assert walk(storage, "a/b/") == ["a/b/c", "a/b/d"]
     assert walk(storage, "e") == ["e"]
+
+
+def test_an_advanced_storage_that_takes_a_part_is_found_out():
+    class Partial(MemoryStorage):
+        def stream_write(self, path, chunks):
+            super().stream_write(path, iter([next(chunks)]))
+
+    with pytest.raises(SnapshotStorageError, match="stored only a part of 'a'"):
+        write_chunks(Partial(), "a", iter([b"x", b"y"]))
+    write_chunks(Partial(), "b", iter([b"x"]))
+
+
+def test_an_advanced_storage_that_closes_early_is_found_out():
+    class Closing(MemoryStorage):
+        def stream_write(self, path, chunks):
+            super().stream_write(path, iter([next(chunks)]))
+            chunks.close()
+
+    with pytest.raises(SnapshotStorageError, match="stored only a part of 'a'"):
+        write_chunks(Closing(), "a", (chunk for chunk in (b"x", b"y")))
+
+
+def test_an_error_that_an_advanced_storage_swallows_or_wraps_comes_out_as_itself():
+    class Careless(MemoryStorage):
+        def stream_write(self, path, chunks):
+            try:
+                super().stream_write(path, chunks)
+            except SnapshotCancelled:
+                self.swallowed = True
+
+    class Wrapping(MemoryStorage):
+        def stream_write(self, path, chunks):
+            try:
+                super().stream_write(path, chunks)
+            except SnapshotCancelled as error:
+                raise OSError("upload failed") from error
+
+    for storage in (Careless(), Wrapping()):
+        with pytest.raises(SnapshotCancelled, match="stopped by a person"):
+            write_chunks(storage, "a", cancelled())
