@@ -25,7 +25,12 @@ from django_snapshots import restore as restoring
 from django_snapshots import verify as verifying
 from django_snapshots.catalog import Catalog, StoredArtifact, label, summary
 from django_snapshots.conf import Settings, get_settings
-from django_snapshots.exceptions import SnapshotCancelled, SnapshotError, SnapshotExistsError
+from django_snapshots.exceptions import (
+    SnapshotCancelled,
+    SnapshotConfigurationError,
+    SnapshotError,
+    SnapshotExistsError,
+)
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request, SnapshotPlan, has_timestamp, next_moment, plan_snapshot
@@ -58,6 +63,10 @@ def prepare(run: Run) -> list[Step]:
     request = Request.from_json(run.request)
     if run.kind == Kind.SNAPSHOT:
         return _prepare_snapshot(run, request)
+    if run.kind == Kind.DELETE and not request.name:
+        raise SnapshotConfigurationError(
+            "A delete takes the name of the snapshot; the latest is not meant by leaving it out."
+        )
     # The latest is looked up once: every attempt works on the same one, and nobody can delete it meanwhile.
     name = request.name or Catalog(get_settings().storage).latest().name
     step = PlannedStep(position=0, type=run.kind, subject=name, phase=0)
@@ -129,6 +138,9 @@ def _work_on(step: Step, claimed: runs.Claim, processes: Processes, hooks: Hooks
     if step.run.kind == Kind.VERIFY:
         report = verifying.verify(Catalog(settings.storage), request.name, level=request.level, observe=progress.moved)
         return report.to_json()
+    if step.run.kind == Kind.DELETE:
+        delete_snapshot(step.run.name, run=step.run.pk)
+        return {"deleted": step.run.name}
     name = f"django-snapshots {step.run.pk.hex}-{step.position}-{claimed.token}"
     return _restore(settings, request, processes, label=name, observe=progress.moved).to_json()
 
@@ -360,14 +372,14 @@ def verify_snapshot(
     return run_request(Kind.VERIFY, request, requester=requester, hooks=hooks)
 
 
-def delete_snapshot(name: str) -> None:
-    """Delete the snapshot called *name* now.
+def delete_snapshot(name: str, *, run: uuid.UUID | None = None) -> None:
+    """Delete the snapshot called *name* now; *run* is the journal's run that does it, if one does.
 
     Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it, and refuses one whose manifest can't
     be read.
     """
     if runs.available():
-        runs.busy_with(name)
+        runs.busy_with(name, besides=run)
     Catalog(get_settings().storage).delete(name)
 
 
@@ -386,6 +398,9 @@ def run_request(
             catalog, request.name, level=request.level, observe=lambda count: hooks.moved(kind, count)
         )
         return report.to_json()
+    if kind == Kind.DELETE:
+        delete_snapshot(request.name or "")
+        return {"deleted": request.name}
     with Processes() as processes:
         return _restore(settings, request, processes, observe=lambda count: hooks.moved(kind, count)).to_json()
 

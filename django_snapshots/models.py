@@ -30,6 +30,7 @@ class Kind(models.TextChoices):
     SNAPSHOT = "snapshot"
     RESTORE = "restore"
     VERIFY = "verify"
+    DELETE = "delete"
 
 
 class Run(models.Model):
@@ -74,6 +75,21 @@ class Run(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name or self.pk} ({self.state})"
+
+
+class StoredSnapshot(Run):
+    """The snapshots' place in the admin. They lie in storage: this has no table and no rows of its own.
+
+    A proxy, because ``dumpdata`` and whoever else goes through all models would look for an unmanaged model's table.
+    """
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        verbose_name = "snapshot"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Step(models.Model):

@@ -260,10 +260,11 @@ def reservations(storage_id: str, name: str) -> bool:
     return Run.objects.using(alias()).filter(reservation=f"{storage_id}/{name}").exists()
 
 
-def busy_with(name: str) -> None:
-    """Raise ``SnapshotBusyError`` while a run reads or makes the snapshot called *name*."""
+def busy_with(name: str, *, besides: uuid.UUID | None = None) -> None:
+    """Raise ``SnapshotBusyError`` while a run, *besides* the one that asks, works with the snapshot called *name*."""
     live = Q(state__in=(State.QUEUED, State.RUNNING))
-    other = Run.objects.using(alias()).filter(live, name=name).first()
+    runs = Run.objects.using(alias()).filter(live, name=name)
+    other = (runs.exclude(pk=besides) if besides else runs).first()
     if other is not None:
         raise SnapshotBusyError(f"Snapshot {name!r} is in use by {other.kind} run {other.pk}; wait for its end.")
 

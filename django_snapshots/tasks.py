@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Task, current_app, shared_task, states
 from celery.exceptions import Ignore
-from kombu.exceptions import OperationalError
+from django.db import transaction
 
 from django_snapshots import execution, runs
 from django_snapshots.conf import get_queue
@@ -87,6 +87,12 @@ def verify(self: SnapshotTask, name: str | None = None, level: int = 2) -> dict[
     return _run(self, Kind.VERIFY, {"name": name, "level": level})
 
 
+@shared_task(bind=True, name="django_snapshots.delete", ignore_result=False, **_OPTIONS)
+def delete(self: SnapshotTask, name: str) -> dict[str, Any]:
+    """Delete the snapshot called *name*; the result is ``{"deleted": name}``."""
+    return _run(self, Kind.DELETE, {"name": name})
+
+
 @shared_task(name="django_snapshots.step", ignore_result=True, **_OPTIONS)
 def step(step_id: int) -> None:
     """Work on one step, and finish the run if it was the last."""
@@ -107,22 +113,66 @@ def _conclude(run_id: uuid.UUID) -> None:
 
 
 def send(kind: Kind, request: Request, requester: runs.Requester) -> Run:
-    """Record a request in the journal and hand it to the workers; return its run, whose id is the task's id."""
+    """Record a request in the journal and hand it to the workers; return its run, whose id is the task's id.
+
+    Raises ``SnapshotError`` if the broker doesn't take the message; then the run has failed.
+    """
+    run = _record(kind, request, requester)
+    _publish(run, request)
+    return run
+
+
+def send_on_commit(
+    kind: Kind,
+    request: Request,
+    requester: runs.Requester,
+    *,
+    told: Callable[[SnapshotError | None], None] = lambda _: None,
+) -> Run:
+    """Record a request in the caller's transaction, and hand it to the workers once that is committed.
+
+    If it is rolled back there is neither a run nor a message. *told* is called when the message is out, with the error
+    if the broker did not take it; then the run has failed.
+    """
+    run = _record(kind, request, requester)
+
+    def publish() -> None:
+        try:
+            _publish(run, request)
+        except SnapshotError as error:
+            told(error)
+        else:
+            told(None)
+
+    transaction.on_commit(publish, using=runs.alias())
+    return run
+
+
+def _record(kind: Kind, request: Request, requester: runs.Requester) -> Run:
     run_id = uuid.uuid4()
     run, _ = runs.begin(kind, request, run=run_id, requester=requester, task_id=str(run_id))
-    task = {Kind.SNAPSHOT: snapshot, Kind.RESTORE: restore, Kind.VERIFY: verify}[kind]
+    return run
+
+
+def _publish(run: Run, request: Request) -> None:
+    kind = Kind(run.kind)
+    task = {Kind.SNAPSHOT: snapshot, Kind.RESTORE: restore, Kind.VERIFY: verify, Kind.DELETE: delete}[kind]
     try:
-        task.apply_async(kwargs=_arguments(kind, request), task_id=str(run_id))
-    except OperationalError as error:
+        task.apply_async(kwargs=_arguments(kind, request), task_id=run.task_id)
+    except SnapshotError:
+        # Of an eager task, which has done the whole run and ended it.
+        raise
+    except Exception as error:  # noqa: BLE001
+        # Each transport has errors of its own for a broker that isn't there.
         refused = SnapshotError(redact(f"The Celery broker can't be reached, nothing was begun: {error}."))
         runs.end_with(run, refused)
         raise refused from None
-    return run
 
 
 def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
     """What the task of this kind takes of a request."""
-    taken = {
+    taken: tuple[str, ...] = {
+        Kind.DELETE: ("name",),
         Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata"),
         Kind.RESTORE: ("name", "databases", "artifacts", "confirm", "elsewhere"),
         Kind.VERIFY: ("name", "level"),
@@ -152,7 +202,9 @@ def _run(task: SnapshotTask, kind: Kind, data: dict[str, Any]) -> dict[str, Any]
     """Begin a run and leave its result to the finish; in eager mode, or called as a function, do it all here."""
     request = Request.from_json(data)
     if task.request.called_directly or task.request.is_eager:
-        return execution.run_inline(kind, request, requester=runs.Requester(source="code"))
+        # A request that is in the journal already, when it comes from the admin, keeps its run.
+        run_id = _run_id(str(task.request.id)) if task.request.id else None
+        return execution.run_inline(kind, request, run_id=run_id, requester=runs.Requester(source="code"))
     task_id = str(task.request.id)
     run, _ = runs.begin(kind, request, run=_run_id(task_id), requester=runs.Requester(source="task"), task_id=task_id)
     try:

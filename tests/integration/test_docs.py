@@ -126,7 +126,7 @@ def test_commands_has_every_exit_code() -> None:
     assert sorted(told) == sorted((str(code), kind.__name__, meaning) for kind, code, meaning in EXIT_CODES)
 
 
-@pytest.mark.parametrize("task", ["snapshot", "restore", "verify"])
+@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "delete"])
 def test_tasks_has_every_argument(task: str) -> None:
     import inspect
 
@@ -134,7 +134,10 @@ def test_tasks_has_every_argument(task: str) -> None:
     told = re.findall(
         r"^\| `(\w+)` \| `(.*?)` \|", sections("docs/reference/tasks.md")[f"`{task}`"], flags=re.MULTILINE
     )
-    assert told == [(name, str(parameter.default)) for name, parameter in signature.parameters.items()]
+    assert told == [
+        (name, "required" if parameter.default is parameter.empty else str(parameter.default))
+        for name, parameter in signature.parameters.items()
+    ]
     assert f"`{getattr(tasks, task).name}`" in text_of("docs/reference/tasks.md")
 
 
@@ -144,6 +147,7 @@ def test_tasks_has_the_form_of_every_result() -> None:
         {"name", "run", "created_at", "size", "artifacts"},
         {"name", "restored", "notes"},
         {"name", "level", "size", "files"},
+        {"deleted"},
     ]
 
 
