@@ -47,11 +47,12 @@ from tasks.environment import Environment
 
 _env = Environment()
 
+SECRET_KEY = _env.secret_key()
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIRECTORY = _env.path("DATA_DIRECTORY", BASE_DIR / "data")
 DATA_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-SECRET_KEY = _env.secret_key()
 DEBUG = False
 ALLOWED_HOSTS = _env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = _env.list("CSRF_TRUSTED_ORIGINS", default=[])
