@@ -13,8 +13,10 @@ import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, connections, router, transaction
@@ -61,6 +63,9 @@ def available() -> bool:
     """Whether the journal can be written: its database answers and its tables are there."""
     try:
         connection = connections[alias()]
+        if connection.connection is not None and not connection.in_atomic_block and not connection.is_usable():
+            # The server has ended a connection that this process kept; that says nothing about the journal.
+            connection.close()
         with connection.cursor() as cursor:
             return tables() <= set(connection.introspection.table_names(cursor))
     except (DatabaseError, ImproperlyConfigured):
@@ -169,6 +174,7 @@ def run_of(step: int) -> uuid.UUID:
 
 def note(claimed: Claim, **fields: Any) -> None:
     """Write *fields* of a step that is still ours; raise ``SnapshotCancelled`` if it isn't, or if the run must end."""
+    fields = {name: _local(value) if isinstance(value, datetime) else value for name, value in fields.items()}
     changed = _held(claimed).update(heartbeat_at=timezone.now(), **fields)
     if not changed:
         raise SnapshotCancelled("This attempt has lost its step to another one and ends.")
@@ -177,6 +183,11 @@ def note(claimed: Claim, **fields: Any) -> None:
         raise SnapshotCancelled("The run was cancelled.")
     if run.filter(steps__state=State.FAILED).exists():
         raise SnapshotCancelled("Another step of this run has failed.")
+
+
+def _local(moment: datetime) -> datetime:
+    """*moment* as the project keeps times; without ``USE_TZ`` SQLite and MySQL refuse one that has a zone."""
+    return moment if settings.USE_TZ or timezone.is_naive(moment) else timezone.make_naive(moment)
 
 
 def complete(claimed: Claim, record: Mapping[str, Any]) -> bool:
@@ -275,7 +286,12 @@ def busy_with(name: str, *, besides: uuid.UUID | None = None) -> None:
 def describe(error: BaseException) -> dict[str, str]:
     """An error as the journal keeps it, without secrets."""
     text = str(error) if isinstance(error, SnapshotError) else f"{type(error).__name__}: {error}"
-    return {"error": redact(text)[:_ERROR_LENGTH], "error_type": type(error).__name__}
+    return {"error": _storable(redact(text))[:_ERROR_LENGTH], "error_type": type(error).__name__}
+
+
+def _storable(text: str) -> str:
+    """*text* without what a database can't keep: NUL, and the surrogates of a file name that is no UTF-8."""
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
 
 
 def rebuild(error_type: str, text: str) -> SnapshotError:

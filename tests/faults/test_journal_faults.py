@@ -1,0 +1,126 @@
+"""The journal's moves under two workers at once, lost connections and odd texts, on every engine that may hold it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from threading import Barrier
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.core.management import call_command
+from django.db import connections
+from django.utils import timezone
+
+from django_snapshots import create_snapshot, runs
+from django_snapshots.artifacts.environment import EnvironmentArtifact
+from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.models import Kind, Run, State, Step
+from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.testing import MemoryStorage
+
+AT_ONCE = 6
+ROUNDS = 15
+
+
+class _Router:
+    """Puts the journal, and nothing else, into one alias."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    def db_for_read(self, model, **hints):
+        return self.alias if model._meta.app_label == "django_snapshots" else None
+
+    db_for_write = db_for_read
+
+
+@pytest.fixture(params=["postgres", "mariadb", "sqlite"])
+def journal(request, settings):
+    """The alias of a real database with the journal's tables."""
+    alias = request.getfixturevalue(f"make_{request.param}")()
+    call_command("migrate", "django_snapshots", database=alias, verbosity=0)
+    settings.DATABASE_ROUTERS = [_Router(alias)]
+    return alias
+
+
+def a_running_step() -> Step:
+    run, _ = runs.begin(Kind.SNAPSHOT, Request())
+    steps = [PlannedStep(position=0, type="environment", subject="requirements", phase=0)]
+    return runs.start(run, steps, name=run.pk.hex, storage_id="", storage_label="", reserve=False)[0]
+
+
+def test_of_workers_with_the_same_message_one_gets_the_step(journal):
+    barrier = Barrier(AT_ONCE)
+
+    def claim(step):
+        try:
+            connections[journal].ensure_connection()
+            barrier.wait()
+            return runs.claim(step)
+        finally:
+            connections[journal].close()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in range(ROUNDS):
+            step = a_running_step()
+            claims = list(pool.map(claim, [step.pk] * AT_ONCE))
+            step.refresh_from_db(using=journal)
+            assert [claimed.token for claimed in claims if claimed] == [1]
+            assert (step.token, step.attempts) == (1, 1)
+
+
+@pytest.fixture
+def storage(settings):
+    """Snapshots go into memory, and hold the environment alone."""
+    made = MemoryStorage()
+    settings.SNAPSHOTS = {"STORAGE": made, "ARTIFACTS": ["environment"]}
+    return made
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """``broken(error)`` lets every dump of the environment fail with *error*."""
+
+    def fail(error):
+        def open_dump(self, subject, request):
+            raise error
+
+        monkeypatch.setattr(EnvironmentArtifact, "open_dump", open_dump)
+
+    return fail
+
+
+@pytest.mark.parametrize("words", ["a\0b", "media/\udcff.png"], ids=["NUL", "no UTF-8"])
+def test_an_error_that_no_database_can_keep_still_ends_the_run(journal, storage, broken, words):
+    broken(SnapshotConnectorError(f"exit status 1: {words}"))
+    with pytest.raises(SnapshotConnectorError, match="exit status 1: "):
+        create_snapshot("odd")
+    run = Run.objects.using(journal).get()
+    assert (run.state, run.reservation) == (State.FAILED, None)
+    assert "exit status 1: " in run.error
+
+
+def test_a_project_without_time_zones_has_a_journal(journal, storage, settings):
+    settings.USE_TZ, settings.TIME_ZONE = False, "Asia/Tokyo"
+    connections[journal].close()
+    taken = create_snapshot("no-zones")
+    connections[journal].close()
+    step = Step.objects.using(journal).get()
+    assert step.state == State.SUCCEEDED
+    assert step.moment == timezone.make_naive(taken.created_at, ZoneInfo("Asia/Tokyo"))
+
+
+@pytest.mark.parametrize("journal", ["postgres", "mariadb"], indirect=True)
+def test_a_connection_that_the_server_has_ended_does_not_hide_the_journal(journal):
+    connection = connections[journal]
+    ask, end = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
+        "mysql": ("SELECT connection_id()", "KILL {}"),
+    }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(ask)
+        session = cursor.fetchone()[0]
+    with closing(connections.create_connection(journal)) as other, other.cursor() as cursor:
+        cursor.execute(end.format(session))
+    assert runs.available()
