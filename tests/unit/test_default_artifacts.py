@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from pytest_django import SettingsWrapper
 
 from django_snapshots.conf import get_settings
 
@@ -21,7 +22,7 @@ FILES = {"BACKEND": "django.core.files.storage.FileSystemStorage"}
     ],
 )
 def test_media_belong_to_it_unless_the_project_has_none(
-    settings: SettingsWrapper, root: str, storage: dict[str, object], has_media: bool
+    settings: Any, root: str, storage: dict[str, object], has_media: bool
 ) -> None:
     settings.MEDIA_ROOT = root
     settings.STORAGES = {**settings.STORAGES, "default": storage}
