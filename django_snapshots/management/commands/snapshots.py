@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
@@ -29,11 +29,12 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotPreflightError,
 )
-from django_snapshots.management.progress import Progress, human_size
+from django_snapshots.management.progress import Progress
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
+from django_snapshots.sizes import human_size
 
 EXIT_CODES: tuple[tuple[type[SnapshotError], int, str], ...] = (
     (SnapshotConfirmationError, 6, "a restore or delete was not confirmed; nothing was touched"),
@@ -59,13 +60,13 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The subcommands and their options."""
         commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
-        backup = commands.add_parser("backup", help="take a snapshot")
+        backup = _command(commands, "backup", "take a snapshot")
         backup.add_argument("name", nargs="?", help="its name; the default is SNAPSHOTS['NAME']")
         _add_parts(backup, "take")
         backup.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the manifest")
         _add_queue(backup)
 
-        restore = commands.add_parser("restore", help="restore a snapshot")
+        restore = _command(commands, "restore", "restore a snapshot")
         restore.add_argument("name", nargs="?", help="its name; the default is the latest")
         _add_parts(restore, "restore")
         restore.add_argument(
@@ -81,17 +82,17 @@ class Command(BaseCommand):
         )
         _add_queue(restore)
 
-        verify = commands.add_parser("verify", help="prove that what is stored is what was written")
+        verify = _command(commands, "verify", "prove that what is stored is what was written")
         verify.add_argument("name", nargs="?", help="its name; the default is the latest")
         verify.add_argument(
             "--level", type=int, choices=(1, 2), default=2, help="1: manifest and presence; 2: every stored byte"
         )
         _add_queue(verify)
 
-        listing = commands.add_parser("list", help="list the snapshots in the storage, the newest first")
-        info = commands.add_parser("info", help="show one snapshot")
+        listing = _command(commands, "list", "list the snapshots in the storage, the newest first")
+        info = _command(commands, "info", "show one snapshot")
         info.add_argument("name", nargs="?", help="its name; the default is the latest")
-        delete = commands.add_parser("delete", help="delete a snapshot")
+        delete = _command(commands, "delete", "delete a snapshot")
         delete.add_argument("name", help="its name")
         delete.add_argument("--no-input", action="store_true", help="do not ask")
         for command in (backup, restore, verify, listing, info, delete):
@@ -281,6 +282,10 @@ class Command(BaseCommand):
             sentences = metadata.get(key)
             for sentence in sentences if isinstance(sentences, list) else ():
                 self.stdout.write(self.style.WARNING(f"    {_printable(str(sentence))}"))
+
+
+def _command(commands: Any, name: str, words: str) -> ArgumentParser:
+    return cast(ArgumentParser, commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}."))
 
 
 def _add_parts(parser: ArgumentParser, verb: str) -> None:
