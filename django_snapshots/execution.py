@@ -58,6 +58,28 @@ class Hooks:
 # Begin
 
 
+def launch(run: Run) -> list[Step]:
+    """Give a run its steps, or its end. One whose message came twice keeps the steps that it has.
+
+    Raises ``SnapshotError``; then the run has ended with it.
+    """
+    failure: SnapshotError
+    try:
+        if run.state == State.QUEUED:
+            return prepare(run)
+        return runs.steps_of(run)
+    except SnapshotError as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001 - a storage or a NAME of the project's own may raise what it likes
+        failure = explained(error, f"{run.kind} {run.name}".strip())
+    except BaseException:
+        runs.refuse(run, SnapshotError("It was interrupted before it began."))
+        raise
+    if runs.refuse(run, failure):
+        raise failure
+    return runs.steps_of(run)
+
+
 def prepare(run: Run) -> list[Step]:
     """Give a new run its steps. Raises ``SnapshotError`` for a request that can't be filled."""
     request = Request.from_json(run.request)
@@ -77,7 +99,9 @@ def _prepare_snapshot(run: Run, request: Request) -> list[Step]:
     settings = get_settings()
     place = _place(settings)
     storage_id = Catalog(settings.storage).storage_id(expected=runs.known_storage_id(place) if place else None)
-    plan = _plan_with_free_name(settings, request, run.pk.hex, lambda name: runs.reservations(storage_id, name))
+    plan = _plan_with_free_name(
+        settings, request, run.pk.hex, lambda name: runs.reservations(storage_id, name, besides=run.pk)
+    )
     return runs.start(run, plan.steps, name=plan.name, storage_id=storage_id, storage_label=place, reserve=True)
 
 
@@ -415,11 +439,7 @@ def run_inline(
 ) -> dict[str, Any]:
     """A whole run in this process, in the journal; return its result or raise its error."""
     run, _ = runs.begin(kind, request, run=run_id, requester=requester)
-    try:
-        steps = prepare(run)
-    except SnapshotError as error:
-        runs.end_with(run, error)
-        raise
+    steps = launch(run)
     rows = {step.position: step.pk for step in steps}
     hooks = hooks or Hooks()
 

@@ -141,6 +141,11 @@ def start(
             f"Another run is making a snapshot {name!r} at this moment; choose another name or wait for its end."
         ) from error
     run.refresh_from_db(using=alias())
+    return steps_of(run)
+
+
+def steps_of(run: Run) -> list[Step]:
+    """The run's steps, in order."""
     return list(Step.objects.using(alias()).filter(run=run))
 
 
@@ -250,8 +255,20 @@ def end_with(run: Run, error: BaseException) -> bool:
     return _end(run, state=state, **describe(error))
 
 
-def _end(run: Run, **fields: Any) -> bool:
-    open_run = Run.objects.using(alias()).filter(pk=run.pk).exclude(state__in=FINAL_STATES)
+def refuse(run: Run, error: BaseException) -> bool:
+    """End a run that has not begun, with *error*; false if it has begun or ended in the meantime."""
+    state = State.CANCELLED if isinstance(error, SnapshotCancelled) else State.FAILED
+    return _end(run, among=(State.QUEUED,), state=state, **describe(error))
+
+
+def give_up(run: uuid.UUID, error: BaseException) -> None:
+    """Fail the steps of a run that nobody has taken and nobody will; those being worked on stop at their next note."""
+    waiting = Step.objects.using(alias()).filter(run=run, state=State.QUEUED)
+    waiting.update(state=State.FAILED, finished_at=timezone.now(), **describe(error))
+
+
+def _end(run: Run, *, among: Sequence[State] = (State.QUEUED, State.RUNNING), **fields: Any) -> bool:
+    open_run = Run.objects.using(alias()).filter(pk=run.pk, state__in=among)
     changed = open_run.update(reservation=None, finished_at=timezone.now(), **fields)
     run.refresh_from_db(using=alias())
     return bool(changed)
@@ -266,9 +283,9 @@ def first_failure(run: Run) -> SnapshotError | None:
     return rebuild(failed.error_type, failed.error) if failed.error else SnapshotError(f"{failed} did not end well.")
 
 
-def reservations(storage_id: str, name: str) -> bool:
-    """Whether a live run has reserved *name*."""
-    return Run.objects.using(alias()).filter(reservation=f"{storage_id}/{name}").exists()
+def reservations(storage_id: str, name: str, *, besides: uuid.UUID | None = None) -> bool:
+    """Whether a live run, *besides* the one that asks, has reserved *name*."""
+    return Run.objects.using(alias()).filter(reservation=f"{storage_id}/{name}").exclude(pk=besides).exists()
 
 
 def busy_with(name: str, *, besides: uuid.UUID | None = None) -> None:

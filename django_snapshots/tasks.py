@@ -207,12 +207,14 @@ def _run(task: SnapshotTask, kind: Kind, data: dict[str, Any]) -> dict[str, Any]
         return execution.run_inline(kind, request, run_id=run_id, requester=runs.Requester(source="code"))
     task_id = str(task.request.id)
     run, _ = runs.begin(kind, request, run=_run_id(task_id), requester=runs.Requester(source="task"), task_id=task_id)
+    execution.launch(run)
     try:
-        execution.prepare(run)
-    except SnapshotError as error:
-        runs.end_with(run, error)
-        raise
-    publish_ready(run.pk)
+        publish_ready(run.pk)
+    except Exception as error:  # noqa: BLE001 - each broker has errors of its own
+        failure = SnapshotError(redact(f"The steps could not be sent to the Celery broker: {error}."))
+        runs.give_up(run.pk, failure)
+        _conclude(run.pk)
+        raise failure from None
     raise Ignore
 
 

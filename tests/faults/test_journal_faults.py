@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from threading import Barrier
 from zoneinfo import ZoneInfo
 
 import pytest
+from celery.exceptions import Ignore
 from django.core.management import call_command
 from django.db import connections
 from django.utils import timezone
+from kombu.exceptions import OperationalError
 
-from django_snapshots import create_snapshot, runs
+from django_snapshots import create_snapshot, list_snapshots, runs, tasks
 from django_snapshots.artifacts.environment import EnvironmentArtifact
-from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.testing import MemoryStorage
@@ -124,3 +127,59 @@ def test_a_connection_that_the_server_has_ended_does_not_hide_the_journal(journa
     with closing(connections.create_connection(journal)) as other, other.cursor() as cursor:
         cursor.execute(end.format(session))
     assert runs.available()
+
+
+def test_a_name_that_can_not_be_made_ends_the_run(journal, storage, settings):
+    settings.SNAPSHOTS = {**settings.SNAPSHOTS, "NAME": lambda: str(1 // 0)}
+    with pytest.raises(SnapshotError, match="ZeroDivisionError"):
+        create_snapshot()
+    assert Run.objects.using(journal).get().state == State.FAILED
+
+
+@contextmanager
+def received():
+    """A message of the snapshot task, as a worker has it."""
+    tasks.snapshot.push_request(id=str(uuid.uuid4()), called_directly=False, is_eager=False)
+    try:
+        yield tasks.snapshot
+    finally:
+        tasks.snapshot.pop_request()
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The steps that messages were sent for; nobody receives them."""
+    found = []
+    monkeypatch.setattr(tasks.step, "delay", found.append)
+    return found
+
+
+def test_a_doubled_message_leaves_a_live_run_alone(journal, storage, sent):
+    with received() as task:
+        for _ in range(2):
+            with pytest.raises(Ignore):
+                task.run("twice")
+        run = Run.objects.using(journal).get()
+        assert (run.state, len(set(sent))) == (State.RUNNING, 1)
+        for step in sent:
+            tasks.step.run(step)
+        run.refresh_from_db(using=journal)
+        assert run.state == State.SUCCEEDED
+        with pytest.raises(Ignore):
+            task.run("twice")
+    run.refresh_from_db(using=journal)
+    assert run.state == State.SUCCEEDED
+    assert [entry.name for entry in list_snapshots(storage)] == ["twice"]
+
+
+def test_a_broker_that_goes_away_ends_the_run(journal, storage, monkeypatch):
+    def refused(step):
+        raise OperationalError("connection to amqp://user:hidden@broker refused")
+
+    monkeypatch.setattr(tasks.step, "delay", refused)
+    with received() as task, pytest.raises(SnapshotError, match="could not be sent"):
+        task.run("unsent")
+    run = Run.objects.using(journal).get()
+    assert (run.state, run.reservation) == (State.FAILED, None)
+    assert "could not be sent" in run.error
+    assert "hidden" not in run.error
