@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django_snapshots.backup import private_directory
@@ -78,7 +78,7 @@ class RestoreAttempt:
     after_switch: Callable[[Sequence[Selection]], None] = lambda _: None
     """Makes the journal fit the restored databases."""
     observe: Callable[[int], None] = lambda _: None
-    """Told the length of every chunk that was read; may raise until the first switch."""
+    """Told the length of every chunk that was read; may raise until the first switch, and isn't heeded after it."""
 
 
 def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Selection, ...]]:
@@ -129,13 +129,35 @@ def restore(settings: Settings, attempt: RestoreAttempt) -> RestoreReport:
     check_artifacts(Catalog(settings.storage), snapshot, records, level=2, observe=attempt.observe)
     notes: list[str] = []
     attempt.before_switch(selections)
+    observer = _Observer(attempt.observe)
+    attempt = replace(attempt, observe=observer)
     with contextlib.ExitStack() as stack:
         prepared = [_prepare(settings, attempt, snapshot, item, notes, stack) for item in selections]
         for item in prepared:
             item.check()
+        observer.heeded = False
         _switch_all(selections, prepared)
         attempt.after_switch(selections)
     return RestoreReport(name=snapshot.name, restored=selections, notes=tuple(notes))
+
+
+class _Observer:
+    """Tells of every chunk; what it raises ends the restore until the first switch.
+
+    A switch may read the dump: one that was ended there, by a cancel or a journal that is away for a moment, would
+    leave its target neither what it was nor the snapshot.
+    """
+
+    def __init__(self, observe: Callable[[int], None]) -> None:
+        self._observe = observe
+        self.heeded = True
+
+    def __call__(self, count: int) -> None:
+        try:
+            self._observe(count)
+        except Exception:
+            if self.heeded:
+                raise
 
 
 def _prepare(

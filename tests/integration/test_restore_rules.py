@@ -322,6 +322,33 @@ def test_an_observer_can_end_it_before_the_switch(moved):
     assert moved.moves == []
 
 
+def test_an_observer_that_fails_while_a_target_is_replaced_does_not_leave_it_half_done(moved, monkeypatch):
+    """Where a switch reads the dump (MySQL's does), a journal that is away for a moment must not end it."""
+    sources, seen = {}, []
+    prepare = Kind.prepare
+
+    def remember(kind, subject, source, request):
+        sources[subject] = source
+        return prepare(kind, subject, source, request)
+
+    def switch(kind):
+        kind.move("switch")
+        for _ in sources[kind.subject].open():
+            pass
+        kind.move("switched")
+
+    def observe(_count):
+        seen.append(moved.moves[-1:])
+        if seen[-1] and seen[-1][0].startswith("switch"):
+            raise SnapshotConnectorError("the journal is away")
+
+    monkeypatch.setattr(Kind, "prepare", remember)
+    monkeypatch.setattr(Kind, "switch", switch)
+    moved(observe=observe)
+    assert ["switch a"] in seen
+    assert [move for move in moved.moves if "switched" in move] == ["switched a", "switched b", "switched c"]
+
+
 def test_confirmation_counts_only_what_is_not_empty(moved):
     with pytest.raises(SnapshotPreflightError):
         moved(Request(name="before", databases=("z",)))
