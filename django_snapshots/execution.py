@@ -438,6 +438,7 @@ def run_inline(
     hooks: Hooks | None = None,
 ) -> dict[str, Any]:
     """A whole run in this process, in the journal; return its result or raise its error."""
+    runs.require_no_transaction()
     run, _ = runs.begin(kind, request, run=run_id, requester=requester)
     steps = launch(run)
     rows = {step.position: step.pk for step in steps}

@@ -48,11 +48,11 @@ def run(steps: Sequence[PlannedStep], work: Work, *, at_once: int, stop: Stop) -
     """Work on all *steps*, at most *at_once* in threads; those of a later phase wait for every earlier moment.
 
     *work* must not raise; what it raises all the same comes out once every step has ended. An interrupt of this thread
-    stops them first. An in-memory database can be seen by this thread alone, so with one in the project everything
-    happens here, one step after another.
+    stops them first. An in-memory database, and what a Django TestCase has written, can be seen by this thread alone;
+    then everything happens here, one step after another.
     """
     ordered = sorted(steps, key=lambda step: (step.phase, step.position))
-    if at_once == 1 or len(ordered) == 1 or _has_memory_database():
+    if at_once == 1 or len(ordered) == 1 or _has_memory_database() or _in_transaction():
         for step in ordered:
             work(step, lambda: None)
         return
@@ -97,6 +97,10 @@ class _Gate:
     def wait(self, step: PlannedStep) -> None:
         if step.phase:
             self._open.wait()
+
+
+def _in_transaction() -> bool:
+    return any(connection.in_atomic_block for connection in connections.all(initialized_only=True))
 
 
 def _has_memory_database() -> bool:

@@ -80,6 +80,19 @@ def holder() -> str:
 # Begin
 
 
+def require_no_transaction() -> None:
+    """Raise ``SnapshotError`` inside of ``transaction.atomic()``, except in a Django TestCase, which is in one always.
+
+    Nobody else would see the run there: no thread of it, and nobody whom its reserved name should stop.
+    """
+    connection = connections[alias()]
+    if connection.in_atomic_block and not connection.atomic_blocks[-1]._from_testcase:
+        raise SnapshotError(
+            "Nothing can be taken, restored or verified inside of transaction.atomic(): what the block has written "
+            "is not in the database yet. Do it after the block, or hand it to the workers."
+        )
+
+
 def begin(
     kind: Kind,
     request: Request,

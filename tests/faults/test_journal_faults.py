@@ -11,11 +11,11 @@ from zoneinfo import ZoneInfo
 import pytest
 from celery.exceptions import Ignore
 from django.core.management import call_command
-from django.db import connections
+from django.db import connections, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from django_snapshots import create_snapshot, list_snapshots, runs, tasks
+from django_snapshots import create_snapshot, list_snapshots, parallel, runs, tasks
 from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
 from django_snapshots.models import Kind, Run, State, Step
@@ -183,3 +183,19 @@ def test_a_broker_that_goes_away_ends_the_run(journal, storage, monkeypatch):
     assert (run.state, run.reservation) == (State.FAILED, None)
     assert "could not be sent" in run.error
     assert "hidden" not in run.error
+
+
+def test_inside_a_transaction_it_is_refused_at_once(journal, storage):
+    with transaction.atomic(using=journal), pytest.raises(SnapshotError, match="inside of transaction"):
+        create_snapshot("inside")
+    assert not Run.objects.using(journal).exists()
+    create_snapshot("outside")
+
+
+def test_inside_a_test_case_everything_happens_in_its_thread(journal, storage, settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(parallel, "_has_memory_database", lambda: False)
+    settings.SNAPSHOTS = {**settings.SNAPSHOTS, "ARTIFACTS": ["environment", "media"]}
+    settings.MEDIA_ROOT = tmp_path
+    with transaction.atomic(using=journal):
+        connections[journal].atomic_blocks[-1]._from_testcase = True
+        assert len(create_snapshot("tested").artifacts) == 2
