@@ -189,6 +189,15 @@ def test_nesting_of_every_depth_is_a_refusal_or_a_value():
             Snapshot.from_bytes(content)
 
 
+@pytest.mark.parametrize("twice", [b'"name": "other", ', b'"metadata": {}, '])
+def test_a_key_that_stands_twice_is_refused_whatever_the_digest_says(twice):
+    """Of two readers one may take the first and one the last; the digest fits the last."""
+    content = signed()
+    assert Snapshot.from_bytes(content)
+    with pytest.raises(SnapshotIntegrityError, match="twice"):
+        Snapshot.from_bytes(b"{" + twice + content[1:])
+
+
 @pytest.mark.parametrize("version", ["2", "0", "", 1, None, ["1"], "1.0"])
 def test_another_version_is_refused_as_such(version):
     with pytest.raises(SnapshotVersionError, match="version"):
