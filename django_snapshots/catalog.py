@@ -314,18 +314,38 @@ class Catalog:
             self._bury(manifest, tombstone, snapshot)
         else:
             snapshot = self._buried(name, tombstone)
-        for artifact in snapshot.artifacts:
-            self.storage.delete(self.path(name, artifact.filename))
-        self.storage.delete(tombstone)
+        for path in (*(self.path(name, artifact.filename) for artifact in snapshot.artifacts), tombstone):
+            if not self._lies_buried(tombstone, snapshot):
+                # Another delete has ended, and the name may be a new snapshot's by now.
+                return
+            self.storage.delete(path)
+
+    def _lies_buried(self, tombstone: str, snapshot: Snapshot) -> bool:
+        try:
+            content = self._small_object(tombstone, MAX_MANIFEST_SIZE)
+        except SnapshotNotFoundError:
+            return False
+        return Snapshot.from_bytes(content, tombstone).run == snapshot.run
 
     def _bury(self, manifest: str, tombstone: str, snapshot: Snapshot) -> None:
+        if isinstance(self.storage, AdvancedSnapshotStorage):
+            with contextlib.suppress(SnapshotNotFoundError):
+                self._move_manifest(self.storage, manifest, tombstone)
+            return
         # One that lies there already was written by a delete that died before the manifest was gone.
         self.storage.delete(tombstone)
-        if isinstance(self.storage, AdvancedSnapshotStorage):
-            self.storage.atomic_move(manifest, tombstone)
-            return
         self.storage.write(tombstone, BytesIO(snapshot.to_bytes()))
         self.storage.delete(manifest)
+
+    def _move_manifest(self, storage: AdvancedSnapshotStorage, manifest: str, tombstone: str) -> None:
+        """Raises ``SnapshotNotFoundError`` if another delete was faster; its tombstone is never taken away."""
+        try:
+            storage.atomic_move(manifest, tombstone)
+        except SnapshotExistsError:
+            if storage.exists(manifest):
+                # Written by a delete that died before the manifest was gone.
+                storage.delete(tombstone)
+                storage.atomic_move(manifest, tombstone)
 
     def _buried(self, name: str, tombstone: str) -> Snapshot:
         try:

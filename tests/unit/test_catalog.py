@@ -408,6 +408,45 @@ def test_a_half_deleted_name_is_taken_until_it_is_deleted(storage):
     verify(catalog, "nightly")
 
 
+def test_a_slow_delete_leaves_a_new_snapshot_of_the_name_alone(storage):
+    """Two deletes of one name: the faster ends, the name is used again, and only then the slower goes on."""
+
+    class Slow(Catalog):
+        def _buried(self, name, tombstone):
+            found = super()._buried(name, tombstone)
+            Catalog(storage).delete(name)
+            Run(storage, run="b").store().publish()
+            return found
+
+    published(storage)
+    dying = failing(storage, 5 if isinstance(storage, AdvancedSnapshotStorage) else 6, Death(), after=False)
+    with pytest.raises(Death):
+        Catalog(dying).delete("nightly")
+    Slow(storage).delete("nightly")
+    assert Catalog(storage).get("nightly").run == "b" * 32
+    verify(Catalog(storage), "nightly")
+
+
+def test_of_two_deletes_the_later_does_not_take_the_tombstone_of_the_first(storage):
+    """Without its tombstone the name would be free while the first still deletes."""
+
+    class Second(Catalog):
+        def get(self, name):
+            found = super().get(name)
+            dying = failing(storage, 5 if isinstance(storage, AdvancedSnapshotStorage) else 6, Death(), after=False)
+            with pytest.raises(Death):
+                Catalog(dying).delete(name)
+            return found
+
+        def _bury(self, manifest, tombstone, snapshot):
+            super()._bury(manifest, tombstone, snapshot)
+            assert Catalog(storage).exists("nightly")
+
+    published(storage)
+    Second(storage).delete("nightly")
+    assert objects(storage) == []
+
+
 def test_a_tombstone_of_another_snapshot_deletes_nothing(storage):
     published(storage)
     put(storage, "other/tombstone.json", content(storage, "nightly/manifest.json"))
