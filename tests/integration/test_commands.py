@@ -101,7 +101,8 @@ def test_a_whole_story_in_json(project):
     report = told(project, "restore", "--confirm", str(path(project, "other")))
     assert report["restored"][0]["subject"] == "other"
     assert content(project, "other") == ["order in other"]
-    assert told(project, "delete", "before") == {"deleted": "before"}
+    fails(project, 6, "delete", "before", "--format", "json", words=["--no-input"])
+    assert told(project, "delete", "before", "--no-input") == {"deleted": "before"}
 
 
 def test_an_unreadable_manifest_is_listed_as_such(project):

@@ -164,7 +164,9 @@ class Command(BaseCommand):
     def do_delete(self, options: dict[str, Any]) -> None:
         """Delete one snapshot."""
         name = options["name"]
-        if not options["no_input"] and options["format"] == "text":
+        if not options["no_input"]:
+            if options["format"] == "json":
+                raise SnapshotConfirmationError(f"To delete {name!r} a program says --no-input; nothing was done.")
             storage = label(get_settings().storage)
             typed = self._input(f"Delete snapshot {name} in {storage} for good? Type its name to go on: ")
             if typed != name:
