@@ -133,9 +133,15 @@ class Tool:
             if self._popen.returncode is None:
                 self._kill_group()
 
-    def _kill_group(self) -> None:
+    def terminate(self) -> None:
+        """Ask the process group to end (SIGTERM); the owner still waits and calls ``end``."""
+        with self._reaping:
+            if self._popen.returncode is None:
+                self._kill_group(signal.SIGTERM)
+
+    def _kill_group(self, number: signal.Signals = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self.pid, number)
 
     def _reap(self) -> None:
         """After the program has ended: end what it has left running, too.

@@ -60,6 +60,9 @@ MEGABYTE = 1024 * 1024
 class StorageConformance:
     """What every storage has to hold, the basic tier included."""
 
+    longest_name: ClassVar[int] = MAXIMUM_PART
+    """Bytes that one part of a path may have; a storage that encrypts names takes fewer than the rules allow."""
+
     @pytest.fixture
     def storage(self) -> SnapshotStorage:
         """An empty storage; override this."""
@@ -176,11 +179,11 @@ class StorageConformance:
             assert _content(storage, path) == path.encode()
 
     def test_takes_long_names(self, storage: SnapshotStorage) -> None:
-        long = "n" * MAXIMUM_PART
+        long = "n" * self.longest_name
         storage.write(f"{long}/{long}", io.BytesIO(b"x"))
         assert walk(storage, "") == [f"{long}/{long}"]
         with pytest.raises(SnapshotPathError):
-            storage.write(f"{long}n", io.BytesIO(b"x"))
+            storage.write("n" * (MAXIMUM_PART + 1), io.BytesIO(b"x"))
         with pytest.raises(SnapshotPathError):
             storage.write("/".join(["part"] * 400), io.BytesIO(b"x"))
 
