@@ -26,10 +26,9 @@ from django_snapshots.exceptions import (
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.pipeline.compression import decompressor
 from django_snapshots.pipeline.digest import content_tally, stored_tally
-from django_snapshots.pipeline.stream import Watch, chain
+from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
-from django_snapshots.storage.streams import read_chunks
 from django_snapshots.transfer import Prepared, RestoreRequest, Source, Target
 from django_snapshots.verify import check_artifacts
 
@@ -93,7 +92,7 @@ def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Select
     selections: list[Selection] = []
     for record in chosen:
         try:
-            selections.append(Selection(record=record, target=_target(settings, record)))
+            selections.append(Selection(record=record, target=target_of(settings, record)))
         except SnapshotError as error:
             problems.append(str(error))
     if problems:
@@ -207,7 +206,8 @@ def read_content(
     limit = _Limit(record)
     algorithm = record.metadata.get("compression", "none")
     stages = chain(Watch(observe), stored, decompressor(str(algorithm), record.filename), limit, content)
-    yield from stages(read_chunks(catalog.storage, catalog.path(snapshot.name, record.filename)))
+    with closing_chunks(catalog.open(snapshot, record)) as chunks:
+        yield from stages(chunks)
     if (stored.size, stored.digest) != (record.size, record.checksum):
         raise SnapshotIntegrityError(f"{record.filename} changed while it was read: its SHA-256 does not match.")
     if (content.size, content.digest) != (limit.size, record.metadata.get("content_digest")):
@@ -311,7 +311,7 @@ def _is_asked_for(record: ArtifactRecord, request: Request) -> bool:
     return request.artifacts is not None
 
 
-def _target(settings: Settings, record: ArtifactRecord) -> Target:
+def target_of(settings: Settings, record: ArtifactRecord) -> Target:
     kind = settings.kind(record.type)
     if record.subject not in kind.subjects():
         raise SnapshotPreflightError(

@@ -9,6 +9,8 @@ from typing import Self
 
 from django.core.management.base import OutputWrapper
 
+from django_snapshots.sizes import human_size
+
 _REDRAW_SECONDS = 0.2
 _CLEAR = "\r\x1b[K"
 
@@ -57,13 +59,3 @@ class Progress:
     ) -> None:
         if self._shown:
             self._output.write(_CLEAR, ending="")
-
-
-def human_size(count: int) -> str:
-    """*count* bytes in the largest unit that leaves it above 1: ``1.2 GB``."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -1,0 +1,163 @@
+"""A storage's entries and a manifest, prepared for a page: all of it is hostile until a template escapes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from django.utils import timezone
+
+from django_snapshots import runs
+from django_snapshots.admin.shown import mapping_of, shown_json, shown_time, text_of, texts_of
+from django_snapshots.catalog import Entry
+from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.models import Kind, Run, State
+from django_snapshots.sizes import human_size
+
+_DAMAGED = "SnapshotIntegrityError"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What the last verify of a snapshot found."""
+
+    state: str
+    text: str
+    run: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the list of snapshots."""
+
+    name: str
+    taken: str = ""
+    size: str = ""
+    contents: str = ""
+    state: str = "succeeded"
+    label: str = "Complete"
+    reason: str = ""
+    verified: Verified | None = None
+
+
+def rows(entries: Sequence[Entry]) -> list[Row]:
+    """Lines for *entries*, each with what the journal knows of its last verify."""
+    verified = last_verified([entry.snapshot for entry in entries if entry.snapshot is not None])
+    return [_row(entry, verified.get(entry.name)) for entry in entries]
+
+
+def _row(entry: Entry, verified: Verified | None) -> Row:
+    if entry.snapshot is None:
+        return Row(name=entry.name, state="failed", label="Unreadable", reason=str(entry.error))
+    damaged = verified is not None and verified.state == "damaged"
+    return Row(
+        name=entry.name,
+        taken=shown_time(entry.snapshot.created_at),
+        size=human_size(entry.snapshot.size),
+        contents=", ".join(artifact.subject for artifact in entry.snapshot.artifacts),
+        state="failed" if damaged else "succeeded",
+        label="Damaged" if damaged else "Complete",
+        reason="The last verify found damage." if damaged else "",
+        verified=verified,
+    )
+
+
+def last_verified(snapshots: Sequence[Snapshot]) -> dict[str, Verified]:
+    """For each name the last verify that has ended; one of an earlier snapshot of the same name doesn't count."""
+    taken = {snapshot.name: snapshot.created_at for snapshot in snapshots}
+    ended = Run.objects.using(runs.alias()).filter(
+        kind=Kind.VERIFY, state__in=(State.SUCCEEDED, State.FAILED), name__in=list(taken)
+    )
+    found: dict[str, Verified] = {}
+    for run in ended.order_by("finished_at").defer("result"):
+        if _aware(run.created_at) >= taken[run.name]:
+            found[run.name] = _verified(run)
+    return found
+
+
+def _aware(moment: datetime) -> datetime:
+    """A moment of the journal, which is naive in a project without ``USE_TZ``."""
+    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+
+
+def _verified(run: Run) -> Verified:
+    when = shown_time(run.finished_at)
+    if run.state == State.SUCCEEDED:
+        return Verified(state="whole", text=f"level {run.request.get('level', 2)}, {when}", run=run.pk)
+    if run.error_type == _DAMAGED:
+        return Verified(state="damaged", text=f"damage found, {when}", run=run.pk)
+    return Verified(state="unknown", text=f"failed, {when}", run=run.pk)
+
+
+def facts(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """What the manifest says of the whole snapshot."""
+    told = (
+        ("Taken", shown_time(snapshot.created_at)),
+        ("Taken (UTC)", snapshot.created_at.astimezone(UTC).isoformat()),
+        ("Size", human_size(snapshot.size)),
+        ("Project", snapshot.project),
+        ("Environment", snapshot.environment),
+        ("Host", snapshot.hostname),
+        ("Django", snapshot.django_version),
+        ("Python", snapshot.python_version),
+        ("Encrypted", "yes" if snapshot.encrypted else "no"),
+        ("Run", snapshot.run),
+        ("Storage's id", snapshot.storage),
+        ("Manifest's version", snapshot.version),
+    )
+    return [(title, value) for title, value in told if value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One stored file, as a page shows it."""
+
+    title: str
+    facts: list[tuple[str, str]]
+    warnings: list[str]
+    counts: list[tuple[str, str]]
+    counts_summary: str
+    migrations: list[str]
+    unreadable: list[str]
+
+
+def artifact(record: ArtifactRecord) -> Artifact:
+    """Everything that a person asks of one stored file."""
+    metadata = mapping_of(record.metadata)
+    counts = mapping_of(metadata.get("row_counts"))
+    return Artifact(
+        title=f"{record.type} {record.subject}",
+        facts=_artifact_facts(record),
+        warnings=texts_of(metadata.get("warnings")),
+        unreadable=texts_of(metadata.get("unreadable")),
+        counts=[(name, text_of(count) or shown_json(count)) for name, count in counts.items()],
+        counts_summary=_counts_summary(counts, exact=metadata.get("row_counts_exact") is True),
+        migrations=texts_of(metadata.get("migrations")),
+    )
+
+
+def _artifact_facts(record: ArtifactRecord) -> list[tuple[str, str]]:
+    metadata = mapping_of(record.metadata)
+    content_size = metadata.get("content_size")
+    engine = " ".join(filter(None, (text_of(metadata.get("engine")), text_of(metadata.get("server_version")))))
+    told = (
+        ("File", record.filename),
+        ("Stored", human_size(record.size)),
+        ("Content", human_size(content_size) if isinstance(content_size, int) else ""),
+        ("Checksum of the file", record.checksum),
+        ("Its moment", shown_time(record.created_at)),
+        ("Engine", engine),
+        ("Client", text_of(metadata.get("client_version"))),
+        ("Connector", text_of(metadata.get("connector"))),
+        ("Compression", text_of(metadata.get("compression"))),
+    )
+    return [(title, value) for title, value in told if value]
+
+
+def _counts_summary(counts: Any, *, exact: bool) -> str:
+    if not counts:
+        return ""
+    total = sum(count for count in counts.values() if isinstance(count, int))
+    return f"{total:,} rows in {len(counts):,} tables{'' if exact else ', not exact'}"

@@ -1,0 +1,108 @@
+"""The journal in the admin: to look at, never to edit; a run's page shows how far it is."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from django_snapshots import runs
+from django_snapshots.admin.access import ReadOnly, require_view
+from django_snapshots.admin.progress import progress_of, snapshot_url
+from django_snapshots.admin.shown import run_badge, shown_duration, shown_json
+from django_snapshots.models import Kind, Run
+
+
+@admin.register(Run)
+class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    """Runs, the newest first."""
+
+    list_display = ("created_at", "kind", "snapshot", "shown_state", "requested_by", "requested_from", "duration")
+    list_filter = ("kind", "state", "requested_from", "created_at")
+    search_fields = ("name", "requested_by", "error")
+    date_hierarchy = "created_at"
+    list_per_page = 50
+    readonly_fields = ("asked_for",)
+    fieldsets = (
+        ("Who asked for what", {"fields": ("kind", "asked_for", "requested_by", "requested_from", "created_at")}),
+        (
+            "For support",
+            {
+                "classes": ("collapse",),
+                "fields": (
+                    *("id", "task_id", "requested_by_key", "storage_label", "storage_id", "holder", "error_type"),
+                    *("cancel_requested_at", "cancel_requested_by"),
+                ),
+            },
+        ),
+    )
+
+    class Media:
+        """The style of states."""
+
+        css: ClassVar[dict[str, tuple[str, ...]]] = {"all": ("django_snapshots/admin.css",)}
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Run]:
+        """From the database that is written to: a replica may not know yet how far a run is."""
+        return super().get_queryset(request).using(runs.alias())
+
+    def get_urls(self) -> list[URLPattern]:
+        """With the page's own end point."""
+        view = self.admin_site.admin_view(self.progress_view)
+        return [
+            path("<uuid:run_id>/progress/", view, name="django_snapshots_run_progress"),
+            *super().get_urls(),
+        ]
+
+    def progress_view(self, request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
+        """How far a run is, for the script of its page."""
+        require_view(request)
+        run = self.get_queryset(request).filter(pk=run_id).first()
+        if run is None:
+            raise Http404("There is no such run.")
+        return JsonResponse({**progress_of(run), "snapshot": snapshot_url(run, self.admin_site.name)})
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """A run's page."""
+        run = self.get_object(request, object_id)
+        context = {**(extra_context or {})}
+        if run is not None and self.has_view_permission(request):
+            context |= {
+                "title": f"{Kind(run.kind).label} {run.name}".strip(),
+                "subtitle": None,
+                "progress": progress_of(run),
+                "progress_url": reverse(
+                    "admin:django_snapshots_run_progress", args=(run.pk,), current_app=self.admin_site.name
+                ),
+                "snapshot_url": snapshot_url(run, self.admin_site.name),
+            }
+        return super().change_view(request, object_id, form_url, context)
+
+    @admin.display(description="state", ordering="state")
+    def shown_state(self, run: Run) -> SafeString:
+        """The state, with its colour."""
+        return run_badge(run)
+
+    @admin.display(description="duration")
+    def duration(self, run: Run) -> str:
+        """How long it took, or takes."""
+        return shown_duration(run)
+
+    @admin.display(description="asked for")
+    def asked_for(self, run: Run) -> SafeString:
+        """The arguments."""
+        return format_html('<pre class="snapshots-text">{}</pre>', shown_json(run.request))
+
+    @admin.display(description="snapshot", ordering="name")
+    def snapshot(self, run: Run) -> str:
+        """Its name, with the way to its page if it may be there."""
+        url = snapshot_url(run, self.admin_site.name)
+        return format_html('<a href="{}">{}</a>', url, run.name) if url else run.name
