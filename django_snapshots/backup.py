@@ -129,7 +129,7 @@ def publish(settings: Settings, plan: SnapshotPlan, stored: Sequence[StoredArtif
         pip=tuple(installed_packages()),
         metadata=dict(plan.metadata),
     )
-    return Catalog(settings.storage).publish(snapshot, stored)
+    return Catalog(settings.storage).publish(snapshot, stored, form=settings.format)
 
 
 def withdraw(settings: Settings, name: str, run: str, filenames: Sequence[str]) -> None:

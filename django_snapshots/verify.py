@@ -1,6 +1,7 @@
 """Proof that what is stored is what was written.
 
 Level 1: the manifest is whole, every file is there and has its length. Level 2: every stored byte has its digest.
+An archive holds nothing else either: its headers and its end are looked at on both levels, its padding on the second.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django_snapshots.catalog import Catalog
+from django_snapshots.catalog import Catalog, Reader
 from django_snapshots.exceptions import SnapshotIntegrityError, SnapshotNotFoundError
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.pipeline.digest import stored_tally
-from django_snapshots.pipeline.stream import Watch, chain
-from django_snapshots.storage.streams import read_chunks
+from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
 
 Observe = Callable[[int], None]
 
@@ -41,7 +41,11 @@ def verify(catalog: Catalog, name: str | None, *, level: int = 2, observe: Obser
     names every file with something wrong, not only the first.
     """
     snapshot = catalog.latest() if name is None else catalog.get(name)
-    check_artifacts(catalog, snapshot, snapshot.artifacts, level=level, observe=observe)
+    with catalog.reader(snapshot) as reader:
+        problems = _problems(reader, snapshot.artifacts, level, observe)
+        if not problems:
+            problems = _at_the_end(reader)
+    _refuse(snapshot, problems)
     return VerifyReport(
         name=snapshot.name,
         level=level,
@@ -59,27 +63,34 @@ def check_artifacts(
     observe: Observe = lambda _: None,
 ) -> None:
     """Look at each of *artifacts*; raise ``SnapshotIntegrityError`` with everything that is wrong."""
-    problems = [
-        problem
-        for artifact in artifacts
-        if (problem := _problem(catalog, catalog.path(snapshot.name, artifact.filename), artifact, level, observe))
-    ]
+    with catalog.reader(snapshot) as reader:
+        problems = _problems(reader, artifacts, level, observe)
+    _refuse(snapshot, problems)
+
+
+def _refuse(snapshot: Snapshot, problems: Sequence[str]) -> None:
     if problems:
         raise SnapshotIntegrityError(
             f"Snapshot {snapshot.name!r} is damaged, do not restore from it: {'; '.join(problems)}."
         )
 
 
-def _problem(catalog: Catalog, path: str, artifact: ArtifactRecord, level: int, observe: Observe) -> str | None:
+def _problems(reader: Reader, artifacts: Sequence[ArtifactRecord], level: int, observe: Observe) -> list[str]:
+    found = (_problem(reader, artifact, level, observe) for artifact in artifacts)
+    return [problem for problem in found if problem]
+
+
+def _problem(reader: Reader, artifact: ArtifactRecord, level: int, observe: Observe) -> str | None:
     try:
-        size = catalog.size(path)
+        size = reader.size_of(artifact)
         if size != artifact.size:
             return f"{artifact.filename} has {size} bytes instead of {artifact.size}"
         if level < 2:
             return None
         tally = stored_tally()
-        for _ in chain(Watch(observe), tally)(read_chunks(catalog.storage, path)):
-            pass
+        with closing_chunks(reader.open(artifact)) as chunks:
+            for _ in chain(Watch(observe), tally)(chunks):
+                pass
     except SnapshotNotFoundError:
         return f"{artifact.filename} is missing"
     except SnapshotIntegrityError as error:
@@ -87,3 +98,11 @@ def _problem(catalog: Catalog, path: str, artifact: ArtifactRecord, level: int, 
     if (tally.size, tally.digest) != (artifact.size, artifact.checksum):
         return f"{artifact.filename} was changed after it was written: its SHA-256 does not match"
     return None
+
+
+def _at_the_end(reader: Reader) -> list[str]:
+    try:
+        reader.check_end()
+    except SnapshotIntegrityError as error:
+        return [str(error)]
+    return []

@@ -14,6 +14,7 @@ from django.core.files.storage import FileSystemStorage
 
 from django_snapshots import DjangoStorageBackend, LocalFileSystemBackend, list_snapshots
 from django_snapshots.catalog import MARKER, Catalog, StoredArtifact
+from django_snapshots.catalog.directory import DirectoryFormat
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
     SnapshotError,
@@ -391,7 +392,7 @@ def test_a_deleter_that_ends_at_any_call_leaves_nothing_half_listed(kind, error,
 def test_a_half_deleted_name_is_taken_until_it_is_deleted(storage):
     """A second delete must never find the objects of a new snapshot under the names in the old tombstone."""
     published(storage)
-    dying = failing(storage, 5 if isinstance(storage, AdvancedSnapshotStorage) else 6, Death(), after=False)
+    dying = failing(storage, 6 if isinstance(storage, AdvancedSnapshotStorage) else 7, Death(), after=False)
     with pytest.raises(Death):
         Catalog(dying).delete("nightly")
     assert any(path.endswith("tombstone.json") for path in objects(storage))
@@ -411,7 +412,7 @@ def test_a_half_deleted_name_is_taken_until_it_is_deleted(storage):
 def test_a_slow_delete_leaves_a_new_snapshot_of_the_name_alone(storage):
     """Two deletes of one name: the faster ends, the name is used again, and only then the slower goes on."""
 
-    class Slow(Catalog):
+    class Slow(DirectoryFormat):
         def _buried(self, name, tombstone):
             found = super()._buried(name, tombstone)
             Catalog(storage).delete(name)
@@ -419,7 +420,7 @@ def test_a_slow_delete_leaves_a_new_snapshot_of_the_name_alone(storage):
             return found
 
     published(storage)
-    dying = failing(storage, 5 if isinstance(storage, AdvancedSnapshotStorage) else 6, Death(), after=False)
+    dying = failing(storage, 6 if isinstance(storage, AdvancedSnapshotStorage) else 7, Death(), after=False)
     with pytest.raises(Death):
         Catalog(dying).delete("nightly")
     Slow(storage).delete("nightly")
@@ -430,10 +431,10 @@ def test_a_slow_delete_leaves_a_new_snapshot_of_the_name_alone(storage):
 def test_of_two_deletes_the_later_does_not_take_the_tombstone_of_the_first(storage):
     """Without its tombstone the name would be free while the first still deletes."""
 
-    class Second(Catalog):
-        def get(self, name):
-            found = super().get(name)
-            dying = failing(storage, 5 if isinstance(storage, AdvancedSnapshotStorage) else 6, Death(), after=False)
+    class Second(DirectoryFormat):
+        def read(self, name):
+            found = super().read(name)
+            dying = failing(storage, 6 if isinstance(storage, AdvancedSnapshotStorage) else 7, Death(), after=False)
             with pytest.raises(Death):
                 Catalog(dying).delete(name)
             return found
@@ -523,7 +524,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("what", UNREADABLE)
 def test_an_unreadable_manifest_is_shown_and_never_touched(storage, what, monkeypatch):
-    monkeypatch.setattr("django_snapshots.catalog._PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("django_snapshots.catalog.objects._PATIENCE_SECONDS", 0.01)
     damaged, error = UNREADABLE[what]
     whole = published(storage, name="whole", run="f")
     published(storage)
@@ -566,7 +567,7 @@ def test_strangers_files_are_neither_shown_nor_touched(storage):
 
 
 def test_too_large_a_manifest_is_not_read_to_its_end(storage, monkeypatch):
-    monkeypatch.setattr("django_snapshots.catalog.MAX_MANIFEST_SIZE", 1000)
+    monkeypatch.setattr("django_snapshots.catalog.directory.MAX_MANIFEST_SIZE", 1000)
     monkeypatch.setattr("django_snapshots.manifest.MAX_MANIFEST_SIZE", 1000)
     put(storage, "nightly/manifest.json", b" " * 100_000)
     (entry,) = Catalog(storage).entries()
@@ -627,7 +628,7 @@ def test_another_storage_in_its_place_is_refused(storage):
 
 @pytest.mark.parametrize("damaged", [b"", b"{}", b"[]", b"null", b'{"id": 7}', b'{"id": "x"}', b"\xff", b'{"id": ['])
 def test_a_damaged_id_is_refused_and_kept(storage, damaged, monkeypatch):
-    monkeypatch.setattr("django_snapshots.catalog._PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("django_snapshots.catalog.objects._PATIENCE_SECONDS", 0.01)
     put(storage, MARKER, damaged)
     with pytest.raises(SnapshotStorageError, match="can't be read"):
         Catalog(storage).storage_id()

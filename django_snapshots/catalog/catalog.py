@@ -1,0 +1,220 @@
+"""The catalog itself: what both formats have in common, and which one a snapshot is of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from django_snapshots.catalog.archive import SUFFIX, ArchiveFormat
+from django_snapshots.catalog.directory import DirectoryFormat
+from django_snapshots.catalog.identity import storage_id
+from django_snapshots.catalog.objects import label, patiently
+from django_snapshots.catalog.records import Entry, Reader, StoredArtifact, may_be_name, newest_first, path_of
+from django_snapshots.conf import get_settings
+from django_snapshots.exceptions import (
+    SnapshotError,
+    SnapshotExistsError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+    SnapshotVersionError,
+)
+from django_snapshots.manifest import ArtifactRecord, Snapshot, check_name
+from django_snapshots.pipeline.stream import closing_chunks
+from django_snapshots.storage.protocols import SnapshotStorage
+
+Format = DirectoryFormat | ArchiveFormat
+
+
+class Catalog:
+    """The snapshots in one storage, of both formats."""
+
+    def __init__(self, storage: SnapshotStorage) -> None:
+        self.storage = storage
+        self._directory = DirectoryFormat(storage)
+        self._archive = ArchiveFormat(storage)
+
+    # Reading
+
+    def entries(self) -> list[Entry]:
+        """Everything that has a manifest, the newest first, unreadable ones before all."""
+        listed = set(self.storage.list(""))
+        archives = {item.removesuffix(SUFFIX) for item in listed if item.endswith(SUFFIX)}
+        names = [name for name in sorted(listed | archives) if may_be_name(name)]
+        found = [self._entry(name, directory=name in listed, archive=name in archives) for name in names]
+        return sorted((entry for entry in found if entry is not None), key=newest_first, reverse=True)
+
+    def get(self, name: str) -> Snapshot:
+        """The snapshot called *name*.
+
+        Raises ``SnapshotNotFoundError``, ``SnapshotIntegrityError`` or ``SnapshotVersionError``.
+        """
+        return self._read(check_name(name), directory=True, archive=True)
+
+    def latest(self) -> Snapshot:
+        """The newest snapshot.
+
+        Raises ``SnapshotNotFoundError``, or ``SnapshotIntegrityError`` if one that can't be read may be newer: to take
+        an older one for it in silence would restore the wrong state.
+        """
+        entries = self.entries()
+        if unreadable := [str(entry.error) for entry in entries if entry.snapshot is None]:
+            raise SnapshotIntegrityError(
+                f"Which snapshot in {label(self.storage)} is the latest can't be told, name the one that you mean: "
+                f"{' '.join(unreadable)}"
+            )
+        snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None]
+        if not snapshots:
+            raise SnapshotNotFoundError(f"There is no snapshot in {label(self.storage)}.")
+        return max(snapshots, key=lambda snapshot: snapshot.created_at)
+
+    def exists(self, name: str) -> bool:
+        """Whether the name is taken: by a manifest or an archive, readable or not, or by a delete that has not
+        ended."""
+        check_name(name)
+        return self._directory.exists(name) or self._directory.is_half_deleted(name) or self._archive.exists(name)
+
+    def _entry(self, name: str, *, directory: bool, archive: bool) -> Entry | None:
+        try:
+            return Entry(name=name, snapshot=self._read(name, directory=directory, archive=archive))
+        except SnapshotNotFoundError:
+            return None
+        except SnapshotError as error:
+            return Entry(name=name, error=error)
+
+    def _read(self, name: str, *, directory: bool, archive: bool) -> Snapshot:
+        """The snapshot, looked for in the formats that it may be of."""
+        if directory:
+            with contextlib.suppress(SnapshotNotFoundError):
+                snapshot = self._directory.read(name)
+                if archive and self._archive.exists(name):
+                    raise SnapshotIntegrityError(
+                        f"{name!r} lies in {label(self.storage)} twice, as {name}/ and as {name}{SUFFIX}; "
+                        "look at both, and move one of them away."
+                    )
+                return snapshot
+        if archive:
+            with contextlib.suppress(SnapshotNotFoundError):
+                return self._archive.read(name)
+        raise SnapshotNotFoundError(f"There is no snapshot {name!r} in {label(self.storage)}.")
+
+    # Artifacts
+
+    @contextlib.contextmanager
+    def reader(self, snapshot: Snapshot) -> Iterator[Reader]:
+        """The stored artifacts of *snapshot*, open for one pass; see :class:`Reader`."""
+        found: Format = self._archive if self._archive.exists(snapshot.name) else self._directory
+        with contextlib.closing(found.reader(snapshot)) as reader:
+            yield reader
+
+    def open(self, snapshot: Snapshot, record: ArtifactRecord) -> Iterator[bytes]:
+        """The stored bytes of one artifact in chunks; close the iterator if you stop early.
+
+        Nothing is opened before the first. Raises ``SnapshotNotFoundError`` or ``SnapshotIntegrityError``; whether
+        they are right only the manifest's digest can say.
+        """
+        with self.reader(snapshot) as reader, closing_chunks(reader.open(record)) as chunks:
+            yield from chunks
+
+    def size_of(self, snapshot: Snapshot, record: ArtifactRecord) -> int:
+        """Bytes that are stored of one artifact; raises as :meth:`open` does."""
+        with self.reader(snapshot) as reader:
+            return reader.size_of(record)
+
+    def path(self, name: str, filename: str) -> str:
+        """Where an attempt stores its object, whatever the format."""
+        return path_of(name, filename)
+
+    # Identity
+
+    def storage_id(self, *, expected: str | None = None, create: bool = True) -> str:
+        """Who this storage is: an id that was made once and lies in it.
+
+        *expected* is the id that it had before, if that is known: a storage that has lost it is not the same storage
+        (a disk that isn't mounted, another bucket), and is refused with ``SnapshotStorageError``. A storage without
+        one gets one, unless *create* is false; then the id is empty.
+        """
+        return storage_id(self.storage, expected=expected, make=create)
+
+    # Publishing
+
+    def publish(self, snapshot: Snapshot, stored: Sequence[StoredArtifact], *, form: str = "directory") -> Snapshot:
+        """Make *snapshot* exist in the format *form*.
+
+        May be called again after a death at any line; gives the same result. Raises ``SnapshotExistsError`` if the
+        name belongs to another run, ``SnapshotIntegrityError`` if an object is not there as it was written, and
+        ``SnapshotStorageCapabilityError`` for an archive in a storage of the basic tier.
+        """
+        found = self._published(snapshot)
+        if found is None:
+            if self._directory.is_half_deleted(snapshot.name):
+                raise SnapshotExistsError(
+                    f"An earlier snapshot {snapshot.name!r} in {label(self.storage)} is being deleted, or its delete "
+                    "was interrupted: delete it again, or choose another name."
+                )
+            form_of, other = (self._archive, self._directory) if form == "archive" else (self._directory, self._archive)
+            found = form_of.publish(snapshot, stored, published=self._published, rival=other.exists)
+        self._clear_copies(found, stored)
+        return found
+
+    def _clear_copies(self, snapshot: Snapshot, stored: Sequence[StoredArtifact]) -> None:
+        """Remove what was copied into an archive. It exists and is whole, whatever can't be removed now."""
+        with contextlib.suppress(Exception):
+            if self._archive.exists(snapshot.name):
+                self._archive.clear(snapshot.name, snapshot.run, [item.record.filename for item in stored])
+
+    def _published(self, snapshot: Snapshot) -> Snapshot | None:
+        """What is there of the same run under its name; raises ``SnapshotExistsError`` if the name is another's."""
+        return self._of_its_run(self._directory, snapshot) or self._of_its_run(self._archive, snapshot)
+
+    def _of_its_run(self, form: Format, snapshot: Snapshot) -> Snapshot | None:
+        try:
+            found = patiently(self.storage, lambda: form.read(snapshot.name))
+        except SnapshotNotFoundError:
+            return None
+        except (SnapshotIntegrityError, SnapshotVersionError) as error:
+            raise SnapshotExistsError(
+                f"The name {snapshot.name!r} is taken in {label(self.storage)} by a snapshot that can't be read; "
+                f"choose another name. {error}"
+            ) from error
+        if found.run != snapshot.run:
+            raise SnapshotExistsError(
+                f"A snapshot {snapshot.name!r} exists already in {label(self.storage)}; choose another name or "
+                "delete it first. Nothing of it was changed."
+            )
+        return found
+
+    def withdraw(self, name: str, run: str, filenames: Sequence[str]) -> None:
+        """Remove the objects of attempts of *run* that will not be published.
+
+        A manifest of this run may be there all the same, if its last write was reported as failed and was not: then
+        the snapshot exists, whole, and nothing of it is removed. Raises ``SnapshotError`` if that can't be told.
+        """
+        check_name(name)
+        # An archive has copies, so only a manifest beside them can name these objects.
+        if not self._directory.is_mine(name, run):
+            self._archive.clear(name, run, filenames)
+
+    # Deleting
+
+    def delete(self, name: str) -> None:
+        """Delete the snapshot called *name*: its manifest first, then what the manifest names, nothing else.
+
+        A snapshot whose manifest can't be read or understood is not touched.
+        """
+        check_name(name)
+        if self._archive.exists(name):
+            self.get(name)
+            self._archive.delete(name)
+            return
+        try:
+            self._directory.delete(name)
+        except SnapshotNotFoundError as error:
+            raise SnapshotNotFoundError(f"There is no snapshot {name!r} in {label(self.storage)}.") from error
+
+
+def list_snapshots(storage: SnapshotStorage | None = None) -> list[Entry]:
+    """Everything in *storage*, or in ``SNAPSHOTS["STORAGE"]``, that has a manifest, the newest first.
+
+    Entries whose manifest can't be read have an ``error`` instead of a ``snapshot``.
+    """
+    return Catalog(storage or get_settings().storage).entries()

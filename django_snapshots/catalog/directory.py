@@ -1,0 +1,221 @@
+"""The format "directory": ``<name>/manifest.json``, and beside it the artifacts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from io import BytesIO
+
+from django_snapshots.catalog.objects import create, label, patiently, proved, require_size, size_of, small
+from django_snapshots.catalog.records import StoredArtifact, path_of
+from django_snapshots.exceptions import (
+    SnapshotExistsError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+    SnapshotStorageError,
+)
+from django_snapshots.manifest import MANIFEST_FILENAME, MAX_MANIFEST_SIZE, ArtifactRecord, Snapshot
+from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
+from django_snapshots.storage.streams import read_chunks
+
+TOMBSTONE_FILENAME = "tombstone.json"
+
+
+class DirectoryFormat:
+    """Snapshots that are directories of a storage of any tier."""
+
+    def __init__(self, storage: SnapshotStorage) -> None:
+        self.storage = storage
+
+    def exists(self, name: str) -> bool:
+        """Whether a manifest is there, readable or not."""
+        return self.storage.exists(_manifest(name))
+
+    def is_half_deleted(self, name: str) -> bool:
+        """Whether a delete of it has begun and not ended."""
+        return self.storage.exists(_tombstone(name))
+
+    def read(self, name: str) -> Snapshot:
+        """What the manifest says.
+
+        Raises ``SnapshotNotFoundError``, ``SnapshotIntegrityError`` or ``SnapshotVersionError``.
+        """
+        path = _manifest(name)
+        snapshot = Snapshot.from_bytes(small(self.storage, path, MAX_MANIFEST_SIZE), path)
+        if snapshot.name != name:
+            raise SnapshotIntegrityError(
+                f"{path} says that it belongs to a snapshot {snapshot.name!r}: it was moved or copied by hand."
+            )
+        return snapshot
+
+    def is_mine(self, name: str, run: str) -> bool:
+        """Whether the manifest is there and of *run*; raises ``SnapshotError`` if that can't be told."""
+        try:
+            return patiently(self.storage, lambda: self.read(name)).run == run
+        except SnapshotNotFoundError:
+            return False
+
+    def reader(self, snapshot: Snapshot) -> DirectoryReader:
+        """The artifacts beside its manifest."""
+        return DirectoryReader(self.storage, snapshot)
+
+    # Publishing
+
+    def publish(
+        self,
+        snapshot: Snapshot,
+        stored: Sequence[StoredArtifact],
+        *,
+        published: Callable[[Snapshot], Snapshot | None],
+        rival: Callable[[str], bool],
+    ) -> Snapshot:
+        """Give every object its plain name, and write the manifest last.
+
+        *published* reads back what is there of this run or raises ``SnapshotExistsError``; *rival* says whether the
+        name exists in the other format.
+        """
+        records: list[ArtifactRecord] = []
+        try:
+            for artifact in stored:
+                records.append(self._settle(snapshot, artifact))
+            found = self._commit(replace(snapshot, artifacts=tuple(records)), published)
+            if rival(snapshot.name):
+                self.storage.delete(_manifest(snapshot.name))
+                raise SnapshotExistsError(
+                    f"A snapshot {snapshot.name!r} was published as an archive in {label(self.storage)} at the same "
+                    "moment; choose another name."
+                )
+        except Exception:
+            self._unsettle(snapshot, stored[: len(records)], records)
+            raise
+        return found
+
+    def _commit(self, snapshot: Snapshot, published: Callable[[Snapshot], Snapshot | None]) -> Snapshot:
+        path = _manifest(snapshot.name)
+        # If it exists it is ours, from an earlier attempt, or somebody else's: reading it back tells.
+        with contextlib.suppress(SnapshotExistsError):
+            create(self.storage, path, snapshot.to_bytes(), unique=snapshot.run)
+        found = published(snapshot)
+        if found is None:
+            raise SnapshotStorageError(f"{label(self.storage)} does not give back {path}, which was just written.")
+        return found
+
+    def _unsettle(
+        self, snapshot: Snapshot, stored: Sequence[StoredArtifact], records: Sequence[ArtifactRecord]
+    ) -> None:
+        """Give back the plain names that were taken, unless the manifest is there after all."""
+        # The first error is the one to report, whatever goes wrong here.
+        with contextlib.suppress(Exception):
+            if not isinstance(self.storage, AdvancedSnapshotStorage) or self.is_mine(snapshot.name, snapshot.run):
+                return
+            for artifact, record in zip(stored, records, strict=True):
+                if record.filename != artifact.record.filename:
+                    plain = path_of(snapshot.name, record.filename)
+                    self.storage.atomic_move(plain, path_of(snapshot.name, artifact.record.filename))
+
+    def _settle(self, snapshot: Snapshot, artifact: StoredArtifact) -> ArtifactRecord:
+        """Bring one object under its final name; return its record with that name."""
+        record = artifact.record
+        attempt = path_of(snapshot.name, record.filename)
+        plain = path_of(snapshot.name, artifact.plain_filename)
+        renamed = replace(record, filename=artifact.plain_filename)
+        if not self.storage.exists(attempt):
+            # An earlier finisher of this run may have moved it; nothing but its digest can prove that.
+            for _ in proved(self.storage, plain, record):
+                pass
+            return renamed
+        require_size(self.storage, attempt, record)
+        if not isinstance(self.storage, AdvancedSnapshotStorage) or getattr(self.storage, "move_is_copy", False):
+            return record
+        try:
+            self.storage.atomic_move(attempt, plain)
+        except SnapshotExistsError:
+            # Left behind by a run that died before its manifest. The attempt's own name serves as well.
+            return record
+        except Exception:
+            # A rename that took place may be reported as failed: where it could not be made to last.
+            with contextlib.suppress(Exception):
+                if not self.storage.exists(attempt):
+                    self.storage.atomic_move(plain, attempt)
+            raise
+        return renamed
+
+    # Deleting
+
+    def delete(self, name: str) -> None:
+        """Delete the manifest, then what it names; or go on with a delete that was interrupted."""
+        tombstone = _tombstone(name)
+        if self.exists(name):
+            snapshot = self.read(name)
+            self._bury(_manifest(name), tombstone, snapshot)
+        else:
+            snapshot = self._buried(name, tombstone)
+        for path in (*(path_of(name, artifact.filename) for artifact in snapshot.artifacts), tombstone):
+            if not self._lies_buried(tombstone, snapshot):
+                # Another delete has ended, and the name may be a new snapshot's by now.
+                return
+            self.storage.delete(path)
+
+    def _lies_buried(self, tombstone: str, snapshot: Snapshot) -> bool:
+        try:
+            content = small(self.storage, tombstone, MAX_MANIFEST_SIZE)
+        except SnapshotNotFoundError:
+            return False
+        return Snapshot.from_bytes(content, tombstone).run == snapshot.run
+
+    def _bury(self, manifest: str, tombstone: str, snapshot: Snapshot) -> None:
+        if isinstance(self.storage, AdvancedSnapshotStorage):
+            with contextlib.suppress(SnapshotNotFoundError):
+                self._move_manifest(self.storage, manifest, tombstone)
+            return
+        # One that lies there already was written by a delete that died before the manifest was gone.
+        self.storage.delete(tombstone)
+        self.storage.write(tombstone, BytesIO(snapshot.to_bytes()))
+        self.storage.delete(manifest)
+
+    def _move_manifest(self, storage: AdvancedSnapshotStorage, manifest: str, tombstone: str) -> None:
+        """Raises ``SnapshotNotFoundError`` if another delete was faster; its tombstone is never taken away."""
+        try:
+            storage.atomic_move(manifest, tombstone)
+        except SnapshotExistsError:
+            if storage.exists(manifest):
+                # Written by a delete that died before the manifest was gone.
+                storage.delete(tombstone)
+                storage.atomic_move(manifest, tombstone)
+
+    def _buried(self, name: str, tombstone: str) -> Snapshot:
+        snapshot = Snapshot.from_bytes(small(self.storage, tombstone, MAX_MANIFEST_SIZE), tombstone)
+        if snapshot.name != name:
+            raise SnapshotIntegrityError(f"{tombstone} is of another snapshot, {snapshot.name!r}; nothing was deleted.")
+        return snapshot
+
+
+class DirectoryReader:
+    """The artifacts of one snapshot, each an object of its own."""
+
+    def __init__(self, storage: SnapshotStorage, snapshot: Snapshot) -> None:
+        self._storage = storage
+        self._snapshot = snapshot
+
+    def size_of(self, record: ArtifactRecord) -> int:
+        """Bytes of its object."""
+        return size_of(self._storage, path_of(self._snapshot.name, record.filename))
+
+    def open(self, record: ArtifactRecord) -> Iterator[bytes]:
+        """Its object in chunks."""
+        return read_chunks(self._storage, path_of(self._snapshot.name, record.filename))
+
+    def check_end(self) -> None:
+        """What else lies in a directory is no part of the snapshot."""
+
+    def close(self) -> None:
+        """Nothing is open between two objects."""
+
+
+def _manifest(name: str) -> str:
+    return f"{name}/{MANIFEST_FILENAME}"
+
+
+def _tombstone(name: str) -> str:
+    return f"{name}/{TOMBSTONE_FILENAME}"
