@@ -279,6 +279,11 @@ def finish(run_id: uuid.UUID) -> Run | None:
             result = _result(run)
         except Exception as error:  # noqa: BLE001 - whatever it is, the run must end with it
             failure = explained(error, f"{run.kind} {run.name}")
+        except BaseException:
+            _withdraw(run)
+            what = f"{run.kind} {run.name} was interrupted while it was finished; the list says whether it is there."
+            runs.end_with(run, SnapshotError(what))
+            raise
         else:
             runs.succeed(run, result)
             logger.info("%s %s succeeded.", run.kind, run.name)

@@ -15,7 +15,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from django_snapshots import create_snapshot, list_snapshots, parallel, runs, tasks
+from django_snapshots import create_snapshot, list_snapshots, parallel, runs, tasks, verify_snapshot
 from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
 from django_snapshots.models import Kind, Run, State, Step
@@ -199,3 +199,25 @@ def test_inside_a_test_case_everything_happens_in_its_thread(journal, storage, s
     with transaction.atomic(using=journal):
         connections[journal].atomic_blocks[-1]._from_testcase = True
         assert len(create_snapshot("tested").artifacts) == 2
+
+
+@pytest.mark.parametrize("at", ["artifact", "manifest"])
+def test_a_shutdown_in_the_middle_of_publishing_ends_the_run(journal, storage, monkeypatch, at):
+    """The manifest has its name, or nothing has: the journal frees the name, and the storage tells the truth."""
+    move = storage.atomic_move
+
+    def shut_down(src, dst):
+        if dst.endswith("manifest.json") == (at == "manifest"):
+            move(src, dst)
+            raise SystemExit(0)
+        move(src, dst)
+
+    create_snapshot("before")  # makes the storage's own marker
+    monkeypatch.setattr(storage, "atomic_move", shut_down)
+    with pytest.raises(SystemExit):
+        create_snapshot("cut")
+    run = Run.objects.using(journal).get(name="cut")
+    assert (run.state, run.reservation) == (State.FAILED, None)
+    assert "interrupted" in run.error
+    whole = [entry.name for entry in list_snapshots(storage) if verify_snapshot(entry.name)]
+    assert whole == (["cut", "before"] if at == "manifest" else ["before"])
