@@ -11,3 +11,9 @@ class DjangoSnapshotsConfig(AppConfig):
     name = "django_snapshots"
     verbose_name = "Snapshots"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Connect to beat and ``migrate``, which write the schedules."""
+        from django_snapshots import schedules
+
+        schedules.connect()

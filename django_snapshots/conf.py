@@ -20,7 +20,9 @@ from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.manifest import plain_json
 from django_snapshots.pipeline.compression import Compression, parse_compression
+from django_snapshots.retention import Policy
 from django_snapshots.storage.protocols import SnapshotStorage
+from django_snapshots.timetable import Schedule, parse_schedules
 
 KEYS = (
     "STORAGE",
@@ -37,8 +39,10 @@ KEYS = (
     "METADATA",
     "ALLOW_RESTORE",
     "TEMPORARY_DIRECTORY",
+    "RETENTION",
+    "SCHEDULES",
 )
-_NOT_BUILT = ("RETENTION", "SCHEDULES", "ENCRYPTION")
+_NOT_BUILT = ("ENCRYPTION",)
 _BUILT_IN_ARTIFACTS = ("database", "media", "environment")
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -64,6 +68,8 @@ class Settings:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     allow_restore: bool = True
     temporary_directory: Path | None = None
+    retention: Policy | None = None
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
 
     def aliases(self) -> tuple[str, ...]:
         """The aliases that a snapshot includes."""
@@ -110,12 +116,46 @@ def get_settings() -> Settings:
         metadata=plain_json(_mapping(raw, "METADATA"), 'SNAPSHOTS["METADATA"]'),
         allow_restore=_allow_restore(raw.get("ALLOW_RESTORE", True)),
         temporary_directory=_directory(raw.get("TEMPORARY_DIRECTORY")),
+        retention=_retention(raw),
+        schedules=_schedules(raw),
     )
 
 
 def get_queue() -> str:
     """The name of the queue alone, for the publisher of a task, which needs no storage."""
     return _queue((getattr(django_settings, "SNAPSHOTS", None) or {}).get("QUEUE", "snapshots"))
+
+
+def get_schedules() -> Mapping[str, Schedule] | None:
+    """``SNAPSHOTS["SCHEDULES"]`` alone, for beat and ``migrate``, which need no storage; ``None`` without
+    ``SNAPSHOTS``."""
+    raw = getattr(django_settings, "SNAPSHOTS", None)
+    if raw is None:
+        return None
+    if not isinstance(raw, Mapping):
+        raise SnapshotConfigurationError("SNAPSHOTS must be a dict.")
+    return _schedules(raw)
+
+
+def _retention(raw: Mapping[str, Any]) -> Policy | None:
+    value = raw.get("RETENTION")
+    return None if value is None else Policy.parse(value, 'SNAPSHOTS["RETENTION"]')
+
+
+def _schedules(raw: Mapping[str, Any]) -> Mapping[str, Schedule]:
+    found = parse_schedules(
+        raw.get("SCHEDULES"),
+        timezone=django_settings.TIME_ZONE or "UTC",
+        default_retention=_retention(raw) is not None,
+    )
+    for schedule in found.values():
+        for alias in schedule.arguments.get("databases", ()):
+            if alias not in connections:
+                raise SnapshotConfigurationError(
+                    f'SNAPSHOTS["SCHEDULES"]["{schedule.name}"] names {alias!r}, which is no key of DATABASES '
+                    f"({', '.join(connections)})."
+                )
+    return found
 
 
 def _refuse_unknown(raw: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,7 +20,8 @@ from django.db import Error as DatabaseError
 from django.db import connections
 from django.utils import timezone
 
-from django_snapshots import backup, journal, parallel, runs
+from django_snapshots import backup, journal, parallel, runs, schedules
+from django_snapshots import prune as pruning
 from django_snapshots import restore as restoring
 from django_snapshots import verify as verifying
 from django_snapshots.catalog import Catalog, StoredArtifact, label, summary
@@ -31,11 +32,12 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotExistsError,
 )
-from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.manifest import ArtifactRecord, Snapshot, check_name
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request, SnapshotPlan, has_timestamp, next_moment, plan_snapshot
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
+from django_snapshots.retention import Policy
 
 logger = logging.getLogger("django_snapshots")
 
@@ -89,8 +91,11 @@ def prepare(run: Run) -> list[Step]:
         raise SnapshotConfigurationError(
             "A delete takes the name of the snapshot; the latest is not meant by leaving it out."
         )
+    if run.kind == Kind.PRUNE:
+        step = PlannedStep(position=0, type=run.kind, subject=request.like or "snapshots", phase=0)
+        return runs.start(run, [step], name="", storage_id="", storage_label="", reserve=False)
     # The latest is looked up once: every attempt works on the same one, and nobody can delete it meanwhile.
-    name = request.name or Catalog(get_settings().storage).latest().name
+    name = check_name(request.name) if request.name else Catalog(get_settings().storage).latest().name
     step = PlannedStep(position=0, type=run.kind, subject=name, phase=0)
     return runs.start(run, [step], name=name, storage_id="", storage_label="", reserve=False)
 
@@ -165,6 +170,8 @@ def _work_on(step: Step, claimed: runs.Claim, processes: Processes, hooks: Hooks
     if step.run.kind == Kind.DELETE:
         delete_snapshot(step.run.name, run=step.run.pk)
         return {"deleted": step.run.name}
+    if step.run.kind == Kind.PRUNE:
+        return _prune(settings, request, check=lambda: progress.moved(0), run=step.run.pk)
     name = f"django-snapshots {step.run.pk.hex}-{step.position}-{claimed.token}"
     return _restore(settings, request, processes, label=name, observe=progress.moved).to_json()
 
@@ -196,6 +203,8 @@ def _restore(
         restored = [item.record.subject for item in selections if item.record.type == "database"]
         try:
             journal.make_fit(restored, recorded)
+            for alias in restored:
+                schedules.write_in(alias)
         except DatabaseError as error:
             raise SnapshotError(
                 "Everything is restored, but the journal's own records in it could not be made to fit "
@@ -214,6 +223,51 @@ def _restore(
         observe=observe,
     )
     return restoring.restore(settings, attempt)
+
+
+def _prune(settings: Settings, request: Request, *, check: Callable[[], None], run: uuid.UUID) -> dict[str, Any]:
+    wanted, catalog = _prune_request(settings, request), Catalog(settings.storage)
+    if request.dry_run:
+        return pruning.plan_prune(catalog, wanted).to_json()
+    report = pruning.prune(catalog, wanted, delete=lambda name: delete_snapshot(name, run=run), check=check)
+    return report.to_json()
+
+
+def _prune_request(settings: Settings, request: Request) -> pruning.PruneRequest:
+    policy = settings.retention
+    if isinstance(request.retention, Mapping):
+        policy = Policy.parse(request.retention, "retention")
+    if policy is None:
+        raise SnapshotConfigurationError(
+            'There is nothing to prune by: set SNAPSHOTS["RETENTION"], such as {"keep_last": 7}, or give a policy.'
+        )
+    place = _place(settings)
+    expected = runs.known_storage_id(place) if place else None
+    return pruning.PruneRequest(
+        policy=policy,
+        now=backup.utc_now(),
+        timezone=timezone.get_default_timezone(),
+        project=settings.project,
+        environment=settings.environment,
+        storage_id=Catalog(settings.storage).storage_id(expected=expected, create=False),
+        like=request.like,
+        known_bad=runs.known_bad,
+    )
+
+
+def plan_prune(request: Request) -> dict[str, Any]:
+    """What a prune would do now; deletes nothing, and leaves no trace in the journal. Raises as a prune does."""
+    _require_journal()
+    settings = get_settings()
+    return pruning.plan_prune(Catalog(settings.storage), _prune_request(settings, request)).to_json()
+
+
+def _require_journal() -> None:
+    if not runs.available():
+        raise SnapshotError(
+            "A prune needs the journal, which says which snapshots are in use or known to be damaged; nothing was "
+            "deleted. Is the database there, and migrated?"
+        )
 
 
 class _Progress:
@@ -418,7 +472,16 @@ def run_request(
     """Do all of *request* in this process, in the journal if there is one; return its result or raise its error."""
     if runs.available():
         return run_inline(kind, request, requester=requester, hooks=hooks)
-    settings, hooks = get_settings(), hooks or Hooks()
+    try:
+        return _request_without_journal(kind, request, hooks or Hooks())
+    except SnapshotError:
+        raise
+    except Exception as error:
+        raise explained(error, str(kind)) from error
+
+
+def _request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[str, Any]:
+    settings = get_settings()
     if kind == Kind.SNAPSHOT:
         return summary(_snapshot_without_journal(settings, request, hooks))
     if kind == Kind.VERIFY:
@@ -427,6 +490,8 @@ def run_request(
             catalog, request.name, level=request.level, observe=lambda count: hooks.moved(kind, count)
         )
         return report.to_json()
+    if kind == Kind.PRUNE:
+        _require_journal()
     if kind == Kind.DELETE:
         delete_snapshot(request.name or "")
         return {"deleted": request.name}

@@ -31,6 +31,7 @@ class Kind(models.TextChoices):
     RESTORE = "restore"
     VERIFY = "verify"
     DELETE = "delete"
+    PRUNE = "prune"
 
 
 class Run(models.Model):

@@ -13,8 +13,11 @@ from urllib.parse import quote
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.manifest import check_name, plain_json
+from django_snapshots.retention import Policy
+from django_snapshots.timetable import check_schedule_name
 
 _SUBJECT_LENGTH = 120
+_TEMPLATE_LENGTH = 150
 _REQUEST_LISTS = ("databases", "artifacts", "confirm")
 
 
@@ -23,7 +26,7 @@ class Request:
     """What somebody asked for, the same from a task, a command, the admin or code; plain JSON both ways."""
 
     name: str | None = None
-    """A snapshot's name; ``None`` is a new one from the template, or the latest to read."""
+    """A snapshot's name, or a template for a new one's; ``None`` is ``SNAPSHOTS["NAME"]``'s, or the latest to read."""
     databases: tuple[str, ...] | None = None
     """Aliases; ``None`` is all that the settings or the snapshot have."""
     artifacts: tuple[str, ...] | None = None
@@ -36,6 +39,15 @@ class Request:
     """Whether a restore may take a snapshot of another project or environment."""
     level: int = 2
     """How deep a verify looks."""
+    retention: Mapping[str, int] | bool | None = None
+    """By what a prune prunes; ``None`` is ``SNAPSHOTS["RETENTION"]``. With it, a snapshot prunes its likes after it
+    has succeeded; ``True`` means the settings' policy there."""
+    like: str | None = None
+    """The snapshot of whose likes a prune prunes; ``None`` is all."""
+    dry_run: bool = False
+    """Whether a prune only says what it would do."""
+    schedule: str | None = None
+    """The schedule that asked."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for a task or the journal, without what is at its default."""
@@ -52,9 +64,9 @@ class Request:
         """Check *data*; raise ``SnapshotConfigurationError`` for anything that isn't a request."""
         if unknown := set(data) - set(cls.__dataclass_fields__):
             raise SnapshotConfigurationError(f"A request has no {', '.join(sorted(unknown))}.")
-        lists = {key: _names(key, data[key]) for key in _REQUEST_LISTS if data.get(key) is not None}
+        lists: dict[str, Any] = {key: _names(key, data[key]) for key in _REQUEST_LISTS if data.get(key) is not None}
         name, metadata = data.get("name"), data.get("metadata") or {}
-        if name is not None:
+        if name is not None and not _is_template(name):
             check_name(name)
         if not isinstance(metadata, Mapping):
             raise SnapshotConfigurationError(f"metadata is a dict of plain JSON, not {metadata!r}.")
@@ -62,7 +74,28 @@ class Request:
         level = data.get("level", 2)
         if level not in (1, 2) or isinstance(level, bool):
             raise SnapshotConfigurationError(f"A verify's level is 1 or 2, not {level!r}.")
-        return cls(name=name, metadata=metadata, level=level, elsewhere=data.get("elsewhere") is True, **lists)
+        return cls(
+            name=name,
+            metadata=metadata,
+            level=level,
+            elsewhere=data.get("elsewhere") is True,
+            retention=_retention(data.get("retention")),
+            like=None if data.get("like") is None else check_name(data["like"]),
+            dry_run=data.get("dry_run") is True,
+            schedule=None if data.get("schedule") is None else check_schedule_name(data["schedule"]),
+            **lists,
+        )
+
+
+def _is_template(name: object) -> bool:
+    """Whether *name* is filled in, and checked, when the snapshot is planned."""
+    return isinstance(name, str) and "{" in name and len(name) <= _TEMPLATE_LENGTH
+
+
+def _retention(value: object) -> Mapping[str, int] | bool | None:
+    if value is None or value is False:
+        return None
+    return True if value is True else Policy.parse(value, "retention").to_json()
 
 
 def _names(key: str, value: object) -> tuple[str, ...]:
@@ -100,19 +133,31 @@ def plan_snapshot(settings: Settings, request: Request, *, run: str, now: dateti
     """Plan a snapshot; raise ``SnapshotConfigurationError`` for a request that the project can't fill."""
     return SnapshotPlan(
         run=run,
-        name=check_name(request.name) if request.name is not None else render_name(settings, now),
+        name=_name(settings, request, now),
         steps=_steps(settings, request),
         metadata={**settings.metadata, **request.metadata},
     )
+
+
+def _name(settings: Settings, request: Request, now: datetime) -> str:
+    if request.name is None:
+        return render_name(settings, now)
+    if _is_template(request.name):
+        return _fill_in(settings, request.name, now, "The name")
+    return check_name(request.name)
 
 
 def render_name(settings: Settings, now: datetime) -> str:
     """The name that ``SNAPSHOTS["NAME"]`` gives at *now*."""
     if callable(settings.name):
         return check_name(settings.name())
+    return _fill_in(settings, settings.name, now, 'SNAPSHOTS["NAME"]')
+
+
+def _fill_in(settings: Settings, template: str, now: datetime, what: str) -> str:
     try:
         return check_name(
-            settings.name.format(
+            template.format(
                 timestamp=timestamp(now),
                 project=settings.project,
                 environment=settings.environment,
@@ -121,7 +166,7 @@ def render_name(settings: Settings, now: datetime) -> str:
         )
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise SnapshotConfigurationError(
-            f'SNAPSHOTS["NAME"] {settings.name!r} has a field that does not exist ({error}); '
+            f"{what} {template!r} has a field that does not exist ({error}); "
             "the fields are {timestamp}, {project}, {environment} and {hostname}."
         ) from error
 
@@ -133,7 +178,8 @@ def timestamp(moment: datetime) -> str:
 
 def has_timestamp(settings: Settings, request: Request) -> bool:
     """Whether another moment would give another name."""
-    return request.name is None and not callable(settings.name) and "{timestamp}" in settings.name
+    template = settings.name if request.name is None else request.name
+    return isinstance(template, str) and "{timestamp}" in template
 
 
 def next_moment(moment: datetime) -> datetime:

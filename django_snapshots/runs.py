@@ -23,12 +23,21 @@ from django.db import IntegrityError, connections, router, transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.utils import timezone
 
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError, SnapshotExistsError
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotCancelled,
+    SnapshotError,
+    SnapshotExistsError,
+    SnapshotIntegrityError,
+)
+from django_snapshots.manifest import Snapshot
 from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request, SnapshotPlan
 from django_snapshots.redaction import redact
 
 _ERROR_LENGTH = 20_000
+_TYPE_LENGTH = 100
+_LABEL_LENGTH = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +128,7 @@ def begin(
 
 def known_storage_id(storage_label: str) -> str | None:
     """The id that the storage at this place had when a run last used it."""
-    last = Run.objects.using(alias()).filter(storage_label=storage_label).exclude(storage_id="").first()
+    last = Run.objects.using(alias()).filter(storage_label=storage_label[:_LABEL_LENGTH]).exclude(storage_id="").first()
     return last.storage_id if last else None
 
 
@@ -139,7 +148,7 @@ def start(
                     state=State.RUNNING,
                     name=name,
                     storage_id=storage_id,
-                    storage_label=storage_label[:255],
+                    storage_label=storage_label[:_LABEL_LENGTH],
                     reservation=f"{storage_id}/{name}" if reserve else None,
                     started_at=timezone.now(),
                 )
@@ -310,13 +319,35 @@ def busy_with(name: str, *, besides: uuid.UUID | None = None) -> None:
         raise SnapshotBusyError(f"Snapshot {name!r} is in use by {other.kind} run {other.pk}; wait for its end.")
 
 
+def known_bad(snapshots: Sequence[Snapshot]) -> dict[str, str]:
+    """The names of those of *snapshots* that a verify or restore has found damaged, with what is known.
+
+    A verify that went well later, and looked as deep, clears the name. What was found before a snapshot was taken was
+    found of another one with its name.
+    """
+    taken = {snapshot.name: snapshot.created_at for snapshot in snapshots}
+    ended = Run.objects.using(alias()).filter(
+        kind__in=(Kind.VERIFY, Kind.RESTORE), state__in=(State.SUCCEEDED, State.FAILED), finished_at__isnull=False
+    )
+    bad: dict[str, tuple[int, str]] = {}
+    for run in ended.order_by("finished_at").only("kind", "state", "name", "request", "error_type", "created_at"):
+        if run.name not in taken or run.created_at < _local(taken[run.name]):
+            continue
+        level = run.request.get("level", 2) if run.kind == Kind.VERIFY else 2
+        if run.state == State.FAILED and run.error_type == SnapshotIntegrityError.__name__:
+            bad[run.name] = (level, f"known to be damaged, by {run.kind} run {run.pk}")
+        elif run.state == State.SUCCEEDED and run.kind == Kind.VERIFY and level >= bad.get(run.name, (0, ""))[0]:
+            bad.pop(run.name, None)
+    return {name: text for name, (_, text) in bad.items()}
+
+
 # Errors
 
 
 def describe(error: BaseException) -> dict[str, str]:
     """An error as the journal keeps it, without secrets."""
     text = str(error) if isinstance(error, SnapshotError) else f"{type(error).__name__}: {error}"
-    return {"error": _storable(redact(text))[:_ERROR_LENGTH], "error_type": type(error).__name__}
+    return {"error": _storable(redact(text))[:_ERROR_LENGTH], "error_type": type(error).__name__[:_TYPE_LENGTH]}
 
 
 def _storable(text: str) -> str:

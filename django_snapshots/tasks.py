@@ -8,6 +8,7 @@ work: a message is a hint, and one that is doubled finds nothing to do.
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +20,11 @@ from django.db import transaction
 from django_snapshots import execution, runs
 from django_snapshots.conf import get_queue
 from django_snapshots.exceptions import SnapshotError
-from django_snapshots.models import Kind, Run
+from django_snapshots.models import Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
+
+logger = logging.getLogger("django_snapshots")
 
 
 class SnapshotTask(Task):  # type: ignore[type-arg]
@@ -48,13 +51,24 @@ def snapshot(
     databases: Sequence[str] | None = None,
     artifacts: Sequence[str] | None = None,
     metadata: dict[str, Any] | None = None,
+    retention: dict[str, int] | bool | None = None,
+    schedule: str | None = None,
 ) -> dict[str, Any]:
     """Take a snapshot; the result is ``{"name", "run", "created_at", "size", "artifacts"}``.
 
-    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include; *metadata* is
-    plain JSON for the manifest.
+    *name* may be a template, and defaults to ``SNAPSHOTS["NAME"]``; *databases* and *artifacts* default to what the
+    settings include; *metadata* is plain JSON for the manifest. *retention* is a policy, or true for
+    ``SNAPSHOTS["RETENTION"]``, by which snapshots like this one are pruned once it has succeeded. *schedule* names the
+    schedule that asked.
     """
-    data = {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata}
+    data = {
+        "name": name,
+        "databases": databases,
+        "artifacts": artifacts,
+        "metadata": metadata,
+        "retention": retention,
+        "schedule": schedule,
+    }
     return _run(self, Kind.SNAPSHOT, data)
 
 
@@ -82,9 +96,26 @@ def restore(
 
 
 @shared_task(bind=True, name="django_snapshots.verify", ignore_result=False, **_OPTIONS)
-def verify(self: SnapshotTask, name: str | None = None, level: int = 2) -> dict[str, Any]:
+def verify(self: SnapshotTask, name: str | None = None, level: int = 2, schedule: str | None = None) -> dict[str, Any]:
     """Verify the snapshot called *name*, or the latest, to *level* 1 or 2; the result is the report."""
-    return _run(self, Kind.VERIFY, {"name": name, "level": level})
+    return _run(self, Kind.VERIFY, {"name": name, "level": level, "schedule": schedule})
+
+
+@shared_task(bind=True, name="django_snapshots.prune", ignore_result=False, **_OPTIONS)
+def prune(
+    self: SnapshotTask,
+    retention: dict[str, int] | None = None,
+    like: str | None = None,
+    dry_run: bool = False,
+    schedule: str | None = None,
+) -> dict[str, Any]:
+    """Delete what *retention*, a policy, or ``SNAPSHOTS["RETENTION"]`` no longer keeps.
+
+    With *like*, the name of a snapshot, only among those of the same aliases and artifacts. With *dry_run* nothing is
+    deleted. The result is ``{"dry_run", "deleted", "kept"}``, each snapshot with its reasons.
+    """
+    data = {"retention": retention, "like": like, "dry_run": dry_run, "schedule": schedule}
+    return _run(self, Kind.PRUNE, data)
 
 
 @shared_task(bind=True, name="django_snapshots.delete", ignore_result=False, **_OPTIONS)
@@ -110,6 +141,25 @@ def _conclude(run_id: uuid.UUID) -> None:
     finished = execution.finish(run_id)
     if finished is not None:
         store_result(finished)
+        _prune_after(finished)
+
+
+def _prune_after(run: Run) -> None:
+    """Prune the likes of a snapshot that was asked for with a retention policy, once it is there."""
+    request = Request.from_json(run.request)
+    if run.kind != Kind.SNAPSHOT or run.state != State.SUCCEEDED or not request.retention:
+        return
+    wanted = Request(like=run.name, retention=request.retention, schedule=request.schedule)
+    try:
+        send(Kind.PRUNE, wanted, _requester(wanted))
+    except SnapshotError as error:
+        logger.warning("Snapshot %s is there, but the prune that follows it could not be sent: %s", run.name, error)
+
+
+def _requester(request: Request) -> runs.Requester:
+    if request.schedule:
+        return runs.Requester(name=request.schedule, source="schedule")
+    return runs.Requester(source="task")
 
 
 def send(kind: Kind, request: Request, requester: runs.Requester) -> Run:
@@ -156,7 +206,13 @@ def _record(kind: Kind, request: Request, requester: runs.Requester) -> Run:
 
 def _publish(run: Run, request: Request) -> None:
     kind = Kind(run.kind)
-    task = {Kind.SNAPSHOT: snapshot, Kind.RESTORE: restore, Kind.VERIFY: verify, Kind.DELETE: delete}[kind]
+    task = {
+        Kind.SNAPSHOT: snapshot,
+        Kind.RESTORE: restore,
+        Kind.VERIFY: verify,
+        Kind.DELETE: delete,
+        Kind.PRUNE: prune,
+    }[kind]
     try:
         task.apply_async(kwargs=_arguments(kind, request), task_id=run.task_id)
     except SnapshotError:
@@ -173,9 +229,10 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
     """What the task of this kind takes of a request."""
     taken: tuple[str, ...] = {
         Kind.DELETE: ("name",),
-        Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata"),
+        Kind.PRUNE: ("retention", "like", "dry_run", "schedule"),
+        Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata", "retention", "schedule"),
         Kind.RESTORE: ("name", "databases", "artifacts", "confirm", "elsewhere"),
-        Kind.VERIFY: ("name", "level"),
+        Kind.VERIFY: ("name", "level", "schedule"),
     }[kind]
     return {key: value for key, value in request.to_json().items() if key in taken}
 
@@ -204,9 +261,12 @@ def _run(task: SnapshotTask, kind: Kind, data: dict[str, Any]) -> dict[str, Any]
     if task.request.called_directly or task.request.is_eager:
         # A request that is in the journal already, when it comes from the admin, keeps its run.
         run_id = _run_id(str(task.request.id)) if task.request.id else None
-        return execution.run_inline(kind, request, run_id=run_id, requester=runs.Requester(source="code"))
+        result = execution.run_inline(kind, request, run_id=run_id, requester=runs.Requester(source="code"))
+        if kind == Kind.SNAPSHOT:
+            _prune_after(Run.objects.using(runs.alias()).get(pk=str(result["run"])))
+        return result
     task_id = str(task.request.id)
-    run, _ = runs.begin(kind, request, run=_run_id(task_id), requester=runs.Requester(source="task"), task_id=task_id)
+    run, _ = runs.begin(kind, request, run=_run_id(task_id), requester=_requester(request), task_id=task_id)
     execution.launch(run)
     try:
         publish_ready(run.pk)

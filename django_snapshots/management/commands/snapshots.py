@@ -34,6 +34,7 @@ from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
+from django_snapshots.retention import Policy
 from django_snapshots.sizes import human_size
 
 EXIT_CODES: tuple[tuple[type[SnapshotError], int, str], ...] = (
@@ -49,12 +50,13 @@ EXIT_CODES: tuple[tuple[type[SnapshotError], int, str], ...] = (
 """Each error's exit code, the first that fits; 0 is success. Documented in ``docs/reference/commands.md``."""
 
 _POLL_SECONDS = 0.5
+_RULES = tuple(Policy.__dataclass_fields__)
 
 
 class Command(BaseCommand):
-    """Take, list, verify, restore and delete snapshots."""
+    """Take, list, verify, restore, delete and prune snapshots."""
 
-    help = "Take, list, verify, restore and delete snapshots of this project."
+    help = "Take, list, verify, restore, delete and prune snapshots of this project."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -95,7 +97,12 @@ class Command(BaseCommand):
         delete = _command(commands, "delete", "delete a snapshot")
         delete.add_argument("name", help="its name")
         delete.add_argument("--no-input", action="store_true", help="do not ask")
-        for command in (backup, restore, verify, listing, info, delete):
+        prune = _command(commands, "prune", "delete the snapshots that the retention policy no longer keeps")
+        prune.add_argument("--dry-run", action="store_true", help="say what would be deleted, and why the rest is kept")
+        _add_policy(prune)
+        prune.add_argument("--no-input", action="store_true", help="do not ask")
+        _add_queue(prune)
+        for command in (backup, restore, verify, listing, info, delete, prune):
             command.add_argument("--format", choices=("text", "json"), default="text", help="for people or programs")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -174,6 +181,30 @@ class Command(BaseCommand):
         execution.delete_snapshot(name)
         self._answer(options, {"deleted": name}, lambda: self.stdout.write(f"Deleted {name}."))
 
+    def do_prune(self, options: dict[str, Any]) -> None:
+        """Prune, after a look at what would be deleted."""
+        given = {rule: options[rule] for rule in _RULES if options[rule] is not None}
+        request = Request.from_json({"retention": given or None, "dry_run": options["dry_run"]})
+        if options["dry_run"] and not options["queue"]:
+            result = execution.plan_prune(request)
+        else:
+            if not (options["no_input"] or options["dry_run"]):
+                self._confirm_prune(options, execution.plan_prune(request))
+            result = self._run(Kind.PRUNE, request, options)
+        self._answer(options, result, lambda: self._show_pruned(result))
+
+    def _confirm_prune(self, options: dict[str, Any], plan: dict[str, Any]) -> None:
+        if options["format"] == "json":
+            raise SnapshotConfirmationError("To prune, a program says --no-input or --dry-run; nothing was done.")
+        names = [item["name"] for item in plan["deleted"]]
+        if not names:
+            return
+        self.stdout.write("\n".join(f"  {name}" for name in names))
+        storage = label(get_settings().storage)
+        typed = self._input(f"Delete these {len(names)} snapshots in {storage} for good? Type yes to go on: ")
+        if typed != "yes":
+            raise SnapshotConfirmationError("Not confirmed; nothing was deleted.")
+
     # Running
 
     def _run(self, kind: Kind, request: Request, options: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +280,13 @@ class Command(BaseCommand):
             self.stdout.write(f"  {item['type']} {item['subject']} -> {item['target']}")
         self.stdout.write(self.style.SUCCESS(f"Restored {result['name']}."))
 
+    def _show_pruned(self, result: dict[str, Any]) -> None:
+        verb = "would be deleted" if result["dry_run"] else "deleted"
+        for what, items in (("kept", result["kept"]), (verb, result["deleted"])):
+            for item in items:
+                self.stdout.write(f"  {item['name']}  {what}: {_printable('; '.join(item['reasons']))}")
+        self.stdout.write(self.style.SUCCESS(f"{len(result['deleted'])} {verb}, {len(result['kept'])} kept."))
+
     def _show_entries(self, entries: list[Entry], storage: Any) -> None:
         if not entries:
             self.stdout.write(f"There are no snapshots in {label(storage)}.")
@@ -301,6 +339,18 @@ def _add_parts(parser: ArgumentParser, verb: str) -> None:
 
 def _add_queue(parser: ArgumentParser) -> None:
     parser.add_argument("--queue", action="store_true", help="hand it to the workers and follow the progress")
+
+
+def _add_policy(parser: ArgumentParser) -> None:
+    for rule in _RULES:
+        parser.add_argument(
+            f"--{rule.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help="the least that is kept of each group"
+            if rule == "minimum"
+            else "a rule of a policy that takes the place of SNAPSHOTS['RETENTION']",
+        )
 
 
 def _parts(options: dict[str, Any]) -> dict[str, Any]:
