@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 
 from django_snapshots import create_snapshot, list_snapshots, parallel, runs, tasks, verify_snapshot
 from django_snapshots.artifacts.environment import EnvironmentArtifact
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotStorageError
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.testing import MemoryStorage
@@ -221,3 +221,32 @@ def test_a_shutdown_in_the_middle_of_publishing_ends_the_run(journal, storage, m
     assert "interrupted" in run.error
     whole = [entry.name for entry in list_snapshots(storage) if verify_snapshot(entry.name)]
     assert whole == (["cut", "before"] if at == "manifest" else ["before"])
+
+
+def test_an_error_of_a_class_with_an_endless_name_still_ends_the_run(journal, storage, broken):
+    broken(type("E" * 200, (SnapshotError,), {})("no room"))
+    with pytest.raises(SnapshotError, match="no room"):
+        create_snapshot("long")
+    assert Run.objects.using(journal).get().state == State.FAILED
+
+
+def test_a_storage_with_an_endless_name_is_missed_too(journal, storage, settings):
+    class Deep(MemoryStorage):
+        label = f"directory /srv/{'deep/' * 60}"
+
+    settings.SNAPSHOTS = {**settings.SNAPSHOTS, "STORAGE": Deep()}
+    create_snapshot("known")
+    settings.SNAPSHOTS = {**settings.SNAPSHOTS, "STORAGE": Deep()}
+    with pytest.raises(SnapshotStorageError, match="not the storage that it was"):
+        create_snapshot("unmounted")
+
+
+def test_without_a_journal_a_foreign_error_is_explained_and_holds_no_secret(storage, settings, monkeypatch):
+    def away(path):
+        raise ConnectionResetError("https://user:hidden@bucket reset")
+
+    monkeypatch.setattr(runs, "available", lambda: False)
+    monkeypatch.setattr(storage, "stream_read", away)
+    with pytest.raises(SnapshotError, match="bucket reset") as caught:
+        create_snapshot("away")
+    assert "hidden" not in str(caught.value)
