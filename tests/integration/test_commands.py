@@ -183,9 +183,9 @@ def test_wrong_settings_and_arguments_are_2(project):
     fails(project, 2, "nonsense")
     fails(project, 2)
     fails(project, 2, "verify", "--level", "3")
-    project.snapshots["RETENTION"] = {"keep_last": 7}
+    project.snapshots["ENCRYPTION"] = {"recipients": []}
     for command in (["backup"], ["list"], ["info", "x"], ["verify"], ["restore"], ["delete", "x", "--no-input"]):
-        fails(project, 2, *command, words=["RETENTION"])
+        fails(project, 2, *command, words=["ENCRYPTION"])
 
 
 def test_no_setting_at_all_is_2(project):
