@@ -95,7 +95,7 @@ def require_no_transaction() -> None:
     Nobody else would see the run there: no thread of it, and nobody whom its reserved name should stop.
     """
     connection = connections[alias()]
-    if connection.in_atomic_block and not connection.atomic_blocks[-1]._from_testcase:
+    if connection.in_atomic_block and not getattr(connection.atomic_blocks[-1], "_from_testcase", False):
         raise SnapshotError(
             "Nothing can be taken, restored or verified inside of transaction.atomic(): what the block has written "
             "is not in the database yet. Do it after the block, or hand it to the workers."
@@ -307,7 +307,8 @@ def first_failure(run: Run) -> SnapshotError | None:
 
 def reservations(storage_id: str, name: str, *, besides: uuid.UUID | None = None) -> bool:
     """Whether a live run, *besides* the one that asks, has reserved *name*."""
-    return Run.objects.using(alias()).filter(reservation=f"{storage_id}/{name}").exclude(pk=besides).exists()
+    holders = Run.objects.using(alias()).filter(reservation=f"{storage_id}/{name}")
+    return holders.exclude(pk__in=[besides] if besides else []).exists()
 
 
 def busy_with(name: str, *, besides: uuid.UUID | None = None) -> None:
@@ -344,7 +345,7 @@ def known_bad(snapshots: Sequence[Snapshot]) -> dict[str, str]:
 # Errors
 
 
-def describe(error: BaseException) -> dict[str, str]:
+def describe(error: BaseException) -> dict[str, Any]:
     """An error as the journal keeps it, without secrets."""
     text = str(error) if isinstance(error, SnapshotError) else f"{type(error).__name__}: {error}"
     return {"error": _storable(redact(text))[:_ERROR_LENGTH], "error_type": type(error).__name__[:_TYPE_LENGTH]}
