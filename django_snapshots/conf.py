@@ -16,6 +16,7 @@ from django_snapshots.artifacts.database import DatabaseArtifact
 from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.artifacts.media_root import media_root
+from django_snapshots.artifacts.own import BUILT_IN, own_kind
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.manifest import plain_json
@@ -43,7 +44,6 @@ KEYS = (
     "SCHEDULES",
 )
 _NOT_BUILT = ("ENCRYPTION",)
-_BUILT_IN_ARTIFACTS = ("database", "media", "environment")
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -56,7 +56,10 @@ class Settings:
     database_connectors: Mapping[str, object] = field(default_factory=dict)
     databases: tuple[str, ...] | None = None
     """Aliases to include; ``None`` is every alias of ``DATABASES``."""
-    artifacts: tuple[str, ...] = _BUILT_IN_ARTIFACTS
+    artifacts: tuple[str, ...] = BUILT_IN
+    """Kinds by their type."""
+    own_kinds: Mapping[str, ArtifactKind] = field(default_factory=dict)
+    """The project's own kinds, and ours that it has made itself, by their type."""
     format: str = "directory"
     name: str | Callable[[], str] = "{timestamp}"
     compression: Compression = field(default_factory=lambda: Compression(algorithm="zstd"))
@@ -77,16 +80,20 @@ class Settings:
 
     def kind(self, artifact_type: str) -> ArtifactKind:
         """The artifact kind of this type; raises ``SnapshotConfigurationError`` for one that does not exist."""
+        own = self.own_kinds.get(artifact_type)
         if artifact_type == "database":
             return DatabaseArtifact(aliases=self.aliases(), connectors=self.database_connectors)
         if artifact_type == "media":
-            _refuse_storage_in_media(self.storage)
-            return MediaArtifact()
+            media = own if isinstance(own, MediaArtifact) else MediaArtifact()
+            _refuse_storage_in_media(self.storage, media)
+            return media
+        if own is not None:
+            return own
         if artifact_type == "environment":
             return EnvironmentArtifact()
-        raise SnapshotConfigurationError(
-            f"There is no artifact kind {artifact_type!r}; there is: {', '.join(_BUILT_IN_ARTIFACTS)}."
-        )
+        kinds = ", ".join(dict.fromkeys((*BUILT_IN, *self.own_kinds)))
+        raise SnapshotConfigurationError(f"There is no artifact kind {artifact_type!r}; there is: {kinds}.")
+
 
 
 def get_settings() -> Settings:
@@ -101,11 +108,13 @@ def get_settings() -> Settings:
             'SNAPSHOTS = {"STORAGE": LocalFileSystemBackend(location="/srv/snapshots")}.'
         )
     _refuse_unknown(raw)
+    artifacts, own_kinds = _artifacts(raw.get("ARTIFACTS", _default_artifacts()))
     return Settings(
         storage=_storage(raw.get("STORAGE")),
         database_connectors=_mapping(raw, "DATABASE_CONNECTORS"),
         databases=_aliases(raw.get("DATABASES")),
-        artifacts=_artifacts(raw.get("ARTIFACTS", _default_artifacts())),
+        artifacts=artifacts,
+        own_kinds=own_kinds,
         format=_format(raw.get("FORMAT", "directory")),
         name=_name(raw.get("NAME", "{timestamp}")),
         compression=parse_compression(raw.get("COMPRESSION", {"algorithm": "zstd", "level": 3})),
@@ -198,12 +207,12 @@ def _built_storage(value: Mapping[str, Any]) -> object:
         ) from error
 
 
-def _refuse_storage_in_media(storage: SnapshotStorage) -> None:
+def _refuse_storage_in_media(storage: SnapshotStorage, artifact: MediaArtifact) -> None:
     """Snapshots below MEDIA_ROOT would be served, be part of the next snapshot, and be gone after a restore."""
     location = getattr(storage, "location", None)
     if not isinstance(location, str | Path):
         return
-    media = media_root().path
+    media = media_root(artifact.location).path
     if Path(location).resolve().is_relative_to(media):
         raise SnapshotConfigurationError(
             f"The storage of the snapshots, {location}, lies inside MEDIA_ROOT, {media}. Move one of them."
@@ -244,27 +253,27 @@ def _default_artifacts() -> tuple[str, ...]:
     storage = getattr(django_settings, "STORAGES", {}).get("default", {})
     elsewhere = storage.get("BACKEND", _DJANGO_STORAGE) != _DJANGO_STORAGE or storage.get("OPTIONS")
     if django_settings.MEDIA_ROOT or elsewhere:
-        return _BUILT_IN_ARTIFACTS
-    return tuple(item for item in _BUILT_IN_ARTIFACTS if item != "media")
+        return BUILT_IN
+    return tuple(item for item in BUILT_IN if item != "media")
 
 
-def _artifacts(value: object) -> tuple[str, ...]:
+def _artifacts(value: object) -> tuple[tuple[str, ...], Mapping[str, ArtifactKind]]:
+    """The types of all kinds, and the kinds that are the project's own."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise SnapshotConfigurationError('SNAPSHOTS["ARTIFACTS"] must be a list of artifact kinds.')
-    for item in value:
-        if item not in _BUILT_IN_ARTIFACTS:
-            raise SnapshotConfigurationError(
-                f'SNAPSHOTS["ARTIFACTS"] names {item!r}; the kinds are: {", ".join(_BUILT_IN_ARTIFACTS)}.'
-            )
-    return tuple(dict.fromkeys(value))
+    types: list[str] = [item for item in value if item in BUILT_IN]
+    own: dict[str, ArtifactKind] = {}
+    for kind in [own_kind(item) for item in value if item not in BUILT_IN]:
+        if kind.type in own or kind.type in types:
+            raise SnapshotConfigurationError(f'SNAPSHOTS["ARTIFACTS"] has two kinds of the type {kind.type!r}.')
+        own[kind.type] = kind
+    return (*dict.fromkeys(types), *own), own
 
 
 def _format(value: object) -> str:
-    if value == "archive":
-        raise SnapshotConfigurationError('SNAPSHOTS["FORMAT"] "archive" is not built into this version yet.')
-    if value != "directory":
-        raise SnapshotConfigurationError(f'SNAPSHOTS["FORMAT"] must be "directory", not {value!r}.')
-    return "directory"
+    if value in ("directory", "archive") and isinstance(value, str):
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["FORMAT"] must be "directory" or "archive", not {value!r}.')
 
 
 def _name(value: object) -> str | Callable[[], str]:

@@ -10,13 +10,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from urllib.parse import quote
 
+from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.manifest import check_name, plain_json
 from django_snapshots.retention import Policy
+from django_snapshots.storage.protocols import requires_advanced_storage
 from django_snapshots.timetable import check_schedule_name
 
 _SUBJECT_LENGTH = 120
+_LONGEST_SUBJECT = 255
 _TEMPLATE_LENGTH = 150
 _REQUEST_LISTS = ("databases", "artifacts", "confirm")
 
@@ -130,7 +133,13 @@ class SnapshotPlan:
 
 
 def plan_snapshot(settings: Settings, request: Request, *, run: str, now: datetime) -> SnapshotPlan:
-    """Plan a snapshot; raise ``SnapshotConfigurationError`` for a request that the project can't fill."""
+    """Plan a snapshot.
+
+    Raises ``SnapshotConfigurationError`` for a request that the project can't fill, and
+    ``SnapshotStorageCapabilityError`` for an archive in a storage of the basic tier.
+    """
+    if settings.format == "archive":
+        requires_advanced_storage(settings.storage, 'SNAPSHOTS["FORMAT"] "archive"')
     return SnapshotPlan(
         run=run,
         name=_name(settings, request, now),
@@ -209,7 +218,7 @@ def _types(settings: Settings, request: Request) -> tuple[str, ...]:
 
 
 def _subjects(settings: Settings, request: Request, artifact_type: str) -> Sequence[str]:
-    offered = settings.kind(artifact_type).subjects()
+    offered = _offered(settings.kind(artifact_type))
     if artifact_type != "database" or request.databases is None:
         return offered
     for alias in request.databases:
@@ -218,6 +227,21 @@ def _subjects(settings: Settings, request: Request, artifact_type: str) -> Seque
                 f"There is no database alias {alias!r} to snapshot; there is: {', '.join(offered)}."
             )
     return request.databases
+
+
+def _offered(kind: ArtifactKind) -> Sequence[str]:
+    """The subjects of a kind, which may be a project's own."""
+    offered: Any = kind.subjects()
+    if (
+        isinstance(offered, str)
+        or not isinstance(offered, Sequence)
+        or not all(isinstance(item, str) and 0 < len(item) <= _LONGEST_SUBJECT for item in offered)
+        or len(set(offered)) < len(offered)
+    ):
+        raise SnapshotConfigurationError(
+            f"The subjects of the artifact kind {kind.type!r} must be a list of different names, not {offered!r}."
+        )
+    return tuple(offered)
 
 
 def encoded_subject(subject: str) -> str:

@@ -48,7 +48,7 @@ class MediaArtifact:
                 f'MediaArtifact(unreadable={unreadable!r}) is not known; it is "fail" or "report".'
             )
         self._report_unreadable = unreadable == "report"
-        self._location = location
+        self.location = location
 
     def subjects(self) -> Sequence[str]:
         return [SUBJECT]
@@ -79,7 +79,7 @@ class MediaArtifact:
 
     def target(self, subject: str) -> Target:
         """``MEDIA_ROOT``; empty if it is missing or has no entries."""
-        root = media_root(self._location)
+        root = media_root(self.location)
         name = str(Path(root.configured))
         if not root.path.exists():
             return Target(name=name, description=f"media directory {name} (missing)", empty=True)
@@ -97,7 +97,7 @@ class MediaArtifact:
         Raises ``SnapshotIntegrityError`` for an archive that is damaged or hostile, ``SnapshotPreflightError`` where
         there is no room or no right, ``SnapshotArtifactError`` where a file can't be written.
         """
-        staging = Staging(media_root(self._location).path, request.report)
+        staging = Staging(media_root(self.location).path, request.report)
         try:
             _require_room(staging.new, source.metadata)
             unpacked = _unpack(staging.new, source, request)
@@ -113,7 +113,7 @@ class MediaArtifact:
         return PreparedMedia(staging=staging, unpacked=unpacked, metadata=source.metadata)
 
     def _existing_root(self) -> Path:
-        root = media_root(self._location)
+        root = media_root(self.location)
         if not root.path.exists():
             raise SnapshotConfigurationError(
                 f"The media directory {root.configured} is missing. If its disk isn't mounted, mount it; if there are "

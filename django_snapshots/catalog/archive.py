@@ -91,16 +91,16 @@ class ArchiveFormat:
             if found is None:
                 raise
             return found
-        found = published(snapshot)
-        if found is None:
-            raise SnapshotStorageError(
-                f"{label(self.storage)} does not give back {_path(snapshot.name)}, which was just written."
-            )
         if rival(snapshot.name):
             self.storage.delete(_path(snapshot.name))
             raise SnapshotExistsError(
                 f"A snapshot {snapshot.name!r} was published as a directory in {label(self.storage)} at the same "
                 "moment; choose another name."
+            )
+        found = published(snapshot)
+        if found is None:
+            raise SnapshotStorageError(
+                f"{label(self.storage)} does not give back {_path(snapshot.name)}, which was just written."
             )
         return found
 

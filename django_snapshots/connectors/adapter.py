@@ -1,38 +1,27 @@
 """Lets the engine use a connector of the contract's two methods, ours or somebody else's.
 
-Its dump goes through a private directory, its restore is not atomic. What it raises is told without its context: the
-exception of a failed program carries the whole command, often with a password in it.
+Its dump goes through a private directory, its restore is not atomic.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from django.db import Error, connections
 
-from django_snapshots.connectors import sqlite_files
+from django_snapshots.connectors import foreign, sqlite_files
 from django_snapshots.connectors.facts import applied_migrations, own_connection, require_alias
 from django_snapshots.connectors.generic_target import generic_target
 from django_snapshots.connectors.preserved_rows import PreservedRows
 from django_snapshots.connectors.protocols import DatabaseConnector
-from django_snapshots.exceptions import SnapshotCancelled, SnapshotConnectorError, SnapshotError
-from django_snapshots.redaction import redact
-from django_snapshots.transfer import CHUNK_SIZE, Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
-
-_DEFAULT_SUFFIX = "dump"
-_SUFFIX = re.compile(r"[A-Za-z0-9]{1,16}")
-_SAID_AT_MOST = 4000
-
-Result = TypeVar("Result")
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
+from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
 
 
 class FileConnectorAdapter:
@@ -49,11 +38,16 @@ class FileConnectorAdapter:
             path = directory / _file_name(subject)
             facts = _facts(subject)
             started_at = datetime.now(UTC)
-            returned = _call(subject, "dump", lambda: self.connector.dump(subject, path))
-            extra = _json_object(subject, returned)
-            _require_content(subject, path)
+            theirs = _foreign(subject)
+            extra = theirs.metadata(theirs.call("dump", lambda: self.connector.dump(subject, path)))
+            theirs.require_content(path)
             metadata = {**facts, **extra, "row_counts": facts["row_counts"], "row_counts_exact": False}
-            yield Dump(suffix=_suffix(extra), started_at=started_at, chunks=_read(path), metadata=lambda: metadata)
+            yield Dump(
+                suffix=foreign.suffix(extra),
+                started_at=started_at,
+                chunks=foreign.read(path),
+                metadata=lambda: metadata,
+            )
 
     def target(self, subject: str) -> Target:
         """The alias's database, as far as Django can describe it."""
@@ -65,7 +59,7 @@ class FileConnectorAdapter:
         with ExitStack() as stack:
             directory = stack.enter_context(request.temporary_directory())
             path = directory / _file_name(subject)
-            _spool(subject, source, path)
+            _foreign(subject).spool(source, path)
             preserved = PreservedRows(subject, request.preserve_tables, directory / "preserved")
             return _PreparedFile(self.connector, subject, path, preserved, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
@@ -104,7 +98,7 @@ class _PreparedFile:
 
     def _restore(self) -> SnapshotError | None:
         try:
-            _call(self._alias, "restore", lambda: self._connector.restore(self._alias, self._path))
+            _foreign(self._alias).call("restore", lambda: self._connector.restore(self._alias, self._path))
         except SnapshotError as error:
             return type(error)(
                 f"{error} {type(self._connector).__name__} restores in place, so {self._alias!r} may be half restored; "
@@ -124,34 +118,14 @@ class _PreparedFile:
         self._stack.close()
 
 
-def _call(alias: str, what: str, function: Callable[[], Result]) -> Result:
-    """Call somebody else's code; every error becomes one of ours, without secrets and without what led to it."""
-    failure: SnapshotError
-    try:
-        return function()
-    except SnapshotCancelled as error:
-        failure = SnapshotCancelled(redact(str(error)))
-    except SnapshotError as error:
-        failure = SnapshotConnectorError(redact(str(error)))
-    except subprocess.CalledProcessError as error:
-        failure = SnapshotConnectorError(f"The {what} of {alias!r} failed: {_program_failure(error)}")
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-        said = redact(str(error))[:_SAID_AT_MOST]
-        failure = SnapshotConnectorError(f"The {what} of {alias!r} failed with {type(error).__name__}: {said}")
-    # Raised out here, where no exception is being handled, it carries no context.
-    raise failure
-
-
-def _program_failure(error: subprocess.CalledProcessError) -> str:
-    program = error.cmd if isinstance(error.cmd, str) else str(error.cmd[0])
-    words = error.stderr or error.output or b""
-    text = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
-    said = redact(text.strip())[-_SAID_AT_MOST:]
-    return f"{Path(program.split()[0]).name} exited with status {error.returncode}: {said or 'it said nothing'}"
+def _foreign(alias: str) -> foreign.Foreign:
+    return foreign.Foreign(
+        who=f"the connector of {alias!r}", subject=alias, thing="the database", error=SnapshotConnectorError
+    )
 
 
 def _file_name(alias: str) -> str:
-    return f"{quote(alias, safe='')}.{_DEFAULT_SUFFIX}"
+    return f"{quote(alias, safe='')}.{foreign.DEFAULT_SUFFIX}"
 
 
 def _facts(alias: str) -> dict[str, Any]:
@@ -193,53 +167,6 @@ def _row_counts(connection: Any) -> Mapping[str, int]:
             cursor.execute(f"SELECT COUNT(*) FROM {connection.ops.quote_name(table)}")  # noqa: S608 - quoted
             counts[table] = cursor.fetchone()[0]
     return counts
-
-
-def _json_object(alias: str, returned: object) -> dict[str, Any]:
-    """What a connector's ``dump`` returned, as it will be read back from the manifest."""
-    if not isinstance(returned, dict):
-        raise SnapshotConnectorError(
-            f"The connector of {alias!r} must return a dict of metadata from dump, not {type(returned).__name__}."
-        )
-    try:
-        content: dict[str, Any] = json.loads(json.dumps(returned, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise SnapshotConnectorError(
-            f"The metadata that the connector of {alias!r} returned from dump can't be written as JSON: {error}."
-        ) from None
-    return content
-
-
-def _spool(alias: str, source: Source, path: Path) -> None:
-    with path.open("xb") as file:
-        for chunk in source.open():
-            try:
-                file.write(chunk)
-                file.flush()
-            except OSError as error:
-                raise SnapshotConnectorError(
-                    f"The dump of {alias!r} could not be written to {path.parent}: {error.strerror}. "
-                    "Nothing was changed."
-                ) from error
-
-
-def _suffix(extra: Mapping[str, Any]) -> str:
-    wanted = extra.get("format")
-    return wanted if isinstance(wanted, str) and _SUFFIX.fullmatch(wanted) else _DEFAULT_SUFFIX
-
-
-def _require_content(alias: str, path: Path) -> None:
-    if not path.is_file() or path.stat().st_size == 0:
-        what = "an empty file" if path.is_file() else "no file"
-        raise SnapshotConnectorError(
-            f"The connector of {alias!r} said that it dumped the database, but wrote {what}; nothing was stored."
-        )
-
-
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_SIZE):
-            yield chunk
 
 
 def _disconnect(alias: str) -> None:

@@ -92,7 +92,7 @@ def test_everything_is_taken(configured, tmp_path):
         ("ARTIFACTS", None),
         ("ARTIFACTS", ["database", "files"]),
         ("ARTIFACTS", [["database"]]),
-        ("FORMAT", "archive"),
+        ("FORMAT", ["archive"]),
         ("FORMAT", "zip"),
         ("FORMAT", None),
         ("NAME", ""),
