@@ -76,6 +76,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -103,7 +104,10 @@ AUTH_PASSWORD_VALIDATORS = [
 ROOT_URLCONF = "tasks.urls"
 WSGI_APPLICATION = "tasks.wsgi.application"
 STATIC_URL = "static/"
-STATIC_ROOT = DATA_DIRECTORY / "static"
+# The web processes serve the admin's static files themselves, from where the packages have them: nothing is collected,
+# so nothing is out of date after an upgrade.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 USE_TZ = True
 TIME_ZONE = _env.text("TIME_ZONE", "UTC")
 

@@ -1,4 +1,4 @@
-"""The admin for a WSGI server; that or a proxy before it serves ``STATIC_ROOT`` at ``/static/``."""
+"""The admin for a WSGI server such as gunicorn, with its static files."""
 
 from __future__ import annotations
 
