@@ -29,7 +29,7 @@ from django_snapshots.pipeline.digest import content_tally, stored_tally
 from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
-from django_snapshots.transfer import Prepared, RestoreRequest, Source, Target
+from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
 from django_snapshots.verify import check_artifacts
 
 _NO_TABLES: Mapping[str, frozenset[str]] = {}
@@ -233,7 +233,20 @@ class _Limit:
             yield chunk
 
 
+def _in_order(
+    selections: Sequence[Selection], prepared: Sequence[Prepared]
+) -> tuple[tuple[Selection, ...], tuple[Prepared, ...]]:
+    """What can be brought back first, then what may stop half-way, then what happens as a whole and can't be undone:
+    a load that fails half-way still finds everything else as it was, or able to return to it."""
+    pairs = sorted(
+        zip(selections, prepared, strict=True),
+        key=lambda pair: getattr(pair[1], "switch_rank", SwitchRank.IN_PLACE),
+    )
+    return tuple(selection for selection, _ in pairs), tuple(item for _, item in pairs)
+
+
 def _switch_all(selections: Sequence[Selection], prepared: Sequence[Prepared]) -> None:
+    selections, prepared = _in_order(selections, prepared)
     for position, item in enumerate(prepared):
         try:
             item.switch()

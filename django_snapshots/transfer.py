@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,6 +86,17 @@ class Target:
     """Whether there is nothing to lose: missing, or without tables, rows or files of its own."""
     identity: str = ""
     """What it physically is (server and database, device and inode): equal for two aliases of one database."""
+
+
+class SwitchRank(IntEnum):
+    """When a prepared restore is switched, among several; the optional attribute ``switch_rank`` of a ``Prepared``."""
+
+    REVERSIBLE = 0
+    """``roll_back`` brings the old state back: first."""
+    IN_PLACE = 1
+    """A failure half-way leaves neither state: next, while everything else can still return. The default."""
+    FINAL = 2
+    """Happens as a whole or not at all, and can't be taken back: last."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from django_snapshots.redaction import PLACEHOLDER, without_url_credentials
-from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
+from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, SwitchRank, Target
 
 SUBJECT = "requirements"
 _EDITABLE = "# editable: "
@@ -64,6 +64,8 @@ class EnvironmentArtifact:
 
 class NothingToSwitch:
     """The moves of a restore that changes nothing."""
+
+    switch_rank = SwitchRank.REVERSIBLE
 
     def check(self) -> None:
         """There is nothing to compare."""

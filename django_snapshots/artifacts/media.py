@@ -26,7 +26,7 @@ from django_snapshots.exceptions import (
     SnapshotIntegrityError,
     SnapshotPreflightError,
 )
-from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
+from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, SwitchRank, Target
 
 SUBJECT = "media"
 
@@ -124,6 +124,8 @@ class MediaArtifact:
 
 class PreparedMedia:
     """The unpacked tree beside ``MEDIA_ROOT``, on its way into its place."""
+
+    switch_rank = SwitchRank.REVERSIBLE
 
     def __init__(self, *, staging: Staging, unpacked: Unpacked, metadata: Mapping[str, Any]) -> None:
         self._staging = staging

@@ -32,7 +32,16 @@ from django_snapshots.exceptions import (
 )
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
-from django_snapshots.transfer import CHUNK_SIZE, Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
+from django_snapshots.transfer import (
+    CHUNK_SIZE,
+    Dump,
+    DumpRequest,
+    Prepared,
+    RestoreRequest,
+    Source,
+    SwitchRank,
+    Target,
+)
 
 # What makes all reads of one transaction show one moment: before it begins, and as its first statement.
 _BEFORE = {"mysql": "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ"}
@@ -225,6 +234,8 @@ def _models_to_replace(
 
 class _PreparedRows:
     """An open transaction in which the rows have been replaced."""
+
+    switch_rank = SwitchRank.FINAL
 
     def __init__(
         self, alias: str, source: Source, request: RestoreRequest, own: _Own, models: list[Model], stack: ExitStack

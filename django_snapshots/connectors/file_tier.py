@@ -42,7 +42,7 @@ class FileTier:
                 request = DumpRequest(processes=processes, temporary_directory=private_directory)
                 with self.open_dump(db_alias, request) as dump:
                     descriptor = os.open(dest, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                    with open(descriptor, "wb") as file:
+                    with os.fdopen(descriptor, "wb") as file:
                         file.writelines(dump.chunks)
                     return {**dump.metadata(), "format": dump.suffix}
         except BaseException:

@@ -24,7 +24,16 @@ from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.sqlite_files import PAGES_PER_STEP, POLL_SECONDS, Patience, Place, explained
 from django_snapshots.connectors.sqlite_switch import Switch
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotIntegrityError
-from django_snapshots.transfer import CHUNK_SIZE, Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
+from django_snapshots.transfer import (
+    CHUNK_SIZE,
+    Dump,
+    DumpRequest,
+    Prepared,
+    RestoreRequest,
+    Source,
+    SwitchRank,
+    Target,
+)
 
 _PROPERTIES = ("journal_mode", "page_size", "encoding", "user_version", "application_id", "auto_vacuum")
 
@@ -195,6 +204,8 @@ class _Undo:
 
 class _PreparedDatabase:
     """A sound private copy, on its way into the live database."""
+
+    switch_rank = SwitchRank.REVERSIBLE
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from django_snapshots.exceptions import (
     SnapshotIntegrityError,
     SnapshotPreflightError,
 )
-from django_snapshots.transfer import RestoreRequest, Source
+from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 
 LOCK_TIMEOUT_SECONDS = 60
 """How long a restore waits for each table that somebody else uses."""
@@ -42,6 +42,8 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 
 class Restoring:
     """One restore; ``Prepared`` once ``build`` has returned. ``psql`` dies with the thread that called ``build``."""
+
+    switch_rank = SwitchRank.FINAL
 
     def __init__(
         self, alias: str, source: Source, request: RestoreRequest, *, client_directory: str | None, owner: bool

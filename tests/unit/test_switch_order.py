@@ -1,0 +1,65 @@
+"""In which order a restore switches its targets, and what is left when one of them fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest
+
+from django_snapshots import restore
+from django_snapshots.artifacts.media import PreparedMedia
+from django_snapshots.connectors.dumpdata import _PreparedRows
+from django_snapshots.connectors.postgres.restoring import Restoring
+from django_snapshots.connectors.sqlite import _PreparedDatabase
+from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.manifest import ArtifactRecord
+from django_snapshots.transfer import SwitchRank, Target
+
+
+@dataclass
+class Switched:
+    """A prepared restore that tells what happens to it."""
+
+    name: str
+    log: list[str]
+    fails: bool = False
+    state: str = field(default="old")
+
+    def check(self) -> None:
+        """Nothing to look at."""
+
+    def switch(self) -> None:
+        self.log.append(self.name)
+        if self.fails:
+            raise SnapshotConnectorError(f"{self.name} stopped half-way.")
+        self.state = "new"
+
+    def roll_back(self) -> None:
+        self.state = "old"
+
+    def discard(self) -> None:
+        """Nothing to drop."""
+
+
+def selection(name: str) -> restore.Selection:
+    record = ArtifactRecord(
+        type="database", filename=name, size=0, checksum="", created_at=datetime.now(UTC), metadata={"subject": name}
+    )
+    return restore.Selection(record=record, target=Target(name=name, description=name, empty=False))
+
+
+def test_each_kind_says_when_it_is_switched() -> None:
+    assert Restoring.switch_rank is _PreparedRows.switch_rank is SwitchRank.FINAL
+    assert _PreparedDatabase.switch_rank is PreparedMedia.switch_rank is SwitchRank.REVERSIBLE
+
+
+def test_a_commit_waits_for_the_load_that_may_fail_half_way() -> None:
+    log: list[str] = []
+    committed, loaded, swapped = Switched("postgres", log), Switched("mariadb", log, fails=True), Switched("media", log)
+    committed.switch_rank, swapped.switch_rank = SwitchRank.FINAL, SwitchRank.REVERSIBLE  # type: ignore[attr-defined]
+    prepared = [committed, loaded, swapped]
+    with pytest.raises(SnapshotConnectorError, match=r"mariadb stopped half-way\. media is as it was before\."):
+        restore._switch_all([selection(item.name) for item in prepared], prepared)
+    assert log == ["media", "mariadb"]
+    assert (committed.state, swapped.state) == ("old", "old")
