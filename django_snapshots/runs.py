@@ -194,6 +194,11 @@ def claim(step: int) -> Claim | None:
     return Claim(step=step, token=seen + 1) if changed else None
 
 
+def get(run: uuid.UUID) -> Run:
+    """The run as the journal tells it now."""
+    return Run.objects.using(alias()).get(pk=run)
+
+
 def run_of(step: int) -> uuid.UUID:
     """The id of a step's run."""
     return Step.objects.using(alias()).values_list("run_id", flat=True).get(pk=step)

@@ -20,7 +20,7 @@ from django.db import transaction
 from django_snapshots import execution, runs
 from django_snapshots.conf import get_queue
 from django_snapshots.exceptions import SnapshotError
-from django_snapshots.models import Kind, Run, State
+from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
 
@@ -138,7 +138,14 @@ def step(step_id: int) -> None:
 
 
 def _conclude(run_id: uuid.UUID) -> None:
-    finished = execution.finish(run_id)
+    try:
+        finished = execution.finish(run_id)
+    except BaseException:
+        # Shut down in the middle of the finish, which has told the journal; whoever waits should learn it too.
+        run = runs.get(run_id)
+        if run.state in FINAL_STATES:
+            store_result(run)
+        raise
     if finished is not None:
         store_result(finished)
         _prune_after(finished)
