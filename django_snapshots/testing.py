@@ -62,6 +62,10 @@ class StorageConformance:
 
     longest_name: ClassVar[int] = MAXIMUM_PART
     """Bytes that one part of a path may have; a storage that encrypts names takes fewer than the rules allow."""
+    racers: ClassVar[int] = RACERS
+    """Threads that race; fewer where every operation starts a program."""
+    turns: ClassVar[int] = 8
+    """How often each of them works."""
 
     @pytest.fixture
     def storage(self) -> SnapshotStorage:
@@ -204,14 +208,14 @@ class StorageConformance:
 
     def test_many_threads_write_at_once(self, storage: SnapshotStorage) -> None:
         def write_and_delete(number: int) -> None:
-            for turn in range(5):
+            for turn in range(self.turns):
                 storage.write(f"shared/{number}-{turn}", io.BytesIO(b"%d" % number))
                 storage.delete(f"shared/{number}-{turn}")
             storage.write(f"shared/{number}", io.BytesIO(b"%d" % number))
 
-        errors = _race(write_and_delete)
-        assert errors == [None] * RACERS, f"a thread failed: {errors}"
-        assert walk(storage, "shared") == [f"shared/{number}" for number in range(RACERS)]
+        errors = _race(write_and_delete, self.racers)
+        assert errors == [None] * self.racers, f"a thread failed: {errors}"
+        assert walk(storage, "shared") == [f"shared/{number}" for number in range(self.racers)]
 
 
 class AdvancedStorageConformance(StorageConformance):
@@ -278,7 +282,7 @@ class AdvancedStorageConformance(StorageConformance):
 
     def test_readers_and_writers_race(self, storage: AdvancedSnapshotStorage) -> None:
         def work(number: int) -> None:
-            for _ in range(8):
+            for _ in range(self.turns):
                 if number % 2:
                     storage.stream_write("object", iter([b"%d" % number * 50_000] * 3))
                 else:
@@ -286,8 +290,8 @@ class AdvancedStorageConformance(StorageConformance):
                     assert seen == seen[:1] * 150_000, "a reader saw parts of two objects"
 
         storage.stream_write("object", iter([b"0" * 150_000]))
-        errors = _race(work)
-        assert errors == [None] * RACERS, f"a thread failed: {errors}"
+        errors = _race(work, self.racers)
+        assert errors == [None] * self.racers, f"a thread failed: {errors}"
 
     def test_failed_stream_leaves_the_old_object(self, storage: AdvancedSnapshotStorage) -> None:
         failure = OSError(5, "the producer's own error")
@@ -376,19 +380,19 @@ class AdvancedStorageConformance(StorageConformance):
         assert storage.recursive_list("") == ["directory/object"]
 
     def test_one_of_many_moves_wins(self, storage: AdvancedSnapshotStorage) -> None:
-        for number in range(RACERS):
+        for number in range(self.racers):
             storage.stream_write(f"attempt/{number}", iter([b"%d" % number]))
-        errors = _race(lambda number: storage.atomic_move(f"attempt/{number}", "final/object"))
+        errors = _race(lambda number: storage.atomic_move(f"attempt/{number}", "final/object"), self.racers)
         winners = [number for number, error in enumerate(errors) if error is None]
         assert len(winners) == 1, f"{len(winners)} moves onto one name succeeded"
         assert {type(error) for error in errors if error} == {SnapshotExistsError}
         assert _content(storage, "final/object") == b"%d" % winners[0]
-        losers = sorted(f"attempt/{number}" for number in range(RACERS) if number not in winners)
+        losers = sorted(f"attempt/{number}" for number in range(self.racers) if number not in winners)
         assert storage.recursive_list("attempt") == losers, "a refused move changed something"
 
     def test_one_object_moves_to_one_place(self, storage: AdvancedSnapshotStorage) -> None:
         storage.stream_write("src", iter([b"x"]))
-        errors = _race(lambda number: storage.atomic_move("src", f"dst/{number}"))
+        errors = _race(lambda number: storage.atomic_move("src", f"dst/{number}"), self.racers)
         assert sum(error is None for error in errors) == 1
         assert {type(error) for error in errors if error} == {SnapshotNotFoundError}
         assert len(storage.recursive_list("")) == 1
@@ -481,10 +485,10 @@ def _failing(error: Exception) -> Iterator[bytes]:
     raise error
 
 
-def _race(work: Callable[[int], None]) -> list[BaseException | None]:
+def _race(work: Callable[[int], None], racers: int) -> list[BaseException | None]:
     """Let threads start *work* at the same moment; their errors, by their numbers."""
-    start = threading.Barrier(RACERS, timeout=60)
-    errors: list[BaseException | None] = [None] * RACERS
+    start = threading.Barrier(racers, timeout=60)
+    errors: list[BaseException | None] = [None] * racers
 
     def run(number: int) -> None:
         try:
@@ -493,7 +497,7 @@ def _race(work: Callable[[int], None]) -> list[BaseException | None]:
         except BaseException as error:  # noqa: BLE001 - handed to the test
             errors[number] = error
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(RACERS)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(racers)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -22,7 +22,7 @@ MISSING = (DIRECTORY_NOT_FOUND, OBJECT_NOT_FOUND)
 _QUIET_SECONDS = 10.0
 _MINIMUM_SECRET = 5
 _NOISE = re.compile(r"Config file .* not found - using defaults|Streaming uploads using chunk size")
-_PREFIX = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (NOTICE|ERROR|CRITICAL|Failed)\s*: ")
+_PREFIX = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d (NOTICE|ERROR|CRITICAL)[+\d]*\s*:? ")
 _HARMFUL = re.compile(
     "RCLONE_(DRY_RUN|INTERACTIVE|IMMUTABLE|UPDATE|SIZE_ONLY|CHECKSUM|ERROR_ON_NO_TRANSFER|BACKUP_DIR|SUFFIX.*|COMPARE_DEST"
     "|COPY_DEST|DELETE_.*|EXCLUDE.*|INCLUDE.*|FILTER.*|FILES_FROM.*|HASH_FILTER|TRACK_RENAMES.*|NO_CHECK_DEST"
