@@ -36,8 +36,8 @@ bench: .venv/stamp ## Measure against the shell pipe and django-dbbackup
 	$(BIN)/python -m tests.services run -- $(BIN)/python -m tests.bench
 
 docs: .venv/stamp ## Build the documentation; a warning fails it
-	@test -f docs/conf.py || { echo "docs/conf.py isn't there: there is no documentation to build yet." >&2; exit 1; }
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
 
 constraints: python system-packages ## Resolve all dependencies anew and write constraints.txt
 	rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints

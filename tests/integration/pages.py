@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.projects import ROOT
 
@@ -20,24 +22,44 @@ class Block:
     heading: str
     language: str
     text: str
+    position: int
+    """Which one it is of its page, heading and language, from 0."""
+    before: str
+    """The last line of text before it."""
 
     def __str__(self) -> str:
         return f"{self.page} {self.heading!r} ({self.language})"
 
+    @property
+    def name(self) -> str:
+        """``page 'heading' (language)``, with a number from the second of its kind on."""
+        return f"{self} {self.position + 1}" if self.position else str(self)
+
 
 def blocks(*languages: str, page: str | None = None) -> Iterator[Block]:
+    """Every fenced block in one of *languages*, or in any, in order; directives of Sphinx are no blocks."""
     for path in PAGES:
         name = str(path.relative_to(ROOT))
-        heading, lines, language = "", list[str](), None
-        for line in path.read_text().splitlines():
-            if line.startswith("```"):
-                if language is not None and language in languages and page in (None, name):
-                    yield Block(page=name, heading=heading, language=language, text="\n".join(lines))
-                language, lines = (line.removeprefix("```") if language is None else None), []
-            elif language is not None:
-                lines.append(line)
-            elif line.startswith("#"):
-                heading = line.lstrip("# ")
+        if page in (None, name):
+            yield from (block for block in _of_page(name, path) if not languages or block.language in languages)
+
+
+def _of_page(name: str, path: Path) -> Iterator[Block]:
+    heading, before, lines, language, seen = "", "", list[str](), None, Counter[tuple[str, str]]()
+    for line in path.read_text().splitlines():
+        if line.startswith("```"):
+            if language is not None and not language.startswith("{"):
+                position = seen[heading, language]
+                seen[heading, language] += 1
+                text = "\n".join(lines)
+                yield Block(page=name, heading=heading, language=language, text=text, position=position, before=before)
+            language, lines = (line.removeprefix("```") if language is None else None), []
+        elif language is not None:
+            lines.append(line)
+        elif line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line:
+            before = line
 
 
 def the_block(page: str, heading: str, language: str, position: int = 0) -> str:

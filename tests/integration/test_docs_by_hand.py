@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,25 +15,11 @@ import pytest
 from tests.databases import Maker, mariadb_cursor, postgres_cursor
 from tests.integration.conftest import entry
 from tests.integration.pages import BY_HAND, Block, blocks, part, the_block, told_fields
-from tests.projects import ROOT, Project
+from tests.projects import Project
 from tests.services import Server
 
-NOT_RUN = {
-    ("README.md", "django-snapshots"): "they are this project's own commands, and one of them is what runs this test",
-    ("README.md", "The service"): "a worker does not end, and the URLs are made up; test_service.py runs the service",
-    (BY_HAND, "Before you begin"): "the test does this with the directory of its own snapshot",
-    ("CONTRIBUTING.md", "Test servers"): "this test runs on servers that were started so",
-}
-"""Shell blocks that this test does not run, by page and heading, each with the reason."""
-
-
-def test_every_shell_block_is_run_or_listed() -> None:
-    run = {(block.page, block.heading) for block in blocks("bash", page=BY_HAND)} | {("README.md", "Take one")}
-    every = {(block.page, block.heading) for block in blocks("bash")}
-    assert every == run | NOT_RUN.keys()
-    assert all(NOT_RUN.values())
-
-
+PREPARATION = "Before you begin"
+"""The test does this with the directory of its own snapshot."""
 FILL = """
 from django.contrib.auth.models import Group, Permission, User
 from django.core.files.base import ContentFile
@@ -102,66 +87,6 @@ def test_the_readmes_commands(make_sqlite: Maker, tmp_path: Path) -> None:
     printed = run_block(project, project.directory, block, stdin=f"{project.databases['default']['NAME']}\n")
     for words in ("Took before-deploy", "before-deploy is whole", "Type ", "Restored before-deploy"):
         assert words in printed
-
-
-CELERY_PY = """
-from celery import Celery
-app = Celery("yourproject")
-app.config_from_object("django.conf:settings", namespace="CELERY")
-app.autodiscover_tasks()
-"""
-TAKE = """
-import django, json, yourproject.celery
-django.setup()
-from django_snapshots.tasks import snapshot
-print(json.dumps(snapshot.delay().get(timeout=60)))
-"""
-
-
-def test_the_five_lines_in_a_new_project(tmp_path: Path, broker_url: str) -> None:
-    """``startproject`` with what the README takes for granted, Celery and MEDIA_ROOT, and then its lines."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "DJANGO_SETTINGS_MODULE": "yourproject.settings"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    run(
-        sys.executable,
-        "-c",
-        "from django.core import management; "
-        "management.execute_from_command_line(['django-admin', 'startproject', 'yourproject', '.'])",
-    )
-    package = tmp_path / "yourproject"
-    (package / "celery.py").write_text(CELERY_PY)
-    lines = the_block("README.md", "Into an existing project", "python").replace("/srv/snapshots", f"{tmp_path}/taken")
-    (tmp_path / "media").mkdir()
-    with (package / "settings.py").open("a") as settings:
-        settings.write(f"CELERY_BROKER_URL = CELERY_RESULT_BACKEND = {broker_url!r}\nMEDIA_ROOT = BASE_DIR / 'media'\n")
-        settings.write(
-            lines.replace("INSTALLED_APPS = [", "INSTALLED_APPS += [").replace("    # ... the project's own\n", "")
-        )
-    *_, migrate, worker = the_block("README.md", "Into an existing project", "text").splitlines()
-    run(*shlex.split(migrate, comments=True))
-    with subprocess.Popen(
-        [*shlex.split(worker, comments=True), "-c", "1"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        try:
-            taken = json.loads(run(sys.executable, "-c", TAKE).splitlines()[-1])
-        finally:
-            process.terminate()
-    assert [item["filename"] for item in taken["artifacts"]] == [
-        "default.sqlite3.zst",
-        "media.tar.zst",
-        "requirements.txt",
-    ]
-    assert taken["name"] in run(sys.executable, "manage.py", "snapshots", "list")
 
 
 def test_a_run_that_does_not_end_can_be_ended_by_hand(make_sqlite: Maker, tmp_path: Path) -> None:
@@ -246,7 +171,7 @@ def test_restore_by_hand(
     Path(project.databases["other"]["NAME"]).unlink()
     afterwards = [block for block in blocks("bash", page=BY_HAND) if block.heading == "After it"]
     for block in blocks("bash", page=BY_HAND):
-        if (block.page, block.heading) not in NOT_RUN and block not in afterwards:
+        if block.heading != PREPARATION and block not in afterwards:
             run_block(project, folder, block)
     assert (folder / "media_restored" / "a" / "b.txt").read_bytes() == b"content"
     assert "Django==" in (folder / "installed.txt").read_text()
