@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 from django.utils import timezone
 
 from django_snapshots import runs
-from django_snapshots.admin.shown import mapping_of, shown_json, shown_time, text_of, texts_of
+from django_snapshots.admin.shown import mapping_of, shown_json, shown_subject, shown_time, text_of, texts_of
 from django_snapshots.catalog import Entry
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.models import Kind, Run, State
@@ -91,6 +92,15 @@ def _verified(run: Run) -> Verified:
     return Verified(state="unknown", text=f"failed, {when}", run=run.pk)
 
 
+def run_of(snapshot: Snapshot) -> Run | None:
+    """The run that took it, if this journal has it."""
+    try:
+        pk = uuid.UUID(snapshot.run)
+    except ValueError:
+        return None
+    return Run.objects.using(runs.alias()).filter(pk=pk).first()
+
+
 def facts(snapshot: Snapshot) -> list[tuple[str, str]]:
     """What the manifest says of the whole snapshot."""
     told = (
@@ -103,7 +113,6 @@ def facts(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("Django", snapshot.django_version),
         ("Python", snapshot.python_version),
         ("Encrypted", "yes" if snapshot.encrypted else "no"),
-        ("Run", snapshot.run),
         ("Storage's id", snapshot.storage),
         ("Manifest's version", snapshot.version),
     )
@@ -128,7 +137,7 @@ def artifact(record: ArtifactRecord) -> Artifact:
     metadata = mapping_of(record.metadata)
     counts = mapping_of(metadata.get("row_counts"))
     return Artifact(
-        title=f"{record.type} {record.subject}",
+        title=shown_subject(record),
         facts=_artifact_facts(record),
         warnings=texts_of(metadata.get("warnings")),
         unreadable=texts_of(metadata.get("unreadable")),

@@ -10,6 +10,7 @@ from django import forms
 from django.forms.boundfield import BoundField
 
 from django_snapshots import restore as restoring
+from django_snapshots.admin.shown import shown_subject
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotError
@@ -121,7 +122,7 @@ class Place:
     @property
     def title(self) -> str:
         """What it is."""
-        return f"{self.record.type} {self.record.subject}"
+        return shown_subject(self.record)
 
 
 class RestoreForm(forms.Form):
@@ -132,7 +133,7 @@ class RestoreForm(forms.Form):
     def __init__(
         self, *arguments: Any, settings: Settings, snapshot: Snapshot, places: Sequence[Place], **options: Any
     ) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{"label_suffix": "", **options})
         self._settings = settings
         self._snapshot = snapshot
         self._places = tuple(places)

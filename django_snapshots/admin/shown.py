@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from django_snapshots.manifest import ArtifactRecord
 from django_snapshots.models import FINAL_STATES, Run, State, Step
 
 _LONGEST_JSON = 200_000
@@ -47,6 +48,11 @@ def shown_json(value: object) -> str:
     if len(text) <= _LONGEST_JSON:
         return text
     return f"{text[:_LONGEST_JSON]}\n... {len(text) - _LONGEST_JSON} more characters"
+
+
+def shown_subject(record: ArtifactRecord) -> str:
+    """What an artifact is, for a heading: ``database default``, ``media``."""
+    return record.type if record.subject == record.type else f"{record.type} {record.subject}"
 
 
 def badge(state: str, text: str) -> SafeString:

@@ -116,6 +116,8 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return self._page(
             request,
             "change_form.html",
+            snapshot=snapshot,
+            run=contents.run_of(snapshot),
             row=contents.rows([entry])[0],
             facts=contents.facts(snapshot),
             artifacts=[contents.artifact(record) for record in snapshot.artifacts],

@@ -1,0 +1,71 @@
+"""A run's page: live with a script, by itself without one, and everything by keyboard."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.conftest import Site, make_operator, picture
+from tests.browser.test_admin import ended_well, snapshots, status
+from tests.integration.sqlite_projects import sqlite_project
+from tests.projects import Project, WorkerProcess
+
+
+@pytest.fixture
+def project(tmp_path: Path, broker_url: str) -> Project:
+    """A project on SQLite alone, which is quick to make."""
+    project = sqlite_project(tmp_path / "project", aliases=("default", "local"))
+    project.broker = broker_url
+    make_operator(project)
+    return project
+
+
+def test_the_run_s_page_follows_it_live_by_keyboard_alone(page: Page, site: Site) -> None:
+    """The run waits for a worker that starts only now: what the page shows later came without a reload."""
+    snapshots(page)
+    page.get_by_role("link", name="Take a snapshot").focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Name:").focus()
+    page.keyboard.type("by-keyboard")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("database", exact=True)).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.get_by_label("media", exact=True)).not_to_be_checked()
+    page.keyboard.press("Enter")
+    expect(status(page)).to_contain_text("Waiting for a worker on the queue 'snapshots'")
+    picture(page, "queued")
+    expect(page.get_by_role("link", name="Snapshot by-keyboard")).to_be_hidden()
+    page.evaluate("window.notReloaded = true")
+    worker = site.worker()
+    try:
+        ended_well(page)
+        expect(page.get_by_role("row", name=re.compile("database local.*Succeeded"))).to_be_visible()
+        expect(page.get_by_role("link", name="Snapshot by-keyboard")).to_be_visible()
+        assert page.evaluate("window.notReloaded") is True
+    finally:
+        worker.teardown()
+    files = [name for name in site.project.stored() if not name.endswith("manifest.json")]
+    assert [name.split("/")[1].split(".")[0] for name in files] == ["default", "local", "requirements"]
+
+
+def test_without_javascript_the_page_loads_itself_anew(
+    page: Page, site: Site, browser: Browser, worker: WorkerProcess
+) -> None:
+    context = browser.new_context(
+        java_script_enabled=False, storage_state=page.context.storage_state(), color_scheme="dark"
+    )
+    plain = context.new_page()
+    plain.goto(f"{site.url}/admin/django_snapshots/storedsnapshot/take/")
+    plain.get_by_label("Name:").fill("without-script")
+    picture(plain, "take-dark")
+    plain.get_by_role("button", name="Take the snapshot").click()
+    expect(status(plain)).to_contain_text("Succeeded")
+    picture(plain, "run-dark")
+    plain.goto(f"{site.url}/admin/django_snapshots/storedsnapshot/")
+    expect(plain.get_by_role("row", name=re.compile("without-script"))).to_contain_text("Complete")
+    picture(plain, "list-dark")
+    context.close()
