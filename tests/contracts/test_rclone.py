@@ -317,6 +317,32 @@ def test_a_storage_that_keeps_less_than_it_was_given_is_not_believed(root, tmp_p
     assert files(root) == []
 
 
+def test_replacing_never_deletes_the_old_object_first(root, tmp_path):
+    log = tmp_path / "moves.log"
+    telling = script(
+        tmp_path / "telling",
+        f'[ "$1" = moveto ] || exec {BINARY} "$@"\nexec {BINARY} -vv --log-file {log} "$@"',
+    )
+    storage = RcloneBackend(f":local:{root}", program=telling)
+    for content in (b"old", b"new"):
+        storage.write("object", io.BytesIO(content))
+    assert log.read_text().count("Moved (server-side)") == 2
+    assert "Deleted" not in log.read_text()
+
+
+def test_a_failed_upload_in_parts_is_aborted(bucket, server):
+    def failing():
+        yield b"x" * (12 * MEGABYTE)
+        raise KeyError("the dump failed")
+
+    bucket.write("other", io.BytesIO(b"x"))
+    with pytest.raises(KeyError):
+        bucket.stream_write("object", failing())
+    place = f"{bucket._place.remote}{bucket._place.path.partition('/')[0]}"
+    uploads = json.loads(rclone("backend", "list-multipart-uploads", place, environment=server.environment))
+    assert [upload for found in uploads.values() for upload in found] == []
+
+
 def test_a_read_that_ends_early_is_not_believed(local, root, tmp_path):
     local.write("object", io.BytesIO(b"x" * 1000))
     short = script(tmp_path / "short", f'[ "$1" = cat ] && exec head -c 10 "{root}/object"; exec {BINARY} "$@"')
