@@ -13,7 +13,8 @@ class DjangoSnapshotsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Connect to beat and ``migrate``, which write the schedules."""
-        from django_snapshots import schedules
+        """Connect to beat and ``migrate``, which write the schedules, and register the system checks."""
+        from django_snapshots import checks, schedules
 
         schedules.connect()
+        checks.connect()

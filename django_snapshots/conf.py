@@ -207,13 +207,20 @@ def _built_storage(value: Mapping[str, Any]) -> object:
         ) from error
 
 
+def storage_location(storage: SnapshotStorage) -> Path | None:
+    """The real directory that *storage* keeps its objects in, or that its Django storage does; ``None`` if it is no
+    directory of this machine, as far as it says."""
+    location = getattr(storage, "location", None) or getattr(getattr(storage, "storage", None), "location", None)
+    return Path(location).resolve() if isinstance(location, str | Path) else None
+
+
 def _refuse_storage_in_media(storage: SnapshotStorage, artifact: MediaArtifact) -> None:
     """Snapshots below MEDIA_ROOT would be served, be part of the next snapshot, and be gone after a restore."""
-    location = getattr(storage, "location", None)
-    if not isinstance(location, str | Path):
+    location = storage_location(storage)
+    if location is None:
         return
     media = media_root(artifact.location).path
-    if Path(location).resolve().is_relative_to(media):
+    if location.is_relative_to(media):
         raise SnapshotConfigurationError(
             f"The storage of the snapshots, {location}, lies inside MEDIA_ROOT, {media}. Move one of them."
         )
