@@ -50,12 +50,12 @@ _UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 def connect() -> None:
     """Have the schedules written when beat starts and after ``migrate``, and checked by ``manage.py check``."""
     if not apps.is_installed("django_celery_beat"):
-        checks.register(check_installed, "django_snapshots")
+        checks.register(check_installed, "snapshots")
         return
     beat_init.connect(_at_beat_start, dispatch_uid="django_snapshots.schedules", weak=False)
     config = apps.get_app_config("django_snapshots")
     post_migrate.connect(_after_migrate, sender=config, dispatch_uid="django_snapshots.schedules")
-    checks.register(check_schedules, "django_snapshots")
+    checks.register(check_memory, "snapshots")
 
 
 # When
@@ -290,34 +290,34 @@ def _shortest_gap(cron: Cron) -> timedelta:
 # Checks
 
 
-def check_installed(**_kwargs: Any) -> list[checks.CheckMessage]:
+def check_installed(**_options: Any) -> list[checks.CheckMessage]:
     """Schedules need django-celery-beat."""
-    try:
-        wanted = get_schedules()
-    except SnapshotError:
-        return []
-    if not wanted:
+    if not _wanted():
         return []
     return [
         checks.Error(
             'SNAPSHOTS["SCHEDULES"] is set, but django_celery_beat is not in INSTALLED_APPS: nothing would run.',
-            id="django_snapshots.E020",
+            hint='Add "django_celery_beat" to INSTALLED_APPS and migrate.',
+            id="snapshots.E020",
         )
     ]
 
 
-def check_schedules(**_kwargs: Any) -> list[checks.CheckMessage]:
-    """What can be known to be wrong before beat runs."""
+def check_memory(**_options: Any) -> list[checks.CheckMessage]:
+    """Beat should write down what it has sent; can be told where the project's Celery app is loaded with Django."""
+    if not _wanted() or current_app.main == "default" or current_app.conf.beat_sync_every == 1:
+        return []
+    return [
+        checks.Warning(
+            "A beat that is killed forgets the runs of its last minutes, and repeats them when it starts again.",
+            hint="Set Celery's beat_sync_every to 1 (CELERY_BEAT_SYNC_EVERY = 1).",
+            id="snapshots.W020",
+        )
+    ]
+
+
+def _wanted() -> bool:
     try:
-        wanted = get_schedules()
-    except SnapshotError as error:
-        return [checks.Error(str(error), id="django_snapshots.E021")]
-    if wanted and current_app.main != "default" and current_app.conf.beat_sync_every != 1:
-        return [
-            checks.Warning(
-                "A beat that is killed forgets the runs of its last minutes, and repeats them when it starts again.",
-                hint="Set Celery's beat_sync_every to 1 (CELERY_BEAT_SYNC_EVERY = 1).",
-                id="django_snapshots.W022",
-            )
-        ]
-    return []
+        return bool(get_schedules())
+    except SnapshotError:
+        return False  # the check of all settings says it

@@ -24,7 +24,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 """The tasks that can be scheduled, each with the arguments that its schedule may have."""
 
 NAME_LENGTH = 100
-_KEYS = ("task", "cron", "timezone", "every", "enabled")
+KEYS = ("task", "cron", "timezone", "every", "enabled")
 _NAME = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9 ._-]{{0,{NAME_LENGTH - 2}}}[A-Za-z0-9._-])?")
 _UNITS = ("days", "hours", "minutes", "seconds")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -92,7 +92,7 @@ def _schedule(name: object, entry: object, timezone: str, default_retention: boo
     task = entry.get("task", "snapshot")
     if not isinstance(task, str) or task not in TASKS:
         raise SnapshotConfigurationError(f'{where}["task"] must be one of {", ".join(TASKS)}, not {task!r}.')
-    allowed = (*_KEYS, *TASKS[task])
+    allowed = (*KEYS, *TASKS[task])
     if unknown := [str(key) for key in entry if key not in allowed]:
         raise SnapshotConfigurationError(
             f"{where} has {', '.join(unknown)}, which a {task} does not take; it takes: {', '.join(allowed)}."

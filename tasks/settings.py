@@ -140,6 +140,8 @@ if CELERY_BROKER_URL.startswith("filesystem:"):
     )
 CELERY_RESULT_BACKEND = _env.text("CELERY_RESULT_BACKEND", "django-db")
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+# A beat that is killed forgets no run that it has sent.
+CELERY_BEAT_SYNC_EVERY = 1
 CELERY_TIMEZONE = TIME_ZONE
 # These workers have nothing else to do, so they consume the queue without being told by -Q.
 CELERY_TASK_DEFAULT_QUEUE = SNAPSHOTS_QUEUE

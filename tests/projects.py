@@ -133,12 +133,29 @@ class Project:
             )
         )
 
+    def schedules(self, entries: dict[str, Any] | None, **more: Any) -> None:
+        """What the processes that start from now on have as ``SNAPSHOTS["SCHEDULES"]``, and *more* keys."""
+        self.snapshots = {**self.snapshots, "SCHEDULES": entries, **more}
+
+    def periodic_tasks(self) -> dict[str, dict[str, Any]]:
+        """Beat's rows by name, with their times as text."""
+        return dict(
+            self.call(
+                "from django_celery_beat.models import PeriodicTask\n"
+                "answer = {row.name: {'task': row.task, 'kwargs': json.loads(row.kwargs), 'enabled': row.enabled, "
+                "'crontab': row.crontab and str(row.crontab), 'interval': row.interval and str(row.interval), "
+                "'runs': row.total_run_count, 'expire_seconds': row.expire_seconds, 'pk': row.pk} "
+                "for row in PeriodicTask.objects.all()}"
+            )
+        )
+
     def runs(self) -> list[dict[str, Any]]:
         """The journal's runs, oldest first."""
         return list(
             self.call(
                 "from django_snapshots.models import Run\n"
-                "answer = list(Run.objects.order_by('created_at').values('id', 'kind', 'state', 'name', 'error'))"
+                "answer = list(Run.objects.order_by('created_at').values("
+                "'id', 'kind', 'state', 'name', 'error', 'requested_from', 'requested_by', 'result', 'request'))"
             )
         )
 
@@ -146,6 +163,44 @@ class Project:
         """Every file in the storage but its marker."""
         found = (path.relative_to(self.storage) for path in self.storage.rglob("*") if path.is_file())
         return sorted(str(path) for path in found if path.name != ".django-snapshots.json")
+
+
+class BeatProcess:
+    """A real ``celery beat`` of a project; ends with the ``with`` block."""
+
+    def __init__(self, project: Project, *options: str) -> None:
+        self._project = project
+        self._options = options
+        self._log = project.directory / f"beat-{uuid.uuid4().hex[:12]}.log"
+
+    def __enter__(self) -> BeatProcess:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", "tests.celery_app", "beat", "-l", "INFO", "--pidfile="),
+                    *("--max-interval", "1", *(self._options or ("-S", "django"))),
+                ],
+                env=self._project.environment(),
+                cwd=self._project.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.terminate()
+        self._process.wait(_DEADLINE)
+
+    def logs(self) -> str:
+        """What it has printed."""
+        return self._log.read_text(errors="replace")
+
+    def says(self, text: str) -> None:
+        """Wait until it has printed *text*; fail with its log if it ends before."""
+        wait_until(lambda: text in self.logs() or self._process.poll() is not None, f"beat to say {text!r}")
+        assert text in self.logs(), self.logs()
 
 
 class WorkerProcess:

@@ -18,7 +18,7 @@ from django_snapshots.transfer import Dump
 from tests.integration.sqlite_projects import BROKEN_CONNECTOR, content, path, query, sqlite_project, targets, write
 from tests.projects import ROOT, wait_until
 
-COMMANDS = ("backup", "restore", "verify", "list", "info", "delete")
+COMMANDS = ("backup", "restore", "verify", "list", "info", "delete", "prune")
 
 
 @pytest.fixture
