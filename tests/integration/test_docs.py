@@ -17,6 +17,7 @@ import pytest
 from django.db import connections
 from django.test import override_settings
 
+import django_snapshots.storage
 from django_snapshots import conf, tasks
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
 from django_snapshots.management.commands.snapshots import EXIT_CODES, Command
@@ -136,6 +137,19 @@ def test_tasks_has_the_form_of_every_result() -> None:
         {"deleted"},
         {"dry_run", "deleted", "kept"},
     ]
+
+
+def test_the_python_interface_has_every_public_name() -> None:
+    told = set(
+        re.findall(r"^\.\. auto\w+:: django_snapshots\.([\w.]+)", text_of("docs/reference/api.md"), flags=re.MULTILINE)
+    )
+    assert set(django_snapshots.__all__) <= told
+    for name in django_snapshots.storage.__all__:
+        assert {name, f"storage.{name}", f"storage.protocols.{name}"} & told, name
+    for name in ("snapshot", "restore", "verify", "delete", "prune"):
+        assert f"tasks.{name}" in told
+    # The whole module, so every error.
+    assert "exceptions" in told
 
 
 # The format
