@@ -24,7 +24,6 @@ _DAMAGED = "SnapshotIntegrityError"
 class Verified:
     """What the last verify of a snapshot found."""
 
-    state: str
     text: str
     run: Any
 
@@ -44,23 +43,23 @@ class Row:
 
 
 def rows(entries: Sequence[Entry]) -> list[Row]:
-    """Lines for *entries*, each with what the journal knows of its last verify."""
-    verified = last_verified([entry.snapshot for entry in entries if entry.snapshot is not None])
-    return [_row(entry, verified.get(entry.name)) for entry in entries]
+    """Lines for *entries*, each with what the journal knows of its last verify and of damage."""
+    snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None]
+    verified, bad = last_verified(snapshots), runs.known_bad(snapshots)
+    return [_row(entry, verified.get(entry.name), bad.get(entry.name, "")) for entry in entries]
 
 
-def _row(entry: Entry, verified: Verified | None) -> Row:
+def _row(entry: Entry, verified: Verified | None, damage: str) -> Row:
     if entry.snapshot is None:
         return Row(name=entry.name, state="failed", label="Unreadable", reason=str(entry.error))
-    damaged = verified is not None and verified.state == "damaged"
     return Row(
         name=entry.name,
         taken=shown_time(entry.snapshot.created_at),
         size=human_size(entry.snapshot.size),
         contents=", ".join(artifact.subject for artifact in entry.snapshot.artifacts),
-        state="failed" if damaged else "succeeded",
-        label="Damaged" if damaged else "Complete",
-        reason="The last verify found damage." if damaged else "",
+        state="failed" if damage else "succeeded",
+        label="Damaged" if damage else "Complete",
+        reason=damage,
         verified=verified,
     )
 
@@ -86,10 +85,10 @@ def _aware(moment: datetime) -> datetime:
 def _verified(run: Run) -> Verified:
     when = shown_time(run.finished_at)
     if run.state == State.SUCCEEDED:
-        return Verified(state="whole", text=f"level {run.request.get('level', 2)}, {when}", run=run.pk)
+        return Verified(text=f"level {run.request.get('level', 2)}, {when}", run=run.pk)
     if run.error_type == _DAMAGED:
-        return Verified(state="damaged", text=f"damage found, {when}", run=run.pk)
-    return Verified(state="unknown", text=f"failed, {when}", run=run.pk)
+        return Verified(text=f"damage found, {when}", run=run.pk)
+    return Verified(text=f"failed, {when}", run=run.pk)
 
 
 def run_of(snapshot: Snapshot) -> Run | None:

@@ -23,7 +23,7 @@ def project(tmp_path: Path, broker_url: str) -> Project:
     return project
 
 
-def test_the_run_s_page_follows_it_live_by_keyboard_alone(page: Page, site: Site) -> None:
+def test_the_run_s_page_follows_it_live_by_keyboard_alone(page: Page, site: Site, browser: Browser) -> None:
     """The run waits for a worker that starts only now: what the page shows later came without a reload."""
     snapshots(page)
     page.get_by_role("link", name="Take a snapshot").focus()
@@ -39,6 +39,7 @@ def test_the_run_s_page_follows_it_live_by_keyboard_alone(page: Page, site: Site
     expect(status(page)).to_contain_text("Waiting for a worker on the queue 'snapshots'")
     picture(page, "queued")
     expect(page.get_by_role("link", name="Snapshot by-keyboard")).to_be_hidden()
+    it_says_when_it_can_not_follow(page, browser)
     page.evaluate("window.notReloaded = true")
     worker = site.worker()
     try:
@@ -50,6 +51,20 @@ def test_the_run_s_page_follows_it_live_by_keyboard_alone(page: Page, site: Site
         worker.teardown()
     files = [name for name in site.project.stored() if not name.endswith("manifest.json")]
     assert [name.split("/")[1].split(".")[0] for name in files] == ["default", "local", "requirements"]
+
+
+def it_says_when_it_can_not_follow(page: Page, browser: Browser) -> None:
+    """A second window of the same operator loses the server for a while, and then its session."""
+    context = browser.new_context(storage_state=page.context.storage_state())
+    other = context.new_page()
+    other.goto(page.url)
+    context.set_offline(True)
+    expect(other.get_by_role("alert")).to_contain_text("The server does not answer")
+    context.set_offline(False)
+    expect(other.get_by_role("alert")).to_be_hidden()
+    context.clear_cookies()
+    expect(other.get_by_role("alert")).to_contain_text("You are no longer logged in")
+    context.close()
 
 
 def test_without_javascript_the_page_loads_itself_anew(

@@ -516,8 +516,8 @@ def test_what_the_last_verify_found_is_shown(storage: LocalFileSystemBackend) ->
     publish(storage, "nightly")
     client = user("view_run")
 
-    def verified(state: State, created: datetime, error_type: str = "") -> None:
-        run = Run.objects.create(kind=Kind.VERIFY, name="nightly", state=state, error_type=error_type)
+    def verified(state: State, created: datetime, error_type: str = "", **wanted: int) -> None:
+        run = Run.objects.create(kind=Kind.VERIFY, name="nightly", state=state, error_type=error_type, request=wanted)
         Run.objects.filter(pk=run.pk).update(created_at=created, finished_at=created)
 
     verified(State.FAILED, MOMENT - timedelta(days=1), "SnapshotIntegrityError")
@@ -527,6 +527,9 @@ def test_what_the_last_verify_found_is_shown(storage: LocalFileSystemBackend) ->
     verified(State.FAILED, MOMENT + timedelta(hours=2), "SnapshotIntegrityError")
     page = text(client.get(SNAPSHOTS))
     assert ">Damaged<" in page and "damage found, 2026-03-01 14:00:00" in page
+    verified(State.SUCCEEDED, MOMENT + timedelta(hours=3), level=1)
+    page = text(client.get(SNAPSHOTS))
+    assert ">Damaged<" in page and "level 1, 2026-03-01 15:00:00" in page
 
 
 def test_nothing_hostile_gets_through(storage: LocalFileSystemBackend) -> None:
@@ -610,6 +613,19 @@ def test_a_run_s_progress_is_plain_json(storage: LocalFileSystemBackend) -> None
     assert told["snapshot"] == reverse("admin:django_snapshots_storedsnapshot_change", args=("nightly",))
     assert '<meta http-equiv="refresh"' not in text(client.get(f"{RUNS}{run.pk}/change/"))
     assert client.get(f"{RUNS}{uuid.uuid4()}/progress/").status_code == 404
+
+
+def test_a_prune_tells_its_reasons(storage: LocalFileSystemBackend) -> None:
+    result = {
+        "dry_run": True,
+        "deleted": [{"name": "old", "reasons": ["nothing keeps it"]}],
+        "kept": [{"name": "new", "reasons": ["last 1", "daily"]}],
+    }
+    run = Run.objects.create(kind=Kind.PRUNE, state=State.SUCCEEDED, result=result)
+    assert user("view_run").get(f"{RUNS}{run.pk}/progress/").json()["lines"] == [
+        "old would be deleted: nothing keeps it.",
+        "new kept: last 1, daily.",
+    ]
 
 
 def test_a_failed_run_shows_its_error(storage: LocalFileSystemBackend) -> None:
