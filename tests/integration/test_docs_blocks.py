@@ -19,6 +19,7 @@ from django.test import override_settings
 from django_snapshots import AdvancedSnapshotStorage, DjangoStorageBackend, LocalFileSystemBackend, conf
 from django_snapshots.connectors.auto import connector_for, connector_name
 from django_snapshots.exceptions import SnapshotStorageCapabilityError
+from django_snapshots.models import Run, StoredSnapshot
 from tests.databases import Maker
 from tests.integration.conftest import entry
 from tests.integration.pages import BY_HAND, blocks, the_block
@@ -28,7 +29,7 @@ from tests.services import Server
 HERE = Path(__file__).parent
 README, TASKS, STORAGE = "README.md", "docs/reference/tasks.md", "docs/reference/storage.md"
 CONNECTORS, OWN_CONNECTOR = "docs/reference/connectors.md", "docs/how-to/custom-connector.md"
-DEPLOYING = "docs/how-to/deploying.md"
+DEPLOYING, RCLONE = "docs/how-to/deploying.md", "docs/how-to/rclone.md"
 ARCHITECTURE, TIERS = "docs/explanation/architecture.md", "docs/explanation/storage-tiers.md"
 FIRST, NIGHT, RESTORE = (f"docs/tutorial/{name}.md" for name in ("first-snapshot", "every-night", "restore"))
 
@@ -88,6 +89,15 @@ RUN: dict[str, tuple[str, ...]] = {
         f"{OWN_CONNECTOR} 'The two methods' (python) 2",
     ),
     "test_docs_blocks.py::test_the_test_of_a_connector_passes": (f"{OWN_CONNECTOR} 'Test it' (python)",),
+    "test_own_artifacts.py::test_the_pages_settings_and_commands": (
+        f"{OWN_ARTIFACT} 'The two methods' (python)",
+        f"{OWN_ARTIFACT} 'The two methods' (python) 2",
+        f"{OWN_ARTIFACT} 'The two methods' (bash)",
+    ),
+    "test_own_artifacts.py::test_the_pages_streaming_kind_is_dumped_and_restored": (
+        f"{OWN_ARTIFACT} 'The streaming tier' (python)",
+    ),
+    "test_docs_blocks.py::test_an_admin_site_of_your_own_has_both": (f"{ADMIN} 'An admin site of your own' (python)",),
     "test_docs.py::test_the_streaming_example_is_of_the_streaming_tier": (
         f"{OWN_CONNECTOR} 'The streaming tier' (python)",
     ),
@@ -106,6 +116,13 @@ RUN: dict[str, tuple[str, ...]] = {
         f"{STORAGE} '`LocalFileSystemBackend`' (python)",
         f"{STORAGE} '`DjangoStorageBackend`' (python)",
     ),
+    "test_rclone_docs.py::test_the_settings_the_mirror_and_the_commands": (
+        f"{RCLONE} 'Settings' (python)",
+        f"{RCLONE} 'A second copy' (python)",
+        f"{RCLONE} 'Without our code' (bash)",
+    ),
+    "test_rclone_docs.py::test_the_vault": (f"{RCLONE} 'Secrets' (python)",),
+    "test_rclone_docs.py::test_the_reference": (f"{STORAGE} '`RcloneBackend`' (python)",),
     "test_docs.py::test_the_conformance_file_runs": (f"{STORAGE} 'A backend of your own' (python)",),
     "test_docs_blocks.py::test_the_tiers_can_be_told_apart": (
         f"{TIERS} 'Which one an object is of' (python)",
@@ -222,6 +239,12 @@ def test_the_test_of_a_connector_passes(make_postgis: Maker, postgis: Server, tm
         timeout=120,
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_an_admin_site_of_your_own_has_both() -> None:
+    site = run_block(the_block(ADMIN, "An admin site of your own", "python"))["site"]
+    assert site.is_registered(Run)
+    assert site.is_registered(StoredSnapshot)
 
 
 def test_connectors_are_given_options() -> None:
