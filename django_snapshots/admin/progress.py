@@ -84,21 +84,11 @@ def _lines(run: Run) -> list[str]:
         return [*(_restored(item) for item in result.get("restored") or ()), *texts_of(result.get("notes"))]
     if run.kind == Kind.PRUNE:
         return _pruned(result)
-    if run.kind == Kind.DELETE:
-        return [f"{run.name} is deleted."]
-    return _pruned(result)
+    return [f"{run.name} is deleted."] if run.kind == Kind.DELETE else []
 
 
 def _pruned(result: Mapping[str, Any]) -> list[str]:
     """What a retention policy decided of each snapshot, and why."""
-    deleted = "would be deleted" if result.get("dry_run") else "deleted"
-    decisions = [(deleted, item) for item in result.get("deleted") or ()]
-    decisions += [("kept", item) for item in result.get("kept") or ()]
-    told = [(verb, mapping_of(item)) for verb, item in decisions]
-    return [f"{text_of(item.get('name'))} {verb}: {', '.join(texts_of(item.get('reasons')))}." for verb, item in told]
-
-
-def _pruned(result: Mapping[str, Any]) -> list[str]:
     verb = "would be deleted" if result.get("dry_run") else "deleted"
     return [
         f"{text_of(item.get('name'))} {what}: {'; '.join(texts_of(item.get('reasons')))}"

@@ -623,8 +623,8 @@ def test_a_prune_tells_its_reasons(storage: LocalFileSystemBackend) -> None:
     }
     run = Run.objects.create(kind=Kind.PRUNE, state=State.SUCCEEDED, result=result)
     assert user("view_run").get(f"{RUNS}{run.pk}/progress/").json()["lines"] == [
-        "old would be deleted: nothing keeps it.",
-        "new kept: last 1, daily.",
+        "old would be deleted: nothing keeps it",
+        "new kept: last 1; daily",
     ]
 
 
