@@ -46,5 +46,5 @@ STOPSIGNAL SIGTERM
 
 # Of the worker, which is what the image runs when it isn't told; docker-compose.yml has the others' checks.
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \
-    CMD ["sh", "-c", "celery -A tasks inspect ping --timeout=15 --destination=\"snapshots@$(hostname)\""]
+    CMD ["sh", "-c", "celery -A tasks inspect ping --timeout=5 --destination=\"snapshots@$(hostname)\""]
 CMD ["celery", "-A", "tasks", "worker", "--hostname=snapshots@%h", "--loglevel=INFO"]

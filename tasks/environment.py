@@ -35,6 +35,14 @@ class Environment(environ.FileAwareEnv):  # type: ignore[misc]
         """An absolute path."""
         return Path(self.text(name, str(default))).absolute()
 
+    def numbers(self, name: str) -> dict[str, int]:
+        """Whole numbers by name, written ``keep_daily=14,keep_monthly=12``; empty if the variable isn't set."""
+        pairs = [pair.partition("=") for pair in self.text(name, "").split(",") if pair.strip()]
+        try:
+            return {key.strip(): int(number) for key, _, number in pairs}
+        except ValueError:
+            raise ImproperlyConfigured(f"{name} is not like keep_daily=14,keep_monthly=12.") from None
+
     def secret_key(self) -> str:
         """``SECRET_KEY``; there is no default that others could know."""
         # Not by get_value, which takes a value that begins with "$" for the name of another variable.

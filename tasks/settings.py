@@ -24,6 +24,10 @@ SNAPSHOTS_ENVIRONMENT           (empty)                      such as ``productio
 SNAPSHOTS_DATABASES             all                          aliases that a snapshot includes
 SNAPSHOTS_ARTIFACTS             database, environment, and   what a snapshot includes
                                 media if there is MEDIA_ROOT
+SNAPSHOTS_SCHEDULE              (none)                       cron's five fields, such as ``0 3 * * *``, in TIME_ZONE:
+                                                             when beat has a snapshot taken
+SNAPSHOTS_RETENTION             (none)                       which of these snapshots stay, such as
+                                                             ``keep_daily=14,keep_monthly=12``; without it all do
 SNAPSHOTS_ALLOW_RESTORE         true                         whether these workers may restore
 SNAPSHOTS_TEMPORARY_DIRECTORY   the system's                 for connectors that need a private copy (SQLite)
 MEDIA_ROOT                      (none)                       the media files' directory
@@ -114,6 +118,7 @@ TIME_ZONE = _env.text("TIME_ZONE", "UTC")
 MEDIA_ROOT = _env.text("MEDIA_ROOT", "")
 MEDIA_URL = "media/"
 
+_schedule, _retention = _env.text("SNAPSHOTS_SCHEDULE", ""), _env.numbers("SNAPSHOTS_RETENTION") or None
 SNAPSHOTS_QUEUE = _env.text("SNAPSHOTS_QUEUE", "snapshots")
 SNAPSHOTS = {
     "STORAGE": {
@@ -124,6 +129,10 @@ SNAPSHOTS = {
     "ARTIFACTS": _env.list(
         "SNAPSHOTS_ARTIFACTS", default=["database", *(["media"] if MEDIA_ROOT else []), "environment"]
     ),
+    "SCHEDULES": {"scheduled": {"cron": _schedule, **({"retention": True} if _retention else {})}}
+    if _schedule
+    else None,
+    "RETENTION": _retention,
     "QUEUE": SNAPSHOTS_QUEUE,
     "PROJECT": _env.text("SNAPSHOTS_PROJECT", "tasks"),
     "ENVIRONMENT": _env.text("SNAPSHOTS_ENVIRONMENT", ""),

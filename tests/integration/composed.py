@@ -7,6 +7,7 @@ read-only root) isn't here: PostgreSQL is prepared as its image prepares it, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -93,6 +94,7 @@ class Stack:
         for folder in self.folders.values():
             folder.mkdir(parents=True)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_before: dict[str, int] = {}
         for name in self.content["services"]:
             self._hand_out_secrets(name)
 
@@ -136,12 +138,16 @@ class Stack:
         """What the service printed."""
         return (self.directory / f"{name}.log").read_text(errors="replace")
 
+    def _log_of_this_start(self, name: str) -> str:
+        return self.log(name)[self._log_before.get(name, 0) :]
+
     def _argv(self, name: str) -> list[str]:
         return [self._mapped(name, word) for word in self.content["services"][name]["command"]]
 
     def start(self, name: str) -> None:
         """Start the service's command."""
         with (self.directory / f"{name}.log").open("ab") as log:
+            self._log_before[name] = log.tell()
             self.running[name] = subprocess.Popen(
                 self._argv(name), env=self.environment(name), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True,
@@ -185,6 +191,8 @@ class Stack:
 
     def wait_until_healthy(self, *names: str) -> None:
         """Wait for the health checks; fail with the log of a service that ended."""
+        if "worker" in names:  # a ping that comes too early takes its whole time-out
+            wait_until(lambda: self._ended("worker") or " ready." in self._log_of_this_start("worker"), "the worker")
         for name in names:
             wait_until(lambda name=name: self._ended(name) or self.healthy(name), f"{name} to be healthy")
             assert not self._ended(name), self.log(name)
@@ -201,7 +209,8 @@ class Stack:
     def kill(self, name: str) -> None:
         """End the service and its children at once."""
         process = self.running.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def end(self) -> None:

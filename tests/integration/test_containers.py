@@ -33,6 +33,7 @@ from tests.integration.composed import (
     version,
 )
 from tests.integration.pages import blocks, text_of, the_block
+from tests.integration.test_service import Service
 from tests.projects import ROOT, wait_until
 from tests.services.servers import find_program
 
@@ -117,6 +118,9 @@ def test_passwords_are_in_files_alone(file: dict[str, Any], tmp_path: Path) -> N
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|KEY|_URL", variable):
                 assert variable.endswith("_FILE") and value.removeprefix("/run/secrets/") in service["secrets"]
+    # Redis hides its command line from /proc soon after its start, and not from whoever looks before.
+    (started,) = [line for line in file["services"]["redis"]["command"][2].splitlines() if line.startswith("exec ")]
+    assert "pass" not in started
     texts = [FILE.read_text(), DOCKERFILE.read_text()]
     assert not [text for text in texts if re.search(r"://[^\s/]*:[^\s/]*@", text)]
 
@@ -338,9 +342,9 @@ def _the_pages_commands_work(stack: Stack) -> None:
 
 def _snapshots_are_taken(stack: Stack) -> None:
     """By a command through broker and worker, and by beat."""
-    (stack.folders["/srv/media"] / "a picture").write_text("not really")
     taken = json.loads(stack.must("worker", *"python -m tasks snapshots backup by-hand --queue --format json".split()))
     assert {artifact["type"] for artifact in taken["artifacts"]} == {"database", "media", "environment"}
+    (stack.folders["/srv/media"] / "a picture").write_text("not really")  # until now the volume was empty
     stack.must(
         "worker", "python", "-m", "tasks", "shell", "-v0", "-c",
         "from django_celery_beat.models import IntervalSchedule, PeriodicTask;"
@@ -371,6 +375,30 @@ def test_redis_does_not_start_without_a_password(stack: Stack, secret: str | Non
     done = stack.run("redis")
     assert done.returncode != 0
     assert "redis_password" in done.stderr
+
+
+def test_a_schedule_is_all_that_a_nightly_snapshot_takes(tmp_path: Path) -> None:
+    given = {"SNAPSHOTS_SCHEDULE": "0 3 * * *", "SNAPSHOTS_RETENTION": "keep_daily=14,keep_monthly=12"}
+    service = Service(tmp_path / "data", SECRET_KEY="x", TIME_ZONE="Europe/Berlin", **given)
+    service.must("migrate", "-v0")
+    rows = service.must("shell", "-v0", "-c", _ROWS)
+    # django-celery-beat overlooks some hours that are plain numbers; 3-3 is the same.
+    assert rows.split("\n")[0] == "snapshots: scheduled|django_snapshots.snapshot|0 3-3 * * *|Europe/Berlin|True"
+    assert service.setting("settings.SNAPSHOTS['RETENTION']") == {"keep_daily": 14, "keep_monthly": 12}
+    # Empty is as good as not there, which is how Compose hands it on.
+    nothing = Service(tmp_path / "other", SECRET_KEY="x", SNAPSHOTS_SCHEDULE="", SNAPSHOTS_RETENTION="")
+    assert nothing.setting("[settings.SNAPSHOTS['SCHEDULES'], settings.SNAPSHOTS['RETENTION']]") == [None, None]
+    wrong = Service(tmp_path / "other", SECRET_KEY="x", SNAPSHOTS_RETENTION="14 days")
+    assert "SNAPSHOTS_RETENTION is not like keep_daily=14" in wrong.refused()
+
+
+_ROWS = """
+from django_celery_beat.models import PeriodicTask
+for row in PeriodicTask.objects.filter(name__startswith="snapshots: scheduled"):
+    at = row.crontab
+    print(row.name, row.task, f"{at.minute} {at.hour} {at.day_of_month} {at.month_of_year} {at.day_of_week}",
+          at.timezone, row.enabled, sep="|")
+"""
 
 
 # The page
