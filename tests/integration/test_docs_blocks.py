@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 README, TASKS, STORAGE = "README.md", "docs/reference/tasks.md", "docs/reference/storage.md"
 CONNECTORS, OWN_CONNECTOR = "docs/reference/connectors.md", "docs/how-to/custom-connector.md"
 DEPLOYING, RCLONE = "docs/how-to/deploying.md", "docs/how-to/rclone.md"
+ADMIN, OWN_ARTIFACT = "docs/how-to/admin.md", "docs/how-to/custom-artifact.md"
 ARCHITECTURE, TIERS = "docs/explanation/architecture.md", "docs/explanation/storage-tiers.md"
 FIRST, NIGHT, RESTORE = (f"docs/tutorial/{name}.md" for name in ("first-snapshot", "every-night", "restore"))
 

@@ -16,6 +16,8 @@ from django_snapshots.plan import Request, plan_snapshot
 from django_snapshots.testing import MemoryStorage
 from tests.integration.pages import the_block
 from tests.integration.sqlite_projects import sqlite_project
+from tests.integration.test_docs_by_hand import prepare_shell
+from tests.integration.walkthrough import Terminal
 from tests.projects import ROOT, Project, worker_node
 
 PAGE = "docs/how-to/custom-artifact.md"
@@ -92,6 +94,20 @@ def test_the_pages_kind_is_dumped_listed_verified_and_restored(tmp_path: Path) -
     project.must(*"snapshots restore before --artifact search_index --no-input --confirm search_index".split())
     assert search(project, "bicycle") == ["a red bicycle", "a blue bicycle"]
     assert [path.name for path in project.directory.glob("search.*")] == ["search.sqlite3"]
+
+
+def test_the_pages_settings_and_commands(tmp_path: Path) -> None:
+    values: dict[str, Any] = {}
+    exec(the_block(PAGE, "The two methods", "python", 1), values)
+    project = shop(sqlite_project(tmp_path), repr(values["SNAPSHOTS"]["ARTIFACTS"]))
+    fill(project, "a red bicycle")
+    prepare_shell(project)
+    terminal = Terminal(directory=project.directory, environment=project.environment())
+    backup, restore = the_block(PAGE, "The two methods", "bash").splitlines()
+    terminal.type(backup)
+    fill(project, "nothing of this")
+    terminal.type(restore)
+    assert search(project, "bicycle") == ["a red bicycle"]
 
 
 def test_the_pages_streaming_kind_is_dumped_and_restored(tmp_path: Path) -> None:
