@@ -94,6 +94,12 @@ def test_a_prune_deletes_just_that_and_is_in_the_journal(project):
     assert left(project) == ["day0", "day1"]
     (run,) = project.runs()
     assert (run["kind"], run["state"], run["result"]) == ("prune", "succeeded", told)
+    shown = project.call(
+        "from django_snapshots.admin.progress import progress_of\nfrom django_snapshots.models import Run\n"
+        "answer = progress_of(Run.objects.get())['lines']"
+    )
+    assert shown[0] == "day4 deleted: no rule keeps it"
+    assert "day1 kept: last 2 of 2" in shown
     assert names(prune(project)["deleted"]) == []
 
 
