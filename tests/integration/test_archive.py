@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.sqlite_projects import content, sqlite_project, targets, write
+from tests.integration.sqlite_projects import BROKEN_CONNECTOR, content, sqlite_project, targets, write
 from tests.integration.test_tasks import EMPTY, FILL, FINGERPRINT, confirmations
 from tests.projects import Project, worker_node
 
@@ -105,7 +105,7 @@ def test_one_changed_byte_stops_a_restore(project: Project) -> None:
 
 
 def test_a_dump_that_fails_leaves_nothing(project: Project) -> None:
-    project.snapshots["DATABASE_CONNECTORS"] = {"other": "tests.integration.sqlite_projects.BrokenConnector"}
+    project.snapshots["DATABASE_CONNECTORS"] = {"other": BROKEN_CONNECTOR}
     failed = project.manage("snapshots", "backup", "before")
     assert failed.returncode == 1
     assert project.stored() == []

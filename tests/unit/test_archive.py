@@ -724,3 +724,19 @@ def test_what_a_read_meets_is_told_with_the_path():
     put(storage, ARCHIVE, b"x")
     with pytest.raises(SnapshotStorageError, match=r"nightly\.tar.*Input/output"):
         Catalog(storage).get("nightly")
+
+
+def test_a_remote_of_rclone_holds_archives_as_well(tmp_path):
+    """An advanced backend whose files are read forwards only, each by a program of its own."""
+    from django_snapshots.storage import RcloneBackend
+
+    storage = RcloneBackend(f":local:{tmp_path}/remote")
+    run = ArchiveRun(storage, contents=(b"x" * 3_000_000, b"media")).store()
+    result = run.publish()
+    catalog = Catalog(storage)
+    assert objects(storage) == [ARCHIVE]
+    assert [entry.snapshot for entry in catalog.entries()] == [result]
+    assert verify(catalog, "nightly").size == verify(catalog, "nightly", level=1).size == 3_000_005
+    assert [b"".join(catalog.open(result, record)) for record in result.artifacts[::-1]] == list(run.contents)[::-1]
+    catalog.delete("nightly")
+    assert objects(storage) == []
