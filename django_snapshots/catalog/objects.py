@@ -28,6 +28,8 @@ def label(storage: SnapshotStorage) -> str:
 
 def size_of(storage: SnapshotStorage, path: str) -> int:
     """Bytes of the object at *path*; raises ``SnapshotNotFoundError``."""
+    if callable(size_method := getattr(storage, "size", None)):
+        return int(size_method(path))
     with storage.read(path) as file:
         size = getattr(file, "size", None)
         if isinstance(size, int):

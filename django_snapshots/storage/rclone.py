@@ -136,6 +136,14 @@ class RcloneBackend:
         check_path(path)
         return self._size(path) is not None
 
+    def size(self, path: str) -> int:
+        """Bytes of the object, without fetching it; raises ``SnapshotNotFoundError``."""
+        check_path(path)
+        size = self._size(path)
+        if size is None:
+            raise self._missing(path)
+        return size if size >= 0 else sum(map(len, self.stream_read(path)))
+
     # The advanced tier
 
     def stream_read(self, path: str) -> Iterator[bytes]:
@@ -149,11 +157,11 @@ class RcloneBackend:
         beside it, and are moved when they are whole. Errors of *chunks* come out as they are."""
         check_path(path)
         if not self._features.shows_parts:
-            self._send(path, path, chunks)
+            self._ensure_size(path, path, self._send(path, path, chunks))
             return
         staged = join(path.rpartition("/")[0], RESERVED + token_hex(8))
         try:
-            self._send(staged, path, chunks, "--ignore-checksum")
+            self._ensure_size(staged, path, self._send(staged, path, chunks, "--ignore-checksum"))
             self._rclone.must(f"write {self._named(path)}", *_MOVE, self._place.at(staged), self._place.at(path))
         except BaseException:
             # The first error is the one to report.
@@ -260,7 +268,8 @@ class RcloneBackend:
             what = self._named(path)
             return Fetch(stack.pop_all(), tool, what=what, size=size, head=head, chunk_size=self.chunk_size)
 
-    def _send(self, staged: str, path: str, chunks: Iterator[bytes], *options: str) -> None:
+    def _send(self, staged: str, path: str, chunks: Iterator[bytes], *options: str) -> int:
+        """Write *chunks* under the name *staged*; return how many bytes they were."""
         sent, doing = 0, f"write {self._named(path)}"
         with Processes() as processes:
             tool = self._rclone.start(
@@ -276,6 +285,9 @@ class RcloneBackend:
             tool.stdin.close()
             if tool.wait() != 0:
                 raise failed(doing, words_of(tool))
+        return sent
+
+    def _ensure_size(self, staged: str, path: str, sent: int) -> None:
         size = self._size(staged)
         if size is None or size not in {sent, -1}:
             raise SnapshotStorageError(f"{self.label} has {size or 0} bytes of {path!r}, but {sent} were written.")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from django_snapshots.catalog import Catalog
+from django_snapshots.catalog.objects import size_of
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
@@ -292,6 +293,17 @@ def test_a_reader_that_stops_leaves_no_process(either):
         assert file.size == 64 * MEGABYTE
         assert file.read(3) == b"xxx"
     assert children() == []
+
+
+def test_a_size_is_told_without_fetching(local, root, tmp_path):
+    local.write("object", io.BytesIO(b"x" * 1000))
+    blind = script(tmp_path / "blind", f'[ "$1" = cat ] && exit 9; exec {BINARY} "$@"')
+    storage = RcloneBackend(f":local:{root}", program=blind)
+    assert size_of(storage, "object") == 1000
+    with pytest.raises(SnapshotNotFoundError, match="'missing'"):
+        size_of(storage, "missing")
+    with pytest.raises(SnapshotStorageError, match=r"read 'object' .* status 9"):
+        storage.read("object")
 
 
 def test_a_failed_producer_leaves_nothing_on_the_remote(local, bucket, server, root):
