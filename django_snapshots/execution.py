@@ -166,6 +166,7 @@ def _work_on(step: Step, claimed: runs.Claim, processes: Processes, hooks: Hooks
     request = replace(request, name=step.run.name)
     if step.run.kind == Kind.VERIFY:
         report = verifying.verify(Catalog(settings.storage), request.name, level=request.level, observe=progress.moved)
+        progress.flush(last_byte_at=timezone.now())
         return report.to_json()
     if step.run.kind == Kind.DELETE:
         delete_snapshot(step.run.name, run=step.run.pk)

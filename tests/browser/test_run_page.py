@@ -83,4 +83,14 @@ def test_without_javascript_the_page_loads_itself_anew(
     plain.goto(f"{site.url}/admin/django_snapshots/storedsnapshot/")
     expect(plain.get_by_role("row", name=re.compile("without-script"))).to_contain_text("Complete")
     picture(plain, "list-dark")
+    # The database that is replaced holds the journal, the session, and the page's own requests.
+    plain.get_by_role("link", name="without-script").click()
+    plain.get_by_role("link", name="Restore", exact=True).click()
+    for part in ("database local", "media", "environment requirements"):
+        plain.get_by_label(f"Restore {part}").uncheck()
+    target = str(site.project.databases["default"]["NAME"])
+    plain.get_by_label(f"Type {target} to replace it").fill(target)
+    plain.get_by_role("button", name="Restore").click()
+    expect(status(plain)).to_contain_text("Succeeded")
+    expect(plain.get_by_text("database default → SQLite database")).to_be_visible()
     context.close()
