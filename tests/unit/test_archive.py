@@ -335,6 +335,35 @@ def test_every_length_but_the_right_one_is_found_already_on_level_1():
             verify(catalog, "nightly", level=1)
 
 
+def test_a_changed_byte_in_a_header_is_found_already_on_level_1():
+    storage = MemoryStorage()
+    result = archived(storage, contents=(b"orders" * 20, b"media"))
+    whole = bytearray(content(storage, ARCHIVE))
+    for member in tar.layout(result, len(result.to_bytes())).members:
+        for position in range(member.position, member.start):
+            damaged = bytearray(whole)
+            damaged[position] ^= 0x01
+            storage.objects[ARCHIVE] = (bytes(damaged),)
+            with pytest.raises(SnapshotIntegrityError, match=f"before {member.record.filename}"):
+                verify(Catalog(storage), "nightly", level=1)
+
+
+def test_a_time_that_is_not_the_manifests_is_found(storage):
+    """Also under a right checksum: there is one way to write an archive."""
+    result = archived(storage)
+    whole, size = content(storage, ARCHIVE), len(result.to_bytes())
+    put(storage, ARCHIVE, tar.manifest_header("nightly", size, MOMENT + timedelta(seconds=1)) + whole[512:])
+    with pytest.raises(SnapshotIntegrityError, match="first header"):
+        Catalog(storage).get("nightly")
+
+
+@pytest.mark.parametrize("what", ["huge manifest", "manifest too large"])
+def test_a_manifest_that_is_too_large_is_not_read(storage, what):
+    put(storage, ARCHIVE, HOSTILE[what])
+    with pytest.raises(SnapshotIntegrityError, match="larger than"):
+        Catalog(storage).get("nightly")
+
+
 def test_one_damaged_artifact_does_not_hide_the_others(storage):
     result = archived(storage)
     whole = content(storage, ARCHIVE)
@@ -437,13 +466,16 @@ def test_members_that_the_manifest_does_not_name_are_found_at_level_1(storage, e
 def test_sizes_that_no_file_has_are_refused(storage, size):
     run = ArchiveRun(storage)
     large = replace(run.stored[0].record, filename="large", size=size)
-    snapshot = replace(run.snapshot, artifacts=(large,))
+    snapshot = replace(run.snapshot, artifacts=(large, replace(run.stored[1].record, filename="behind")))
     manifest = snapshot.to_bytes()
     head = tar.manifest_header("nightly", len(manifest), MOMENT) + manifest + tar.padding(len(manifest))
     put(storage, ARCHIVE, head + bytes(2048))
     for level in (1, 2):
         with pytest.raises(SnapshotIntegrityError):
             verify(Catalog(storage), "nightly", level=level)
+    for record in snapshot.artifacts:
+        with pytest.raises(SnapshotIntegrityError, match="no file can have"):
+            list(Catalog(storage).open(snapshot, record))
 
 
 def test_a_newer_manifest_is_told_from_damage(storage):
