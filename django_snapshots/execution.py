@@ -104,10 +104,16 @@ def _prepare_snapshot(run: Run, request: Request) -> list[Step]:
     settings = get_settings()
     place = _place(settings)
     storage_id = Catalog(settings.storage).storage_id(expected=runs.known_storage_id(place) if place else None)
-    plan = _plan_with_free_name(
-        settings, request, run.pk.hex, lambda name: runs.reservations(storage_id, name, besides=run.pk)
-    )
-    return runs.start(run, plan.steps, name=plan.name, storage_id=storage_id, storage_label=place, reserve=True)
+    while True:
+        plan = _plan_with_free_name(
+            settings, request, run.pk.hex, lambda name: runs.reservations(storage_id, name, besides=run.pk)
+        )
+        try:
+            return runs.start(run, plan.steps, name=plan.name, storage_id=storage_id, storage_label=place, reserve=True)
+        except SnapshotExistsError:
+            # Another run took the name after the look; another moment gives another name.
+            if not has_timestamp(settings, request):
+                raise
 
 
 def _place(settings: Settings) -> str:

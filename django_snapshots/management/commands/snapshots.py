@@ -178,7 +178,8 @@ class Command(BaseCommand):
             typed = self._input(f"Delete snapshot {name} in {storage} for good? Type its name to go on: ")
             if typed != name:
                 raise SnapshotConfirmationError(f"{name!r} was not confirmed; nothing was deleted.")
-        execution.delete_snapshot(name)
+        requester = runs.Requester(name=_user(), source="command")
+        execution.run_request(Kind.DELETE, Request.from_json({"name": name}), requester=requester)
         self._answer(options, {"deleted": name}, lambda: self.stdout.write(f"Deleted {name}."))
 
     def do_prune(self, options: dict[str, Any]) -> None:
@@ -267,40 +268,44 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps({"error": str(error), "type": type(error).__name__}, ensure_ascii=False))
         raise CommandError(str(error), returncode=code)
 
+    def _say(self, text: str, style: Callable[[str], str] = str) -> None:
+        """One line, without anything that a terminal obeys: names and texts may come from storage."""
+        self.stdout.write(style(_printable(text)))
+
     def _show_taken(self, result: dict[str, Any]) -> None:
         for artifact in result["artifacts"]:
-            self.stdout.write(f"  {artifact['filename']}  {human_size(artifact['size'])}")
+            self._say(f"  {artifact['filename']}  {human_size(artifact['size'])}")
             self._show_warnings(artifact["metadata"])
-        self.stdout.write(self.style.SUCCESS(f"Took {result['name']}, {human_size(result['size'])}."))
+        self._say(f"Took {result['name']}, {human_size(result['size'])}.", self.style.SUCCESS)
 
     def _show_restored(self, result: dict[str, Any]) -> None:
         for sentence in result["notes"]:
-            self.stdout.write(f"  {sentence}")
+            self._say(f"  {sentence}")
         for item in result["restored"]:
-            self.stdout.write(f"  {item['type']} {item['subject']} -> {item['target']}")
-        self.stdout.write(self.style.SUCCESS(f"Restored {result['name']}."))
+            self._say(f"  {item['type']} {item['subject']} -> {item['target']}")
+        self._say(f"Restored {result['name']}.", self.style.SUCCESS)
 
     def _show_pruned(self, result: dict[str, Any]) -> None:
         verb = "would be deleted" if result["dry_run"] else "deleted"
         for what, items in (("kept", result["kept"]), (verb, result["deleted"])):
             for item in items:
-                self.stdout.write(f"  {item['name']}  {what}: {_printable('; '.join(item['reasons']))}")
-        self.stdout.write(self.style.SUCCESS(f"{len(result['deleted'])} {verb}, {len(result['kept'])} kept."))
+                self._say(f"  {item['name']}  {what}: {'; '.join(item['reasons'])}")
+        self._say(f"{len(result['deleted'])} {verb}, {len(result['kept'])} kept.", self.style.SUCCESS)
 
     def _show_entries(self, entries: list[Entry], storage: Any) -> None:
         if not entries:
-            self.stdout.write(f"There are no snapshots in {label(storage)}.")
+            self._say(f"There are no snapshots in {label(storage)}.")
         width = max((len(entry.name) for entry in entries), default=0)
         for entry in entries:
             if entry.snapshot is None:
-                self.stdout.write(self.style.ERROR(f"{entry.name:<{width}}  can't be read: {entry.error}"))
+                self._say(f"{entry.name:<{width}}  can't be read: {entry.error}", self.style.ERROR)
                 continue
             taken = to_iso(entry.snapshot.created_at)[:19]
             parts = ", ".join(artifact.subject for artifact in entry.snapshot.artifacts)
-            self.stdout.write(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
+            self._say(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
 
     def _show_snapshot(self, snapshot: Snapshot) -> None:
-        self.stdout.write(self.style.MIGRATE_HEADING(snapshot.name))
+        self._say(snapshot.name, self.style.MIGRATE_HEADING)
         lines: tuple[tuple[str, str], ...] = (
             ("taken", f"{to_iso(snapshot.created_at)} on {snapshot.hostname}"),
             ("project", " ".join(filter(None, (snapshot.project, snapshot.environment)))),
@@ -311,9 +316,9 @@ class Command(BaseCommand):
         )
         for title, value in lines:
             if value:
-                self.stdout.write(f"  {title}: {value}")
+                self._say(f"  {title}: {value}")
         for artifact in snapshot.artifacts:
-            self.stdout.write(f"  {artifact.filename}  {human_size(artifact.size)}  {artifact.checksum}")
+            self._say(f"  {artifact.filename}  {human_size(artifact.size)}  {artifact.checksum}")
             self._show_warnings(artifact.metadata)
 
     def _show_warnings(self, metadata: Mapping[str, Any]) -> None:
@@ -321,7 +326,7 @@ class Command(BaseCommand):
         for key in ("warnings", "unreadable"):
             sentences = metadata.get(key)
             for sentence in sentences if isinstance(sentences, list) else ():
-                self.stdout.write(self.style.WARNING(f"    {_printable(str(sentence))}"))
+                self._say(f"    {sentence}", self.style.WARNING)
 
 
 def _command(commands: Any, name: str, words: str) -> ArgumentParser:
@@ -372,7 +377,10 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
 
 def _printable(text: str) -> str:
     """*text*, which may come from a file's name or from storage, without anything that a terminal obeys."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
 
 
 def _user() -> str:
