@@ -95,7 +95,6 @@ class Settings:
         raise SnapshotConfigurationError(f"There is no artifact kind {artifact_type!r}; there is: {kinds}.")
 
 
-
 def get_settings() -> Settings:
     """Read and check ``SNAPSHOTS`` now.
 
