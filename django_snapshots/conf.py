@@ -10,7 +10,6 @@ from typing import Any
 
 from django.conf import settings as django_settings
 from django.db import connections
-from django.utils.module_loading import import_string
 
 from django_snapshots.artifacts.database import DatabaseArtifact
 from django_snapshots.artifacts.environment import EnvironmentArtifact
@@ -21,6 +20,7 @@ from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.manifest import plain_json
 from django_snapshots.pipeline.compression import Compression, parse_compression
+from django_snapshots.pluggable import imported, made
 from django_snapshots.retention import Policy
 from django_snapshots.storage.protocols import SnapshotStorage
 from django_snapshots.timetable import Schedule, parse_schedules
@@ -45,6 +45,7 @@ KEYS = (
 )
 _NOT_BUILT = ("ENCRYPTION",)
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
+_BACKEND_KEY = 'SNAPSHOTS["STORAGE"]["BACKEND"]'
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -194,16 +195,10 @@ def _storage(value: object) -> SnapshotStorage:
 
 
 def _built_storage(value: Mapping[str, Any]) -> object:
-    if set(value) - {"BACKEND", "OPTIONS"} or "BACKEND" not in value:
-        raise SnapshotConfigurationError('SNAPSHOTS["STORAGE"] takes the keys "BACKEND" and "OPTIONS".')
-    try:
-        return import_string(value["BACKEND"])(**value.get("OPTIONS", {}))
-    except (ImportError, AttributeError) as error:
-        raise SnapshotConfigurationError(f'SNAPSHOTS["STORAGE"]["BACKEND"] can\'t be imported: {error}.') from error
-    except TypeError as error:
-        raise SnapshotConfigurationError(
-            f'SNAPSHOTS["STORAGE"]["OPTIONS"] do not fit {value["BACKEND"]}: {error}.'
-        ) from error
+    backend = value.get("BACKEND")
+    if set(value) - {"BACKEND", "OPTIONS"} or not isinstance(backend, str):
+        raise SnapshotConfigurationError('SNAPSHOTS["STORAGE"] takes "BACKEND", a dotted path, and "OPTIONS".')
+    return made(imported(backend, _BACKEND_KEY), value.get("OPTIONS", {}), _BACKEND_KEY)
 
 
 def storage_location(storage: SnapshotStorage) -> Path | None:

@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from django.utils.module_loading import import_string
-
 from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.connectors import foreign
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotConfigurationError, SnapshotError
 from django_snapshots.pipeline.stream import closing_chunks
+from django_snapshots.pluggable import instance_of
 from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
 
 BUILT_IN = ("database", "media", "environment")
@@ -59,27 +58,12 @@ def own_kind(named: object) -> ArtifactKind:
 
 
 def _built(named: object) -> object:
-    found = _imported(named) if isinstance(named, str) else named
-    if not isinstance(found, type):
-        return found
-    try:
-        return found()
-    except TypeError as error:
+    if isinstance(named, str) and "." not in named:
         raise SnapshotConfigurationError(
-            f"{_KEY} names {found.__qualname__}, which can't be made without arguments ({error}); "
-            "give an instance instead."
-        ) from error
-
-
-def _imported(path: str) -> object:
-    if "." not in path:
-        raise SnapshotConfigurationError(
-            f"{_KEY} names {path!r}; the kinds are: {', '.join(BUILT_IN)}, and yours by the dotted path of their class."
+            f"{_KEY} names {named!r}; the kinds are: {', '.join(BUILT_IN)}, and yours by the dotted path of their "
+            "class."
         )
-    try:
-        return import_string(path)
-    except ImportError as error:
-        raise SnapshotConfigurationError(f"{_KEY} names {path!r}, which can't be imported: {error}.") from error
+    return instance_of(named, _KEY)
 
 
 def _check_type(kind: object) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from django.db import connections
-from django.utils.module_loading import import_string
 
 from django_snapshots.connectors.adapter import FileConnectorAdapter
 from django_snapshots.connectors.facts import require_alias
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
 from django_snapshots.exceptions import SnapshotConfigurationError
+from django_snapshots.pluggable import instance_of
 
 # Dotted, because an engine's module may need a driver that only its users have.
 _BY_VENDOR = {
@@ -28,15 +28,15 @@ def connector_for(alias: str, configured: Mapping[str, object]) -> StreamingConn
     fallback, whatever the engine). Raises ``SnapshotConfigurationError``.
     """
     require_alias(alias)
-    connector = _built(alias, _named(alias, configured.get(alias, "auto")))
+    where = f'SNAPSHOTS["DATABASE_CONNECTORS"][{alias!r}]'
+    connector = instance_of(_named(alias, configured.get(alias, "auto")), where)
     if isinstance(connector, StreamingConnector):
         return connector
     if isinstance(connector, DatabaseConnector):
         return FileConnectorAdapter(connector)
     missing = [name for name in ("dump", "restore") if not callable(getattr(connector, name, None))]
     raise SnapshotConfigurationError(
-        f'SNAPSHOTS["DATABASE_CONNECTORS"][{alias!r}] is no connector: {type(connector).__name__} has no '
-        f"method {' and no method '.join(missing)}."
+        f"{where} is no connector: {type(connector).__name__} has no method {' and no method '.join(missing)}."
     )
 
 
@@ -51,25 +51,3 @@ def _named(alias: str, named: object) -> object:
     if named == "auto":
         return _BY_VENDOR.get(connections[alias].vendor, _FALLBACK)
     return _FALLBACK if named == "dumpdata" else named
-
-
-def _built(alias: str, named: object) -> object:
-    found = _imported(alias, named) if isinstance(named, str) else named
-    if not isinstance(found, type):
-        return found
-    try:
-        return found()
-    except TypeError as error:
-        raise SnapshotConfigurationError(
-            f'SNAPSHOTS["DATABASE_CONNECTORS"][{alias!r}]: {found.__qualname__} can\'t be made without arguments '
-            f"({error}); give an instance instead."
-        ) from error
-
-
-def _imported(alias: str, path: str) -> object:
-    try:
-        return import_string(path)
-    except ImportError as error:
-        raise SnapshotConfigurationError(
-            f'SNAPSHOTS["DATABASE_CONNECTORS"][{alias!r}] can\'t be imported from {path!r}: {error}.'
-        ) from error
