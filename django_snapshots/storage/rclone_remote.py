@@ -19,7 +19,7 @@ _OPTION = re.compile(
 _OPTIONS = re.sub(r"[?]P<[a-z]+>", "?:", _OPTION.pattern)
 _PLACE = re.compile(rf"(?P<name>:?[\w.+@][\w.+@ -]*)(?P<options>(?:{_OPTIONS})*):")
 _SECRET = re.compile(
-    "pass|secret|key|token|credential|cookie|sas|auth|bearer|salt|mnemonic|grant|connection_string|session|headers",
+    "pass|secret|key|token|credential|cookie|sas|auth|bearer|salt|mnemonic|grant|connection_string|session|headers|2fa",
     re.IGNORECASE,
 )
 _NO_SECRET = re.compile(
@@ -27,6 +27,8 @@ _NO_SECRET = re.compile(
     "|(.*_)?(env_auth|key_use_agent|directory_markers|passive|anonymous)|(use|disable|no|ask)_.*",
     re.IGNORECASE,
 )
+_SECRET_QUERY = re.compile("[?&][^=&]*(?:pass|secret|key|token|auth|sig)[^=&]*=", re.IGNORECASE)
+"""In a URL, such as the signature of a shared one."""
 _SWITCHES = frozenset({"", "true", "false"})
 
 
@@ -61,12 +63,18 @@ def parse_place(text: str) -> Place:
     found = _PLACE.match(text)
     if found is None:
         raise SnapshotConfigurationError(
-            f"{without_url_credentials(text)!r} is no rclone remote: it must be 'remote:path' or ':backend:path'. For "
+            f"{_harmless(text)!r} is no rclone remote: it must be 'remote:path' or ':backend:path'. For "
             "a directory of this machine use LocalFileSystemBackend, or ':local:/the/directory'."
         )
     for option in _OPTION.finditer(found["options"]):
         value = next((option[kind] for kind in ("double", "single", "plain") if option[kind] is not None), "")
         _refuse_secret(found["name"], option["key"], value)
+    if without_url_credentials(text) != text:
+        # A URL whose colon ended the remote: rclone would take the rest for a path, and show it to everybody.
+        raise SnapshotConfigurationError(
+            f"{_harmless(text)!r} has a password in a URL, and every user of the machine can read a command line. Name "
+            "a remote of rclone's configuration; the URL of an option stands in quotes, without a password."
+        )
     path = text[found.end() :]
     if found["name"] == ":local" and not path.startswith("/"):
         raise SnapshotConfigurationError(f"{text!r} must have an absolute path: processes start in many directories.")
@@ -78,7 +86,13 @@ def is_secret(key: str, value: str) -> bool:
     if value.lower() in _SWITCHES:
         return False
     named = _SECRET.search(key) is not None and _NO_SECRET.fullmatch(key) is None
-    return named or without_url_credentials(value) != value
+    return named or without_url_credentials(value) != value or _SECRET_QUERY.search(value) is not None
+
+
+def _harmless(text: str) -> str:
+    """The beginning of *text*, up to where an option's value or a password may be."""
+    shown = re.split("[,=@\"']", without_url_credentials(text), maxsplit=1)[0]
+    return shown if shown == text else f"{shown}..."
 
 
 def _refuse_secret(name: str, key: str, value: str) -> None:

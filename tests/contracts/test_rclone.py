@@ -20,6 +20,7 @@ from django_snapshots.catalog.objects import size_of
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
+    SnapshotError,
     SnapshotExistsError,
     SnapshotNotFoundError,
     SnapshotPathError,
@@ -176,6 +177,25 @@ def test_secrets_in_a_remote_are_refused_without_showing_them(text, local):
     local.write("a/b", io.BytesIO(b"x"))
     with pytest.raises(SnapshotConfigurationError, match="config=, or into environment="):
         local.sync("a", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ":s3,secret_access_key=hunter2secret",
+        ":s3,access_key_id=AKID,secret_access_key=ab'hunter2secret:bucket",
+        "s3 secret_access_key=hunter2secret:bucket",
+        "s3://AKID:hunter2secret@bucket/x",
+        ":webdav,url=https://me:hunter2secret@example.org/dav:dir",
+        ":http,url='https://example.org/?sig=hunter2secret':dir",
+        ":sftp,host=example.org,2fa=hunter2secret:dir",
+    ],
+)
+def test_secrets_in_a_mistaken_remote_are_refused_without_showing_them(text, local):
+    for attempt in (lambda: RcloneBackend(text), lambda: local.sync("a", text)):
+        with pytest.raises(SnapshotError) as caught:
+            attempt()
+        assert "hunter2secret" not in str(caught.value)
 
 
 def test_every_password_that_rclone_knows_is_taken_for_a_secret():
