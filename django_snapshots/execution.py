@@ -24,7 +24,7 @@ from django_snapshots import backup, journal, parallel, runs, schedules
 from django_snapshots import prune as pruning
 from django_snapshots import restore as restoring
 from django_snapshots import verify as verifying
-from django_snapshots.catalog import Catalog, StoredArtifact, label, summary
+from django_snapshots.catalog import Catalog, Entry, StoredArtifact, label, summary
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.exceptions import (
     SnapshotCancelled,
@@ -119,6 +119,19 @@ def _prepare_snapshot(run: Run, request: Request) -> list[Step]:
 def _place(settings: Settings) -> str:
     """Where the storage is, if it can tell; only then can it be missed when it is somewhere else."""
     return str(getattr(settings.storage, "label", ""))
+
+
+def list_entries(settings: Settings) -> list[Entry]:
+    """Everything in the storage that has a manifest, the newest first.
+
+    That there is nothing is believed only of the storage that the journal knows: a disk that isn't mounted looks like
+    an empty one. Raises ``SnapshotStorageError``.
+    """
+    catalog = Catalog(settings.storage)
+    entries, place = catalog.entries(), _place(settings)
+    if not entries and place and runs.available():
+        catalog.storage_id(expected=runs.known_storage_id(place), create=False)
+    return entries
 
 
 def _plan_with_free_name(

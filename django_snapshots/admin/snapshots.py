@@ -69,15 +69,15 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             return self._chosen(request)
         context: dict[str, Any] = {"title": "Snapshots", "live": self._live(), **(extra_context or {})}
         try:
-            storage = get_settings().storage
-            entries = Catalog(storage).entries()
+            settings = get_settings()
+            entries = execution.list_entries(settings)
         except Exception as error:  # noqa: BLE001 - a storage may be anybody's, and may raise anything
             return self._page(request, "change_list.html", storage_error=_explained(error), **context)
         page = Paginator(entries, _PER_PAGE).get_page(request.GET.get("p"))
         return self._page(
             request,
             "change_list.html",
-            storage=label(storage),
+            storage=label(settings.storage),
             page=page,
             rows=contents.rows(list(page.object_list)),
             pages=page.paginator.get_elided_page_range(page.number),

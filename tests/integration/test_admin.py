@@ -478,6 +478,16 @@ def test_a_storage_that_can_not_be_read_is_an_error(storage: LocalFileSystemBack
     assert "must be a storage" in text(client.get(address("take")))
 
 
+def test_a_disk_that_is_not_mounted_is_no_empty_list(storage: LocalFileSystemBackend) -> None:
+    client, known = user(superuser=True), str(uuid.uuid4())
+    Run.objects.create(kind=Kind.SNAPSHOT, state=State.SUCCEEDED, storage_label=storage.label, storage_id=known)
+    shown = text(client.get(SNAPSHOTS))
+    assert "is not the storage that it was" in html.unescape(shown)
+    assert "There are no snapshots" not in shown
+    storage.write(".django-snapshots.json", BytesIO(b'{"id": "%s"}' % known.encode()))
+    assert "There are no snapshots yet" in text(client.get(SNAPSHOTS))
+
+
 def test_a_snapshot_that_is_gone_leads_back_to_the_list(storage: LocalFileSystemBackend) -> None:
     client = user(superuser=True)
     for page in (f"{SNAPSHOTS}nightly/change/", address("verify"), address("restore"), address("delete")):

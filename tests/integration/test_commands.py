@@ -105,6 +105,18 @@ def test_a_whole_story_in_json(project):
     assert told(project, "delete", "before", "--no-input") == {"deleted": "before"}
 
 
+def test_a_disk_that_is_not_mounted_is_no_empty_list(project):
+    told(project, "backup", "before")
+    project.storage.rename(project.storage.with_name("elsewhere"))
+    fails(project, 1, "list", words=("is not the storage that it was",))
+    project.storage.mkdir()
+    fails(project, 1, "list", words=("is not the storage that it was",))
+    project.storage.rmdir()
+    project.storage.with_name("elsewhere").rename(project.storage)
+    ok(project, "delete", "before", "--no-input")
+    assert told(project, "list") == []
+
+
 def test_an_unreadable_manifest_is_listed_as_such(project):
     ok(project, "backup", "before", "--artifact", "environment")
     (project.storage / "before" / "manifest.json").write_text("{}")

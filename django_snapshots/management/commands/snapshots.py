@@ -157,9 +157,11 @@ class Command(BaseCommand):
 
     def do_list(self, options: dict[str, Any]) -> None:
         """List the snapshots."""
-        storage = get_settings().storage
-        entries = Catalog(storage).entries()
-        self._answer(options, [_entry_json(entry) for entry in entries], lambda: self._show_entries(entries, storage))
+        settings = get_settings()
+        entries = execution.list_entries(settings)
+        self._answer(
+            options, [_entry_json(entry) for entry in entries], lambda: self._show_entries(entries, settings.storage)
+        )
 
     def do_info(self, options: dict[str, Any]) -> None:
         """Show one snapshot."""
