@@ -159,7 +159,8 @@ class Catalog:
     def _clear_copies(self, snapshot: Snapshot, stored: Sequence[StoredArtifact]) -> None:
         """Remove what was copied into an archive. It exists and is whole, whatever can't be removed now."""
         with contextlib.suppress(Exception):
-            if self._archive.exists(snapshot.name):
+            # The manifest of a directory may name these very objects, and an archive of another run lie beside it.
+            if self._archive.exists(snapshot.name) and not self._directory.exists(snapshot.name):
                 self._archive.clear(snapshot.name, snapshot.run, [item.record.filename for item in stored])
 
     def _published(self, snapshot: Snapshot) -> Snapshot | None:

@@ -600,6 +600,24 @@ def test_a_name_that_lies_there_twice_is_shown_and_never_touched(storage):
     assert set(before) <= set(objects(storage))
 
 
+def test_an_archive_of_the_same_name_costs_a_directory_no_object():
+    """Its manifest names the attempts' objects, where a move is a copy; a finisher must not take them for copies."""
+
+    class Copying(MemoryStorage):
+        move_is_copy = True
+
+    storage = Copying()
+    archived(storage, run="b")
+    archive = content(storage, ARCHIVE)
+    Catalog(storage).delete("nightly")
+    run = Run(storage).store()
+    run.publish()
+    before = objects(storage)
+    put(storage, ARCHIVE, archive)
+    run.publish()
+    assert objects(storage) == sorted([*before, ARCHIVE])
+
+
 @pytest.mark.parametrize("kind", ["local", "memory"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_of_racing_publishers_at_most_one_wins_and_is_whole(kind, mixed, tmp_path):
