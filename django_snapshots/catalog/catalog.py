@@ -160,7 +160,7 @@ class Catalog:
         """Remove what was copied into an archive. It exists and is whole, whatever can't be removed now."""
         with contextlib.suppress(Exception):
             # The manifest of a directory may name these very objects, and an archive of another run lie beside it.
-            if self._archive.exists(snapshot.name) and not self._directory.exists(snapshot.name):
+            if self._archive.exists(snapshot.name) and not self._directory.is_mine(snapshot.name, snapshot.run):
                 self._archive.clear(snapshot.name, snapshot.run, [item.record.filename for item in stored])
 
     def _published(self, snapshot: Snapshot) -> Snapshot | None:
