@@ -78,7 +78,7 @@ class ArchiveFormat:
     ) -> Snapshot:
         """Stream what the attempts stored into one object, and move that to its name.
 
-        *published* reads back what is there of this run or raises ``SnapshotExistsError``; *rival* says whether the
+        *published* reads back what is there of this run in this format or raises ``SnapshotExistsError``; *rival* says whether the
         name exists in the other format.
         """
         self.require_storage()

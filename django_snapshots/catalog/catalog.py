@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from django_snapshots.catalog.archive import SUFFIX, ArchiveFormat
 from django_snapshots.catalog.directory import DirectoryFormat
@@ -152,7 +153,8 @@ class Catalog:
                     "was interrupted: delete it again, or choose another name."
                 )
             form_of, other = (self._archive, self._directory) if form == "archive" else (self._directory, self._archive)
-            found = form_of.publish(snapshot, stored, published=self._published, rival=other.exists)
+            # One of the other format that comes and goes takes itself back, and is no reason to fail.
+            found = form_of.publish(snapshot, stored, published=partial(self._of_its_run, form_of), rival=other.exists)
         self._clear_copies(found, stored)
         return found
 

@@ -72,7 +72,7 @@ class DirectoryFormat:
     ) -> Snapshot:
         """Give every object its plain name, and write the manifest last.
 
-        *published* reads back what is there of this run or raises ``SnapshotExistsError``; *rival* says whether the
+        *published* reads back what is there of this run in this format or raises ``SnapshotExistsError``; *rival* says whether the
         name exists in the other format.
         """
         records: list[ArtifactRecord] = []
@@ -93,10 +93,18 @@ class DirectoryFormat:
 
     def _commit(self, snapshot: Snapshot, published: Callable[[Snapshot], Snapshot | None]) -> Snapshot:
         path = _manifest(snapshot.name)
-        # If it exists it is ours, from an earlier attempt, or somebody else's: reading it back tells.
-        with contextlib.suppress(SnapshotExistsError):
+        taken: SnapshotExistsError | None = None
+        try:
             create(self.storage, path, snapshot.to_bytes(), unique=snapshot.run)
+        except SnapshotExistsError as error:
+            # It is ours, from an earlier attempt, or somebody else's: reading it back tells.
+            taken = error
         found = published(snapshot)
+        if found is None and taken is not None:
+            raise SnapshotExistsError(
+                f"Another run was publishing a snapshot {snapshot.name!r} in {label(self.storage)} at the same moment; "
+                "choose another name."
+            ) from taken
         if found is None:
             raise SnapshotStorageError(f"{label(self.storage)} does not give back {path}, which was just written.")
         return found

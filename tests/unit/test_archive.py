@@ -600,6 +600,43 @@ def test_a_name_that_lies_there_twice_is_shown_and_never_touched(storage):
     assert set(before) <= set(objects(storage))
 
 
+def test_a_directory_that_comes_and_takes_itself_back_fails_no_archive(storage):
+    """It is there for a moment after the archive's look for it, and sees the archive itself."""
+    manifest = "nightly/manifest.json"
+    Run(storage, run="b").store().publish()
+    passing = content(storage, manifest)
+    Catalog(storage).delete("nightly")
+
+    class Passing(type(storage)):
+        def exists(self, path):
+            there = super().exists(path)
+            if path == manifest and super().exists(ARCHIVE):
+                put(storage, manifest, passing)
+            return there
+
+    late = Passing.__new__(Passing)
+    late.__dict__.update(storage.__dict__)
+    result = ArchiveRun(storage).store().publish(late)
+    storage.delete(manifest)
+    assert Catalog(storage).get("nightly") == result
+    assert verify(Catalog(storage), "nightly").size == 605
+
+
+def test_a_manifest_that_was_in_the_way_and_is_gone_is_told_as_such(storage):
+    """Of another run, that took it back because of an archive."""
+
+    class Passing(type(storage)):
+        def atomic_move(self, src, dst):
+            if dst == "nightly/manifest.json":
+                raise SnapshotExistsError("It is there.")
+            super().atomic_move(src, dst)
+
+    late = Passing.__new__(Passing)
+    late.__dict__.update(storage.__dict__)
+    with pytest.raises(SnapshotExistsError, match="same moment"):
+        Run(storage).store().publish(late)
+
+
 def test_an_archive_of_the_same_name_costs_a_directory_no_object():
     """Its manifest names the attempts' objects, where a move is a copy; a finisher must not take them for copies."""
 
