@@ -481,7 +481,8 @@ def delete_snapshot(name: str, *, run: uuid.UUID | None = None) -> None:
     Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it, and refuses one whose manifest can't
     be read.
     """
-    if runs.available():
+    # A journal that has this run says who uses the snapshot, or fails: one that is away now says nothing.
+    if run is not None or runs.available():
         runs.busy_with(name, besides=run)
     Catalog(get_settings().storage).delete(name)
 

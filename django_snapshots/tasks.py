@@ -19,7 +19,7 @@ from django.db import transaction
 
 from django_snapshots import execution, runs
 from django_snapshots.conf import get_queue
-from django_snapshots.exceptions import SnapshotError
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotError
 from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
@@ -104,7 +104,7 @@ def verify(self: SnapshotTask, name: str | None = None, level: int = 2, schedule
 @shared_task(bind=True, name="django_snapshots.prune", ignore_result=False, **_OPTIONS)
 def prune(
     self: SnapshotTask,
-    retention: dict[str, int] | None = None,
+    retention: dict[str, int] | bool | None = None,
     like: str | None = None,
     dry_run: bool = False,
     schedule: str | None = None,
@@ -114,6 +114,8 @@ def prune(
     With *like*, the name of a snapshot, only among those of the same aliases and artifacts. With *dry_run* nothing is
     deleted. The result is ``{"dry_run", "deleted", "kept"}``, each snapshot with its reasons.
     """
+    if retention is False:
+        raise SnapshotConfigurationError("A prune needs a policy: retention=False names none. Nothing was deleted.")
     data = {"retention": retention, "like": like, "dry_run": dry_run, "schedule": schedule}
     return _run(self, Kind.PRUNE, data)
 

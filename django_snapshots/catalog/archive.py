@@ -78,8 +78,8 @@ class ArchiveFormat:
     ) -> Snapshot:
         """Stream what the attempts stored into one object, and move that to its name.
 
-        *published* reads back what is there of this run in this format or raises ``SnapshotExistsError``; *rival* says whether the
-        name exists in the other format.
+        *published* reads back what is there of this run in this format or raises ``SnapshotExistsError``; *rival* says
+        whether the name exists in the other format.
         """
         self.require_storage()
         final = replace(snapshot, artifacts=tuple(_with_plain_names(stored)))

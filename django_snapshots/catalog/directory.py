@@ -72,8 +72,8 @@ class DirectoryFormat:
     ) -> Snapshot:
         """Give every object its plain name, and write the manifest last.
 
-        *published* reads back what is there of this run in this format or raises ``SnapshotExistsError``; *rival* says whether the
-        name exists in the other format.
+        *published* reads back what is there of this run in this format or raises ``SnapshotExistsError``; *rival* says
+        whether the name exists in the other format.
         """
         records: list[ArtifactRecord] = []
         try:

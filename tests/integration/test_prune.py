@@ -208,6 +208,29 @@ def test_one_that_is_in_use_stays_for_the_next_time(project):
     assert left(project) == ["day0", "day1", "day3"]
 
 
+def test_a_journal_that_is_away_does_not_make_one_free(project):
+    week(project)
+    told = project.call(
+        "import uuid\nfrom django.db import Error\nfrom django_snapshots import execution, runs\n"
+        "from django_snapshots.exceptions import SnapshotError\nfrom django_snapshots.plan import Request\n"
+        "runs.begin('restore', Request(name='day3'))\nruns.available = lambda: False\n"
+        "try:\n    answer = execution.delete_snapshot('day3', run=uuid.uuid4())\n"
+        "except (SnapshotError, Error) as error:\n    answer = str(error)"
+    )
+    assert "in use by restore run" in told
+    assert "day3" in left(project)
+
+
+def test_no_policy_is_not_the_settings_policy(project):
+    week(project)
+    told = project.call(
+        "from django_snapshots.exceptions import SnapshotError\nfrom django_snapshots.tasks import prune\n"
+        "try:\n    answer = prune(retention=False)\nexcept SnapshotError as error:\n    answer = str(error)"
+    )
+    assert "Nothing was deleted" in told
+    assert len(left(project)) == 5
+
+
 def test_like_prunes_one_group_alone(project):
     week(project)
     for day in range(4):
