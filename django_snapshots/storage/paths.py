@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from django_snapshots.exceptions import SnapshotPathError, SnapshotStorageError
+from django_snapshots.redaction import without_url_credentials
 
 MAXIMUM_PART = 255
 """Bytes of one part."""
@@ -59,8 +60,10 @@ def below(path: str, prefix: str) -> str:
 def refuse_remote(prefix: str, storage: str) -> None:
     """Raise if *prefix* is ``remote:path``, a place that rclone would know; *storage* is the storage's label."""
     if _REMOTE.match(prefix):
+        # What follows the first comma are options, which may be secrets.
+        shown = without_url_credentials(prefix).partition(",")[0]
         raise SnapshotStorageError(
-            f"{prefix!r} names a remote, and {storage} has none: it syncs only between prefixes of its own. "
+            f"{shown!r} names a remote, and {storage} has none: it syncs only between prefixes of its own. "
             "Remotes are what a storage backend on rclone has."
         )
 

@@ -213,6 +213,8 @@ class RcloneBackend:
                 f"Refused to sync {src_prefix!r} to {dst_prefix!r} in {self.label}: the source is empty, and that "
                 "would empty the destination. Pass allow_empty=True if that is what you want."
             )
+        if source.remote != target.remote:
+            self._ensure_apart(src, target)
         self._mirror(source, target, wanted, f"sync {src_prefix!r} of {self.label} to {dst_prefix!r}")
 
     # What they are made of
@@ -323,6 +325,21 @@ class RcloneBackend:
         if _REMOTE.match(dst_prefix):
             return parse_place(dst_prefix)
         return parse_place(self._place.at(check_prefix(dst_prefix)))
+
+    def _ensure_apart(self, src: str, target: Place) -> None:
+        """Raise if what is written to *src* comes to light in *target*: two remotes may name one place, and rclone
+        would delete the source, which the mirror doesn't have at that path."""
+        name = RESERVED + token_hex(8)
+        probe = join(src, name)
+        try:
+            self._send(probe, probe, iter([b"probe\n"]))
+            entries = self._entries(target, "", "--recursive", "--files-only")
+        finally:
+            # Left behind it is in nobody's way, and no listing shows it.
+            with suppress(SnapshotError):
+                self.delete_reserved(probe)
+        if any(entry["Path"].rpartition("/")[2] == name for entry in entries):
+            raise SnapshotPathError(f"Can't sync {src!r} to '{target}': it is the same place by another name.")
 
     def _mirror(self, source: Place, target: Place, wanted: builtins.list[str], doing: str) -> None:
         directories = {parent for path in wanted for parent in _parents(path)}

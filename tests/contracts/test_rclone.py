@@ -26,7 +26,13 @@ from django_snapshots.exceptions import (
     SnapshotPathError,
     SnapshotStorageError,
 )
-from django_snapshots.storage import AdvancedSnapshotStorage, RcloneBackend, rclone_claims, rclone_program
+from django_snapshots.storage import (
+    AdvancedSnapshotStorage,
+    LocalFileSystemBackend,
+    RcloneBackend,
+    rclone_claims,
+    rclone_program,
+)
 from django_snapshots.storage.paths import RESERVED
 from django_snapshots.storage.rclone_remote import is_secret, parse_place
 from tests.projects import wait_until
@@ -564,6 +570,25 @@ def test_sync_refuses_the_same_place_under_its_remote_s_name(local, root):
     with pytest.raises(SnapshotPathError, match="it is an object"):
         local.sync("src/a", "dst")
     assert files(root) == ["src/a"]
+
+
+@pytest.mark.parametrize("place", ["", "/app"])
+def test_sync_refuses_what_overlaps_under_another_name(place, root):
+    environment = {"RCLONE_CONFIG_STORE_TYPE": "alias", "RCLONE_CONFIG_STORE_REMOTE": str(root)}
+    store = RcloneBackend("store:", environment=environment)
+    for path in ("app/one", "app/two", "other/three"):
+        store.write(path, io.BytesIO(path.encode()))
+    with pytest.raises(SnapshotError, match="same place"):
+        store.sync("app", f":local:{root}{place}")
+    assert files(root) == ["app/one", "app/two", "other/three"]
+
+
+def test_a_storage_without_remotes_does_not_repeat_their_secrets(root, tmp_path):
+    for storage in (RcloneBackend(f":local:{root}"), LocalFileSystemBackend(location=tmp_path)):
+        for remote in (":s3,secret_access_key=hunter2secret:b", "s3://AKID:hunter2secret@b"):
+            with pytest.raises(SnapshotStorageError, match="names a remote") as caught:
+                storage.sync(remote, "mirror")
+            assert "hunter2secret" not in str(caught.value)
 
 
 def test_sync_that_fails_is_an_error(local, root):
