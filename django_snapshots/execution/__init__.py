@@ -1,0 +1,37 @@
+"""One engine behind tasks, admin, command and code: begins runs, works on steps, finishes runs.
+
+The same three moves serve workers, each for its own step, and one process that does it all inline. Where the journal
+can't be written (a bare machine, no database) an inline run goes on without it.
+"""
+
+from django_snapshots.execution.begin import launch, list_entries, prepare
+from django_snapshots.execution.errors import explained
+from django_snapshots.execution.finish import finish, outcome
+from django_snapshots.execution.hooks import Hooks
+from django_snapshots.execution.inline import (
+    create_snapshot,
+    restore_snapshot,
+    run_inline,
+    run_request,
+    verify_snapshot,
+)
+from django_snapshots.execution.operations import delete_snapshot, plan_prune
+from django_snapshots.execution.work import work
+
+__all__ = [
+    "Hooks",
+    "create_snapshot",
+    "delete_snapshot",
+    "explained",
+    "finish",
+    "launch",
+    "list_entries",
+    "outcome",
+    "plan_prune",
+    "prepare",
+    "restore_snapshot",
+    "run_inline",
+    "run_request",
+    "verify_snapshot",
+    "work",
+]

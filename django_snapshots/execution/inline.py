@@ -1,0 +1,137 @@
+"""Does all of a request in this process."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django_snapshots import parallel, runs
+from django_snapshots.catalog import Catalog
+from django_snapshots.conf import get_settings
+from django_snapshots.exceptions import (
+    SnapshotError,
+)
+from django_snapshots.execution.begin import launch
+from django_snapshots.execution.errors import explained
+from django_snapshots.execution.finish import finish, outcome
+from django_snapshots.execution.hooks import Hooks
+from django_snapshots.execution.without_journal import request_without_journal
+from django_snapshots.execution.work import work
+from django_snapshots.manifest import Snapshot
+from django_snapshots.models import Kind, Run
+from django_snapshots.plan import PlannedStep, Request
+
+
+def create_snapshot(
+    name: str | None = None,
+    *,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
+    metadata: dict[str, Any] | None = None,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> Snapshot:
+    """Take a snapshot in this process, several artifacts at once, and return it.
+
+    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. Raises
+    ``SnapshotError``; then nothing is listed.
+    """
+    request = Request.from_json(
+        {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata or {}}
+    )
+    result = run_request(Kind.SNAPSHOT, request, requester=requester, hooks=hooks)
+    return Catalog(get_settings().storage).get(result["name"])
+
+
+def restore_snapshot(
+    name: str | None = None,
+    *,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
+    confirm: Sequence[str] = (),
+    elsewhere: bool = False,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Restore the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
+
+    *databases* and *artifacts* name parts of it. *confirm* holds the name of every target that isn't empty and may be
+    replaced. *elsewhere* allows a snapshot of another project or environment. Needs neither the journal nor, for an
+    artifact that is no database, a database. Raises ``SnapshotError``; its message says what state each target is in.
+    """
+    request = Request.from_json(
+        {
+            "name": name,
+            "databases": databases,
+            "artifacts": artifacts,
+            "confirm": confirm,
+            "elsewhere": elsewhere,
+        }
+    )
+    return run_request(Kind.RESTORE, request, requester=requester, hooks=hooks)
+
+
+def verify_snapshot(
+    name: str | None = None,
+    *,
+    level: int = 2,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Verify the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
+
+    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest.
+    Raises ``SnapshotIntegrityError`` that names everything that is wrong.
+    """
+    request = Request.from_json({"name": name, "level": level})
+    return run_request(Kind.VERIFY, request, requester=requester, hooks=hooks)
+
+
+def run_request(
+    kind: Kind, request: Request, *, requester: runs.Requester | None = None, hooks: Hooks | None = None
+) -> dict[str, Any]:
+    """Do all of *request* in this process, in the journal if there is one; return its result or raise its error."""
+    if runs.available():
+        return run_inline(kind, request, requester=requester, hooks=hooks)
+    try:
+        return request_without_journal(kind, request, hooks or Hooks())
+    except SnapshotError:
+        raise
+    except Exception as error:
+        raise explained(error, str(kind)) from error
+
+
+def run_inline(
+    kind: Kind,
+    request: Request,
+    *,
+    run_id: uuid.UUID | None = None,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """A whole run in this process, in the journal; return its result or raise its error."""
+    runs.require_no_transaction()
+    run, _ = runs.begin(kind, request, run=run_id, requester=requester)
+    steps = launch(run)
+    rows = {step.position: step.pk for step in steps}
+    hooks = hooks or Hooks()
+
+    stop = parallel.Stop()
+
+    def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
+        work(
+            rows[step.position],
+            Hooks(moment_fixed=lambda _run, _phase: moment_fixed(), moved=hooks.moved, attempt=stop.attempt),
+        )
+
+    planned = [
+        PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase) for step in steps
+    ]
+    try:
+        parallel.run(planned, work_on, at_once=get_settings().parallel, stop=stop)
+    except BaseException:
+        # Interrupted: every step has ended all the same, and the run ends with them.
+        finish(run.pk)
+        raise
+    return outcome(finish(run.pk) or Run.objects.using(runs.alias()).get(pk=run.pk))

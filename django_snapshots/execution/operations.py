@@ -1,0 +1,121 @@
+"""What restores, prunes and deletes take from the journal and give to it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from django.db import Error as DatabaseError
+from django.db import connections
+from django.utils import timezone
+
+from django_snapshots import backup, journal, runs, schedules
+from django_snapshots import prune as pruning
+from django_snapshots import restore as restoring
+from django_snapshots.catalog import Catalog
+from django_snapshots.conf import Settings, get_settings
+from django_snapshots.exceptions import (
+    SnapshotConfigurationError,
+    SnapshotError,
+)
+from django_snapshots.execution.begin import place_of
+from django_snapshots.plan import Request
+from django_snapshots.processes import Processes
+from django_snapshots.retention import Policy
+
+
+def restore_with_journal(
+    settings: Settings,
+    request: Request,
+    processes: Processes,
+    *,
+    label: str = "django-snapshots",
+    observe: Callable[[int], None] = lambda _: None,
+) -> restoring.RestoreReport:
+    aliases = tuple(connections)
+    recorded: dict[str, list[str]] = {}
+
+    def make_fit(selections: Sequence[restoring.Selection]) -> None:
+        restored = [item.record.subject for item in selections if item.record.type == "database"]
+        try:
+            journal.make_fit(restored, recorded)
+            for alias in restored:
+                schedules.write_in(alias)
+        except DatabaseError as error:
+            raise SnapshotError(
+                "Everything is restored, but the journal's own records in it could not be made to fit "
+                f"({error}). Run `manage.py migrate` and look at django_migrations."
+            ) from error
+
+    attempt = restoring.RestoreAttempt(
+        request=request,
+        processes=processes,
+        label=label,
+        preserve_tables=journal.preserved_tables(aliases),
+        before_switch=lambda selections: recorded.update(
+            journal.recorded_migrations(item.record.subject for item in selections if item.record.type == "database")
+        ),
+        after_switch=make_fit,
+        observe=observe,
+    )
+    return restoring.restore(settings, attempt)
+
+
+def prune_with_journal(
+    settings: Settings, request: Request, *, check: Callable[[], None], run: uuid.UUID
+) -> dict[str, Any]:
+    wanted, catalog = _prune_request(settings, request), Catalog(settings.storage)
+    if request.dry_run:
+        return pruning.plan_prune(catalog, wanted).to_json()
+    report = pruning.prune(catalog, wanted, delete=lambda name: delete_snapshot(name, run=run), check=check)
+    return report.to_json()
+
+
+def _prune_request(settings: Settings, request: Request) -> pruning.PruneRequest:
+    policy = settings.retention
+    if isinstance(request.retention, Mapping):
+        policy = Policy.parse(request.retention, "retention")
+    if policy is None:
+        raise SnapshotConfigurationError(
+            'There is nothing to prune by: set SNAPSHOTS["RETENTION"], such as {"keep_last": 7}, or give a policy.'
+        )
+    place = place_of(settings)
+    expected = runs.known_storage_id(place) if place else None
+    return pruning.PruneRequest(
+        policy=policy,
+        now=backup.utc_now(),
+        timezone=timezone.get_default_timezone(),
+        project=settings.project,
+        environment=settings.environment,
+        storage_id=Catalog(settings.storage).storage_id(expected=expected, create=False),
+        like=request.like,
+        known_bad=runs.known_bad,
+    )
+
+
+def plan_prune(request: Request) -> dict[str, Any]:
+    """What a prune would do now; deletes nothing, and leaves no trace in the journal. Raises as a prune does."""
+    require_journal()
+    settings = get_settings()
+    return pruning.plan_prune(Catalog(settings.storage), _prune_request(settings, request)).to_json()
+
+
+def require_journal() -> None:
+    if not runs.available():
+        raise SnapshotError(
+            "A prune needs the journal, which says which snapshots are in use or known to be damaged; nothing was "
+            "deleted. Is the database there, and migrated?"
+        )
+
+
+def delete_snapshot(name: str, *, run: uuid.UUID | None = None) -> None:
+    """Delete the snapshot called *name* now; *run* is the journal's run that does it, if one does.
+
+    Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it, and refuses one whose manifest can't
+    be read.
+    """
+    # A journal that has this run says who uses the snapshot, or fails: one that is away now says nothing.
+    if run is not None or runs.available():
+        runs.busy_with(name, besides=run)
+    Catalog(get_settings().storage).delete(name)

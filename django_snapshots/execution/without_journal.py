@@ -1,0 +1,104 @@
+"""Does a request in this process where there is no journal: a bare machine, no database."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django_snapshots import backup, parallel, runs
+from django_snapshots import verify as verifying
+from django_snapshots.catalog import Catalog, StoredArtifact, summary
+from django_snapshots.conf import Settings, get_settings
+from django_snapshots.exceptions import (
+    SnapshotCancelled,
+    SnapshotError,
+)
+from django_snapshots.execution.begin import plan_with_free_name
+from django_snapshots.execution.errors import explained
+from django_snapshots.execution.finish import withdraw_objects
+from django_snapshots.execution.hooks import Hooks
+from django_snapshots.execution.operations import delete_snapshot, require_journal, restore_with_journal
+from django_snapshots.manifest import Snapshot
+from django_snapshots.models import Kind
+from django_snapshots.plan import PlannedStep, Request, SnapshotPlan
+from django_snapshots.processes import Processes
+
+
+def request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[str, Any]:
+    settings = get_settings()
+    if kind == Kind.SNAPSHOT:
+        return summary(_snapshot_without_journal(settings, request, hooks))
+    if kind == Kind.VERIFY:
+        catalog = Catalog(settings.storage)
+        report = verifying.verify(
+            catalog, request.name, level=request.level, observe=lambda count: hooks.moved(kind, count)
+        )
+        return report.to_json()
+    if kind == Kind.PRUNE:
+        require_journal()
+    if kind == Kind.DELETE:
+        delete_snapshot(request.name or "")
+        return {"deleted": request.name}
+    with Processes() as processes:
+        return restore_with_journal(
+            settings, request, processes, observe=lambda count: hooks.moved(kind, count)
+        ).to_json()
+
+
+def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks) -> Snapshot:
+    storage_id = Catalog(settings.storage).storage_id()
+    plan = plan_with_free_name(settings, request, uuid.uuid4().hex, lambda _: False)
+    share = _Share(hooks=hooks)
+
+    def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
+        share.work(settings, plan, step, moment_fixed)
+
+    try:
+        parallel.run(plan.steps, work_on, at_once=settings.parallel, stop=share.stop)
+        if share.errors:
+            raise share.errors[0]
+        stored = [share.stored[step.position] for step in plan.steps]
+        return backup.publish(settings, plan, stored, storage_id=storage_id)
+    except BaseException:
+        withdraw_objects(settings, plan.name, plan.run, share.filenames)
+        raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What the threads of a run without a journal share; each adds its own, which is atomic."""
+
+    hooks: Hooks
+    stop: parallel.Stop = field(default_factory=parallel.Stop)
+    stored: dict[int, StoredArtifact] = field(default_factory=dict)
+    filenames: list[str] = field(default_factory=list)
+    errors: list[SnapshotError] = field(default_factory=list)
+
+    def work(self, settings: Settings, plan: SnapshotPlan, step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
+        what = f"{step.type} {step.subject}"
+
+        def opened(filename: str, _moment: datetime) -> None:
+            self.filenames.append(filename)
+            moment_fixed()
+
+        def moved(count: int) -> None:
+            if self.errors:
+                raise SnapshotCancelled("Another artifact of this snapshot has failed.")
+            self.hooks.moved(what, count)
+
+        try:
+            with self.stop.attempt() as processes:
+                attempt = backup.Attempt(
+                    plan=plan,
+                    step=step,
+                    token=1,
+                    processes=processes,
+                    exclude_tables=runs.tables(),
+                    observer=backup.Observer(opened=opened, moved=moved),
+                )
+                self.stored[step.position] = backup.dump_artifact(settings, attempt)
+        except Exception as error:  # noqa: BLE001 - the first one is raised once all threads have ended
+            self.errors.append(explained(error, what))
