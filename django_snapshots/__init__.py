@@ -10,8 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_snapshots.catalog import list_snapshots
-    from django_snapshots.execution import create_snapshot, restore_snapshot, verify_snapshot
+    from django_snapshots.execution import create_snapshot, list_snapshots, restore_snapshot, verify_snapshot
     from django_snapshots.storage.django_storage import DjangoStorageBackend
     from django_snapshots.storage.local import LocalFileSystemBackend
     from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
@@ -35,7 +34,7 @@ _HOMES = (
     ("LocalFileSystemBackend", "storage.local"),
     ("SnapshotStorage", "storage.protocols"),
     ("create_snapshot", "execution"),
-    ("list_snapshots", "catalog"),
+    ("list_snapshots", "execution"),
     ("restore_snapshot", "execution"),
     ("verify_snapshot", "execution"),
 )

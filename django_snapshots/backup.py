@@ -1,6 +1,6 @@
 """The journey of a snapshot: each artifact from its dump through the pipeline into storage, then the manifest.
 
-Knows neither Celery nor the journal: ``execution.py`` calls it from a task or in this process.
+Knows neither Celery nor the journal: ``execution/`` calls it from a task or in this process.
 """
 
 from __future__ import annotations

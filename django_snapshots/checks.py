@@ -44,7 +44,7 @@ def check_settings(**_options: object) -> list[CheckMessage]:
     except Exception as error:  # noqa: BLE001 - a storage or kind of somebody else's raises what it likes
         said = f"SNAPSHOTS can't be read: {type(error).__name__}: {error}"
         return [Error(said, hint="Its storage and artifact kinds are made when it is read.", id="snapshots.E001")]
-    checks: tuple[Check, ...] = (_format, _place, _media, _connectors)
+    checks: tuple[Check, ...] = (_format, _place, _media, _connectors, _names)
     return [message for check in checks for message in check(settings)]
 
 
@@ -113,6 +113,20 @@ def _media(settings: Settings) -> Iterator[CheckMessage]:
             f"A snapshot of the media files would fail here. {error}",
             hint='Set MEDIA_ROOT, or leave "media" out of SNAPSHOTS["ARTIFACTS"].',
             id="snapshots.W003",
+        )
+
+
+def _names(settings: Settings) -> Iterator[CheckMessage]:
+    prunes = settings.retention is not None or any(
+        "retention" in item.arguments for item in settings.schedules.values()
+    )
+    if prunes and not {"PROJECT", "ENVIRONMENT"} & set(django_settings.SNAPSHOTS):
+        # Staging and production are often one code base with one name.
+        yield Warning(
+            f"A prune takes every snapshot of the project {settings.project!r} in its storage, and so does every other "
+            "installation that goes by this name, which it has from ROOT_URLCONF.",
+            hint='Say who this is: SNAPSHOTS["ENVIRONMENT"], such as "production", or SNAPSHOTS["PROJECT"].',
+            id="snapshots.W004",
         )
 
 

@@ -243,8 +243,13 @@ def is_safe_filename(name: str) -> bool:
         and 0 < len(name.encode()) <= _FILENAME_LENGTH
         and not set(name) & set("/\\")
         and name not in {".", ".."}
-        and not name.casefold().startswith(_RESERVED_FILENAMES)
+        and not is_reserved(name)
     )
+
+
+def is_reserved(name: str) -> bool:
+    """Whether *name* begins as the names that the catalog uses itself, in any case of letters."""
+    return name.casefold().startswith(_RESERVED_FILENAMES)
 
 
 def to_iso(moment: datetime) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotConfigurationError
-from django_snapshots.manifest import check_name, plain_json
+from django_snapshots.manifest import check_name, is_reserved, plain_json
 from django_snapshots.retention import Policy
 from django_snapshots.storage.protocols import requires_advanced_storage
 from django_snapshots.timetable import check_schedule_name
@@ -21,7 +21,7 @@ from django_snapshots.timetable import check_schedule_name
 _SUBJECT_LENGTH = 120
 _LONGEST_SUBJECT = 255
 _TEMPLATE_LENGTH = 150
-_REQUEST_LISTS = ("databases", "artifacts", "confirm")
+_REQUEST_LISTS = ("databases", "artifacts", "confirm", "only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Request:
     """The snapshot of whose likes a prune prunes; ``None`` is all."""
     dry_run: bool = False
     """Whether a prune only says what it would do."""
+    only: tuple[str, ...] | None = None
+    """The snapshots that a prune may delete, as somebody saw and confirmed them; ``None`` is all."""
     schedule: str | None = None
     """The schedule that asked."""
 
@@ -245,13 +247,15 @@ def _offered(kind: ArtifactKind) -> Sequence[str]:
 
 
 def encoded_subject(subject: str) -> str:
-    """*subject* as the beginning of a file's name: percent-encoded, never hidden."""
+    """*subject* as the beginning of a file's name: percent-encoded, never hidden, never the catalog's own."""
     encoded = quote(subject, safe="", errors="surrogatepass")
     if len(encoded) > _SUBJECT_LENGTH:
         # A name has room for 255 bytes, with the attempt's and what the connector adds.
         digest = hashlib.sha256(encoded.encode()).hexdigest()[:16]
         encoded = f"{encoded[: _SUBJECT_LENGTH - 17]}~{digest}"
-    return f"%2E{encoded[1:]}" if encoded.startswith(".") else encoded
+    if encoded.startswith(".") or is_reserved(encoded):
+        return f"%{ord(encoded[0]):02X}{encoded[1:]}"
+    return encoded
 
 
 def plain_filename(subject: str, suffix: str) -> str:

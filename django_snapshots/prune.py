@@ -1,6 +1,6 @@
 """The journey of a prune: what a retention policy no longer keeps is deleted, when what it keeps has been looked at.
 
-Knows neither Celery nor the journal: ``execution.py`` calls it, and says which snapshots are busy or known to be bad.
+Knows neither Celery nor the journal: ``execution/`` calls it, and says which snapshots are busy or known to be bad.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class PruneRequest:
     """Snapshots of another project, environment or storage are left alone."""
     like: str | None = None
     """The name of a snapshot: only what is a copy of the same aliases and artifacts is pruned."""
+    only: frozenset[str] | None = None
+    """The names of those that may be deleted; ``None`` is all."""
     known_bad: Callable[[Sequence[Snapshot]], Mapping[str, str]] = lambda _snapshots: {}
     """The names of those that are known to be damaged, with what is known."""
 
@@ -78,6 +80,7 @@ def plan_prune(catalog: Catalog, request: PruneRequest) -> PruneReport:
     if request.like is not None:
         only = group_of(catalog.get(request.like))
         decisions = [decision for decision in decisions if decision.group == only]
+    decisions = [_allowed(decision, request.only) for decision in decisions]
     _require_whole(catalog, snapshots, decisions)
     return PruneReport(
         dry_run=True,
@@ -116,6 +119,13 @@ def prune(
             raise type(error)(f"{decision.name} could not be deleted: {error} Deleted before: {before}.") from error
         deleted.append(decision)
     return replace(plan, dry_run=False, deleted=tuple(deleted), kept=(*plan.kept, *busy))
+
+
+def _allowed(decision: Decision, only: frozenset[str] | None) -> Decision:
+    if decision.keep or only is None or decision.name in only:
+        return decision
+    # It became superfluous after somebody looked, by a snapshot that was taken since.
+    return replace(decision, keep=True, reasons=("left for the next prune: it is not among those that were confirmed",))
 
 
 def _foreign(snapshots: Sequence[Snapshot], request: PruneRequest) -> dict[str, str]:

@@ -107,16 +107,18 @@ def prune(
     retention: dict[str, int] | bool | None = None,
     like: str | None = None,
     dry_run: bool = False,
+    only: Sequence[str] | None = None,
     schedule: str | None = None,
 ) -> dict[str, Any]:
     """Delete what *retention*, a policy, or ``SNAPSHOTS["RETENTION"]`` no longer keeps.
 
-    With *like*, the name of a snapshot, only among those of the same aliases and artifacts. With *dry_run* nothing is
-    deleted. The result is ``{"dry_run", "deleted", "kept"}``, each snapshot with its reasons.
+    With *like*, the name of a snapshot, only among those of the same aliases and artifacts; with *only*, names, only
+    these. With *dry_run* nothing is deleted. The result is ``{"dry_run", "deleted", "kept"}``, each snapshot with its
+    reasons.
     """
     if retention is False:
         raise SnapshotConfigurationError("A prune needs a policy: retention=False names none. Nothing was deleted.")
-    data = {"retention": retention, "like": like, "dry_run": dry_run, "schedule": schedule}
+    data = {"retention": retention, "like": like, "dry_run": dry_run, "only": only, "schedule": schedule}
     return _run(self, Kind.PRUNE, data)
 
 
@@ -238,7 +240,7 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
     """What the task of this kind takes of a request."""
     taken: tuple[str, ...] = {
         Kind.DELETE: ("name",),
-        Kind.PRUNE: ("retention", "like", "dry_run", "schedule"),
+        Kind.PRUNE: ("retention", "like", "dry_run", "only", "schedule"),
         Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata", "retention", "schedule"),
         Kind.RESTORE: ("name", "databases", "artifacts", "confirm", "elsewhere"),
         Kind.VERIFY: ("name", "level", "schedule"),

@@ -27,9 +27,9 @@ With the format "archive":
 
 from __future__ import annotations
 
-from django_snapshots.catalog.catalog import Catalog, list_snapshots
+from django_snapshots.catalog.catalog import Catalog
 from django_snapshots.catalog.identity import MARKER
 from django_snapshots.catalog.objects import label
 from django_snapshots.catalog.records import Entry, Reader, StoredArtifact, summary
 
-__all__ = ["MARKER", "Catalog", "Entry", "Reader", "StoredArtifact", "label", "list_snapshots", "summary"]
+__all__ = ["MARKER", "Catalog", "Entry", "Reader", "StoredArtifact", "label", "summary"]

@@ -11,7 +11,6 @@ from django_snapshots.catalog.directory import DirectoryFormat
 from django_snapshots.catalog.identity import storage_id
 from django_snapshots.catalog.objects import label, patiently
 from django_snapshots.catalog.records import Entry, Reader, StoredArtifact, may_be_name, newest_first, path_of
-from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotExistsError,
@@ -213,11 +212,3 @@ class Catalog:
             self._directory.delete(name)
         except SnapshotNotFoundError as error:
             raise SnapshotNotFoundError(f"There is no snapshot {name!r} in {label(self.storage)}.") from error
-
-
-def list_snapshots(storage: SnapshotStorage | None = None) -> list[Entry]:
-    """Everything in *storage*, or in ``SNAPSHOTS["STORAGE"]``, that has a manifest, the newest first.
-
-    Entries whose manifest can't be read have an ``error`` instead of a ``snapshot``.
-    """
-    return Catalog(storage or get_settings().storage).entries()

@@ -10,6 +10,7 @@ from django_snapshots.execution.finish import finish, outcome
 from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.inline import (
     create_snapshot,
+    list_snapshots,
     restore_snapshot,
     run_inline,
     run_request,
@@ -26,6 +27,7 @@ __all__ = [
     "finish",
     "launch",
     "list_entries",
+    "list_snapshots",
     "outcome",
     "plan_prune",
     "prepare",

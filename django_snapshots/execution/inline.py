@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django_snapshots import parallel, runs
-from django_snapshots.catalog import Catalog
+from django_snapshots.catalog import Catalog, Entry
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotError,
 )
-from django_snapshots.execution.begin import launch
+from django_snapshots.execution.begin import launch, list_entries
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import finish, outcome
 from django_snapshots.execution.hooks import Hooks
@@ -21,6 +21,7 @@ from django_snapshots.execution.work import work
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import Kind, Run
 from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.storage.protocols import SnapshotStorage
 
 
 def create_snapshot(
@@ -42,6 +43,15 @@ def create_snapshot(
     )
     result = run_request(Kind.SNAPSHOT, request, requester=requester, hooks=hooks)
     return Catalog(get_settings().storage).get(result["name"])
+
+
+def list_snapshots(storage: SnapshotStorage | None = None) -> list[Entry]:
+    """Everything in *storage*, or in ``SNAPSHOTS["STORAGE"]``, that has a manifest, the newest first.
+
+    Entries whose manifest can't be read have an ``error`` instead of a ``snapshot``. The project's own storage is
+    believed to be empty only if it is the one that the journal knows. Raises ``SnapshotStorageError``.
+    """
+    return list_entries(get_settings()) if storage is None else Catalog(storage).entries()
 
 
 def restore_snapshot(

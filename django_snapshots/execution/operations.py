@@ -90,6 +90,7 @@ def _prune_request(settings: Settings, request: Request) -> pruning.PruneRequest
         environment=settings.environment,
         storage_id=Catalog(settings.storage).storage_id(expected=expected, create=False),
         like=request.like,
+        only=None if request.only is None else frozenset(request.only),
         known_bad=runs.known_bad,
     )
 

@@ -279,3 +279,20 @@ def test_a_failed_delete_says_what_was_deleted_before(project):
     assert "day3 could not be deleted" in told["error"]
     assert "Deleted before: day4." in told["error"]
     assert "day2" in left(project)
+
+
+def test_what_becomes_superfluous_after_the_question_stays(project):
+    week(project)
+    seen = json.loads(project.must("snapshots", "prune", "--dry-run", "--format", "json"))
+    confirmed = [item["name"] for item in seen["deleted"]]
+    shelve(project, "newest", days=0)
+    result = project.call(
+        "from django_snapshots import execution\n"
+        "from django_snapshots.models import Kind\n"
+        "from django_snapshots.plan import Request\n"
+        f"answer = execution.run_request(Kind.PRUNE, Request.from_json({{'only': {confirmed!r}}}))"
+    )
+    assert {item["name"] for item in result["deleted"]} == set(confirmed)
+    kept = {item["name"]: item["reasons"] for item in result["kept"]}
+    assert set(kept) == {"newest", "day0", "day1"}
+    assert "not among those that were confirmed" in kept["day1"][0]

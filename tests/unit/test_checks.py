@@ -198,3 +198,12 @@ def test_the_page_names_every_check():
     source = (Path(__file__).parents[2] / "django_snapshots/checks.py").read_text()
     in_code = sorted(set(re.findall(r'id="(snapshots\.[EW]\d{3})"', source)))
     assert sorted(set(re.findall(r"^\| `(snapshots\.[EW]\d{3})`", PAGE.read_text(), flags=re.MULTILINE))) == in_code
+
+
+@pytest.mark.parametrize(
+    "pruned",
+    [{"RETENTION": {"keep_last": 7}}, {"SCHEDULES": {"nightly": {"cron": "0 3 * * *", "retention": {"keep_last": 7}}}}],
+)
+def test_a_prune_should_know_whose_snapshots_it_takes(project, pruned):
+    assert ids(project(**pruned)) == ["W004"]
+    assert project(**pruned, ENVIRONMENT="production") == []

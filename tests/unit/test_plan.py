@@ -266,3 +266,10 @@ def test_one_name_is_a_list_of_one_and_twice_is_once():
 def test_only_true_itself_means_elsewhere():
     assert not Request.from_json({"elsewhere": "yes"}).elsewhere
     assert Request.from_json({"elsewhere": True}).elsewhere
+
+
+@pytest.mark.parametrize("subject", ["manifest.json", "TOMBSTONE.JSON", "Manifest.json.gz", ".hidden"])
+def test_a_subject_that_is_called_like_the_catalogs_own_files_is_encoded(subject):
+    name = plain_filename(subject, "pgdump.zst")
+    assert is_safe_filename(name)
+    assert unquote(name) == f"{subject}.pgdump.zst"

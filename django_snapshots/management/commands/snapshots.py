@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 from django.core.exceptions import ImproperlyConfigured
@@ -192,21 +193,24 @@ class Command(BaseCommand):
             result = execution.plan_prune(request)
         else:
             if not (options["no_input"] or options["dry_run"]):
-                self._confirm_prune(options, execution.plan_prune(request))
+                confirmed = self._confirm_prune(options, execution.plan_prune(request))
+                # What becomes superfluous while the question stands was not seen by whoever answered.
+                request = replace(request, only=confirmed)
             result = self._run(Kind.PRUNE, request, options)
         self._answer(options, result, lambda: self._show_pruned(result))
 
-    def _confirm_prune(self, options: dict[str, Any], plan: dict[str, Any]) -> None:
+    def _confirm_prune(self, options: dict[str, Any], plan: dict[str, Any]) -> tuple[str, ...]:
         if options["format"] == "json":
             raise SnapshotConfirmationError("To prune, a program says --no-input or --dry-run; nothing was done.")
-        names = [item["name"] for item in plan["deleted"]]
+        names = tuple(item["name"] for item in plan["deleted"])
         if not names:
-            return
+            return names
         self.stdout.write("\n".join(f"  {name}" for name in names))
         storage = label(get_settings().storage)
         typed = self._input(f"Delete these {len(names)} snapshots in {storage} for good? Type yes to go on: ")
         if typed != "yes":
             raise SnapshotConfirmationError("Not confirmed; nothing was deleted.")
+        return names
 
     # Running
 
