@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from django.db import connection as default_connection
 from django.db import connections
 
 from tests.databases import Maker, mariadb_cursor, postgres_cursor
-from tests.services import Server
+from tests.services import Server, read
 
 
 def _listening_addresses(port: int) -> set[str]:
@@ -146,3 +147,17 @@ def test_a_missing_server_fails_the_test(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "No test services: run the tests by" in done.stdout
+
+
+def test_what_was_started_to_stay_is_stopped_by_its_directory() -> None:
+    with tempfile.TemporaryDirectory(prefix="snapshots-") as name:
+        Path(name).chmod(0o755)  # the servers may run as another user
+        directory = Path(name) / "kept"
+        services = [sys.executable, "-m", "tests.services"]
+        subprocess.run([*services, "start", directory], check=True, capture_output=True)
+        pids = [server.pid for server in read(directory / "services.json").values()]
+        subprocess.run([*services, "stop", directory], check=True)
+        # A zombie that nobody has reaped yet has no command line any more.
+        left = [pid for pid in pids if (path := Path(f"/proc/{pid}/cmdline")).exists() and path.read_bytes()]
+        assert len(pids) == 4
+        assert left == []

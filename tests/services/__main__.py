@@ -151,7 +151,7 @@ def _end(server: Server, directory: Path) -> None:
     """Stop a server of another process; a process that only has its number by now is left alone."""
     process = Path("/proc") / str(server.pid)
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        if os.fsencode(directory) not in (process / "cmdline").read_bytes():
+        if not _is_of(process, directory):
             return
         stop_signal = next(service.stop_signal for service in SERVICES if service.name == server.name)
         os.kill(server.pid, stop_signal)
@@ -160,6 +160,12 @@ def _end(server: Server, directory: Path) -> None:
             if time.monotonic() > deadline:
                 os.kill(server.pid, signal.SIGKILL)
             time.sleep(0.02)
+
+
+def _is_of(process: Path, directory: Path) -> bool:
+    """Whether a process is a server of *directory*: it names it, or, as Redis hides its arguments, it works in it."""
+    named = os.fsencode(directory) in (process / "cmdline").read_bytes()
+    return named or (process / "cwd").readlink().is_relative_to(directory)
 
 
 @contextlib.contextmanager
