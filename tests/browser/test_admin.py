@@ -77,8 +77,10 @@ def test_a_snapshot_from_the_button_to_its_end(page: Page, site: Site, worker: W
     picture(page, "restore-refused")
     assert project.call(COUNT) == [0, 0]
     page.get_by_label(f"Type {local} to replace it").fill(local)
+    site.replaces_sessions = True
     page.get_by_role("button", name="Restore").click()
     ended_well(page)
+    site.replaces_sessions = False
     expect(page.get_by_text("database local → SQLite database")).to_be_visible()
     picture(page, "restored")
     assert project.call(COUNT) == [500, 500]
