@@ -10,18 +10,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_snapshots.execution import create_snapshot, list_snapshots, restore_snapshot, verify_snapshot
+    from django_snapshots.execution import (
+        cancel_run,
+        create_snapshot,
+        list_snapshots,
+        restore_snapshot,
+        verify_snapshot,
+    )
     from django_snapshots.storage.django_storage import DjangoStorageBackend
     from django_snapshots.storage.local import LocalFileSystemBackend
     from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
+    from django_snapshots.tasks import request_restore
 
 __all__ = [
     "AdvancedSnapshotStorage",
     "DjangoStorageBackend",
     "LocalFileSystemBackend",
     "SnapshotStorage",
+    "cancel_run",
     "create_snapshot",
     "list_snapshots",
+    "request_restore",
     "restore_snapshot",
     "verify_snapshot",
 ]
@@ -33,8 +42,10 @@ _HOMES = (
     ("DjangoStorageBackend", "storage.django_storage"),
     ("LocalFileSystemBackend", "storage.local"),
     ("SnapshotStorage", "storage.protocols"),
+    ("cancel_run", "execution"),
     ("create_snapshot", "execution"),
     ("list_snapshots", "execution"),
+    ("request_restore", "tasks"),
     ("restore_snapshot", "execution"),
     ("verify_snapshot", "execution"),
 )

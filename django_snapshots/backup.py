@@ -111,8 +111,20 @@ def _store(settings: Settings, attempt: Attempt, dump: Dump, compression: Compre
     return StoredArtifact(record=record, plain_filename=plain_filename(step.subject, suffix))
 
 
-def publish(settings: Settings, plan: SnapshotPlan, stored: Sequence[StoredArtifact], *, storage_id: str) -> Snapshot:
-    """Write the manifest of a snapshot whose artifacts are all stored; only then does it exist."""
+def publish(
+    settings: Settings,
+    plan: SnapshotPlan,
+    stored: Sequence[StoredArtifact],
+    *,
+    storage_id: str,
+    gate: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
+) -> Snapshot:
+    """Write the manifest of a snapshot whose artifacts are all stored; only then does it exist.
+
+    *gate* is passed once, before anything takes a name of the snapshot's own; *check* is called again and again until
+    the manifest is there. Both may raise.
+    """
     records = [artifact.record for artifact in stored]
     moments = [record.created_at for record in records if record.type == "database"]
     snapshot = Snapshot(
@@ -129,11 +141,11 @@ def publish(settings: Settings, plan: SnapshotPlan, stored: Sequence[StoredArtif
         pip=tuple(installed_packages()),
         metadata=dict(plan.metadata),
     )
-    return Catalog(settings.storage).publish(snapshot, stored, form=settings.format)
+    return Catalog(settings.storage).publish(snapshot, stored, form=settings.format, gate=gate, check=check)
 
 
 def withdraw(settings: Settings, name: str, run: str, filenames: Sequence[str]) -> None:
-    """Remove the objects of attempts of *run* (32 hex digits) that will never be published."""
+    """Remove what attempts of *run* (32 hex digits) stored and its manifest, if there is one, does not name."""
     Catalog(settings.storage).withdraw(name, run, filenames)
 
 

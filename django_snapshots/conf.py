@@ -42,11 +42,38 @@ KEYS = (
     "TEMPORARY_DIRECTORY",
     "RETENTION",
     "SCHEDULES",
+    "LEASE",
+    "ATTEMPTS",
+    "STALL_LIMIT",
+    "SWEEP_GRACE",
 )
 _NOT_BUILT = ("ENCRYPTION",)
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
 _BACKEND_KEY = 'SNAPSHOTS["STORAGE"]["BACKEND"]'
+_LONGEST_SECONDS = 10 * 365 * 86400
 _QUEUE = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long a run is believed in."""
+
+    lease: float = 60.0
+    """Seconds without a sign of life after which a worker is given up."""
+    attempts: int = 3
+    """How often a step, or a finish, is begun before its run fails."""
+    stall: float = 3600.0
+    """Seconds without a byte after which a step is ended."""
+    grace: float = 86400.0
+    """Seconds after a run's end before what it left in the storage is removed."""
+
+    def sweep(self) -> float:
+        """Seconds between two sweeps of the journal."""
+        return min(60.0, self.lease)
+
+    def heartbeat(self) -> float:
+        """Seconds between two signs of life."""
+        return min(2.0, self.lease / 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +97,12 @@ class Settings:
     project: str = ""
     environment: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    allow_restore: bool = True
+    allow_restore: bool | str = True
+    """``"requested"``: only what somebody with the right has asked for in the journal."""
     temporary_directory: Path | None = None
     retention: Policy | None = None
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    limits: Limits = Limits()
 
     def aliases(self) -> tuple[str, ...]:
         """The aliases that a snapshot includes."""
@@ -127,12 +156,18 @@ def get_settings() -> Settings:
         temporary_directory=_directory(raw.get("TEMPORARY_DIRECTORY")),
         retention=_retention(raw),
         schedules=_schedules(raw),
+        limits=_limits(raw),
     )
 
 
 def get_queue() -> str:
     """The name of the queue alone, for the publisher of a task, which needs no storage."""
     return _queue((getattr(django_settings, "SNAPSHOTS", None) or {}).get("QUEUE", "snapshots"))
+
+
+def get_limits() -> Limits:
+    """The limits alone, for whoever looks at the journal, which needs no storage."""
+    return _limits(getattr(django_settings, "SNAPSHOTS", None) or {})
 
 
 def get_schedules() -> Mapping[str, Schedule] | None:
@@ -297,10 +332,32 @@ def _parallel(value: object) -> int:
     raise SnapshotConfigurationError(f'SNAPSHOTS["PARALLEL"] must be 1 to 64, not {value!r}.')
 
 
-def _allow_restore(value: object) -> bool:
-    if isinstance(value, bool):
+def _limits(raw: Mapping[str, Any]) -> Limits:
+    return Limits(
+        lease=_seconds(raw, "LEASE", Limits.lease, least=2),
+        attempts=_count(raw.get("ATTEMPTS", Limits.attempts)),
+        stall=_seconds(raw, "STALL_LIMIT", Limits.stall, least=1),
+        grace=_seconds(raw, "SWEEP_GRACE", Limits.grace, least=0),
+    )
+
+
+def _seconds(raw: Mapping[str, Any], key: str, default: float, *, least: float) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _LONGEST_SECONDS:
+        return float(value)
+    raise SnapshotConfigurationError(f'SNAPSHOTS["{key}"] must be a number of seconds from {least}, not {value!r}.')
+
+
+def _count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100:
         return value
-    raise SnapshotConfigurationError(f'SNAPSHOTS["ALLOW_RESTORE"] must be True or False, not {value!r}.')
+    raise SnapshotConfigurationError(f'SNAPSHOTS["ATTEMPTS"] must be 1 to 100, not {value!r}.')
+
+
+def _allow_restore(value: object) -> bool | str:
+    if isinstance(value, bool) or value == "requested":
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["ALLOW_RESTORE"] must be True, False or "requested", not {value!r}.')
 
 
 def _directory(value: object) -> Path | None:

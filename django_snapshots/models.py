@@ -40,11 +40,15 @@ class Run(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(max_length=16, choices=Kind.choices)
     state = models.CharField(max_length=16, choices=State.choices, default=State.QUEUED, db_index=True)
+    inline = models.BooleanField(default=False, help_text="One process does it all; no message asks a worker.")
     name = models.CharField("snapshot", max_length=150, blank=True)
     request = models.JSONField(default=dict, help_text="What was asked for: the task's arguments.")
     requested_by = models.CharField(max_length=255, blank=True, help_text="Who asked, as text.")
     requested_by_key = models.CharField(max_length=255, blank=True, help_text="Their primary key, as text.")
     requested_from = models.CharField(max_length=32, blank=True, help_text="task, command, admin, schedule or code")
+    slot = models.CharField(  # noqa: DJ001 - NULL is what leaves a unique column free
+        max_length=150, null=True, unique=True, help_text="(schedule, time) that this run is for."
+    )
     task_id = models.CharField(max_length=255, blank=True, help_text="The Celery task that waits for the result.")
     storage_id = models.CharField(max_length=64, blank=True)
     storage_label = models.CharField(max_length=255, blank=True, db_index=True)
@@ -61,7 +65,13 @@ class Run(models.Model):
     cancel_requested_by = models.CharField(max_length=255, blank=True)
     token = models.PositiveIntegerField(default=0, help_text="The fencing number of the finish.")
     holder = models.CharField(max_length=255, blank=True)
-    lease_until = models.DateTimeField(null=True)
+    lease_until = models.DateTimeField(null=True, help_text="The finish's, by the database's clock.")
+    publishing_at = models.DateTimeField(null=True, help_text="From here on there is no way back.")
+    touched_at = models.DateTimeField(null=True, help_text="Its last move, by the database's clock.")
+    not_before = models.DateTimeField(null=True, help_text="It waits until then, by the database's clock.")
+    hinted_at = models.DateTimeField(null=True, help_text="When its last message was sent.")
+    hints = models.PositiveIntegerField(default=0)
+    told_at = models.DateTimeField(null=True, help_text="When its result was given to whoever waits for it.")
 
     class Meta:
         ordering = ("-created_at",)
@@ -72,6 +82,7 @@ class Run(models.Model):
             ("restore_snapshot", "Can restore a snapshot"),
             ("verify_snapshot", "Can verify a snapshot"),
             ("delete_snapshot", "Can delete a snapshot"),
+            ("cancel_run", "Can cancel a run"),
         )
 
     def __str__(self) -> str:
@@ -105,7 +116,10 @@ class Step(models.Model):
     token = models.PositiveIntegerField(default=0, help_text="The fencing number of the latest attempt.")
     attempts = models.PositiveIntegerField(default=0)
     holder = models.CharField(max_length=255, blank=True, help_text="host, process id and attempt")
-    lease_until = models.DateTimeField(null=True)
+    lease_until = models.DateTimeField(null=True, help_text="By the database's clock.")
+    not_before = models.DateTimeField(null=True, help_text="The next attempt waits until then.")
+    hinted_at = models.DateTimeField(null=True, help_text="When its last message was sent.")
+    hints = models.PositiveIntegerField(default=0)
     heartbeat_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
@@ -125,3 +139,33 @@ class Step(models.Model):
 
     def __str__(self) -> str:
         return f"{self.type} {self.subject}".strip()
+
+
+class Lock(models.Model):
+    """What a live run works with, by what it physically is; gone with the run's end."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="locks")
+    key = models.CharField(max_length=255, db_index=True)
+    exclusive = models.BooleanField()
+    what = models.CharField(max_length=255, help_text="In words.")
+
+    class Meta:
+        default_permissions = ()
+        constraints = (models.UniqueConstraint(fields=("run", "key"), name="django_snapshots_lock_of_run"),)
+
+    def __str__(self) -> str:
+        return self.what
+
+
+class Housekeeping(models.Model):
+    """One row: when the journal was last swept. Whoever takes locks changes it first, so that one does at a time."""
+
+    swept_at = models.DateTimeField(null=True, help_text="By the database's clock.")
+    collected_at = models.DateTimeField(null=True, help_text="When the storage was last looked through for garbage.")
+    turn = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"swept at {self.swept_at}"

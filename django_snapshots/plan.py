@@ -21,6 +21,7 @@ from django_snapshots.timetable import check_schedule_name
 _SUBJECT_LENGTH = 120
 _LONGEST_SUBJECT = 255
 _TEMPLATE_LENGTH = 150
+_LONGEST_WAIT = 7 * 86400
 _REQUEST_LISTS = ("databases", "artifacts", "confirm", "only")
 
 
@@ -53,6 +54,10 @@ class Request:
     """The snapshots that a prune may delete, as somebody saw and confirmed them; ``None`` is all."""
     schedule: str | None = None
     """The schedule that asked."""
+    wait: float = 0.0
+    """Seconds that the run waits, at most, for another one that has what it needs; else it is refused at once."""
+    granted: bool = False
+    """Whether somebody with the right to it has made this request in the journal; no task takes it as an argument."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON for a task or the journal, without what is at its default."""
@@ -87,6 +92,8 @@ class Request:
             retention=_retention(data.get("retention")),
             like=None if data.get("like") is None else check_name(data["like"]),
             dry_run=data.get("dry_run") is True,
+            wait=_wait(data.get("wait")),
+            granted=data.get("granted") is True,
             schedule=None if data.get("schedule") is None else check_schedule_name(data["schedule"]),
             **lists,
         )
@@ -101,6 +108,14 @@ def _retention(value: object) -> Mapping[str, int] | bool | None:
     if value is None or value is False:
         return None
     return True if value is True else Policy.parse(value, "retention").to_json()
+
+
+def _wait(value: object) -> float:
+    if value is None or value is False:
+        return 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_WAIT:
+        return float(value)
+    raise SnapshotConfigurationError(f"wait is a number of seconds, at most a week, not {value!r}.")
 
 
 def _names(key: str, value: object) -> tuple[str, ...]:

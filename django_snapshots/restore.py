@@ -74,6 +74,8 @@ class RestoreAttempt:
     """For each alias, the tables that stay as they are."""
     before_switch: Callable[[Sequence[Selection]], None] = lambda _: None
     """Reads what ``after_switch`` will need from the databases as they are."""
+    point_of_no_return: Callable[[], None] = lambda: None
+    """Passed right before the first switch; may raise, and then nothing is switched."""
     after_switch: Callable[[Sequence[Selection]], None] = lambda _: None
     """Makes the journal fit the restored databases."""
     observe: Callable[[int], None] = lambda _: None
@@ -85,12 +87,10 @@ def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Select
 
     Raises ``SnapshotNotFoundError``, or ``SnapshotPreflightError`` with everything that stands in the way.
     """
-    catalog = Catalog(settings.storage)
-    snapshot = catalog.latest() if request.name is None else catalog.get(request.name)
+    snapshot, records = chosen(settings, request)
     problems = [*_forbidden(settings, snapshot, request), *_not_in(snapshot, request)]
-    chosen = [record for record in snapshot.artifacts if _is_asked_for(record, request)]
     selections: list[Selection] = []
-    for record in chosen:
+    for record in records:
         try:
             selections.append(Selection(record=record, target=target_of(settings, record)))
         except SnapshotError as error:
@@ -103,6 +103,16 @@ def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Select
         raise SnapshotPreflightError(f"Snapshot {snapshot.name!r} holds nothing of what was asked for.")
     _refuse_shared_targets(selections)
     return snapshot, tuple(selections)
+
+
+def chosen(settings: Settings, request: Request) -> tuple[Snapshot, tuple[ArtifactRecord, ...]]:
+    """The snapshot, and what of it is asked for, whether or not it can be restored here; looks at no target.
+
+    Raises ``SnapshotNotFoundError``, ``SnapshotIntegrityError`` or ``SnapshotVersionError``.
+    """
+    catalog = Catalog(settings.storage)
+    snapshot = catalog.latest() if request.name is None else catalog.get(request.name)
+    return snapshot, tuple(record for record in snapshot.artifacts if _is_asked_for(record, request))
 
 
 def require_confirmation(snapshot: Snapshot, selections: Sequence[Selection], confirmed: Sequence[str]) -> None:
@@ -134,6 +144,7 @@ def restore(settings: Settings, attempt: RestoreAttempt) -> RestoreReport:
         prepared = [_prepare(settings, attempt, snapshot, item, notes, stack) for item in selections]
         for item in prepared:
             item.check()
+        attempt.point_of_no_return()
         observer.heeded = False
         _switch_all(selections, prepared)
         attempt.after_switch(selections)
@@ -284,6 +295,12 @@ def _forbidden(settings: Settings, snapshot: Snapshot, request: Request) -> list
     problems: list[str] = []
     if not settings.allow_restore:
         problems.append('SNAPSHOTS["ALLOW_RESTORE"] is False in this project.')
+    if settings.allow_restore == "requested" and not request.granted:
+        problems.append(
+            'SNAPSHOTS["ALLOW_RESTORE"] is "requested" in this project: a restore is made by whoever has the right to, '
+            "in the admin, by the command or by django_snapshots.request_restore(), and not by a task that anybody "
+            "may send."
+        )
     if request.elsewhere:
         return problems
     for what, theirs, ours in (

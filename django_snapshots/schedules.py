@@ -29,20 +29,27 @@ from django.db import connections, router, transaction
 from django.db.models.signals import post_migrate
 from django.utils import timezone
 
+from django_snapshots import runs
 from django_snapshots.conf import get_schedules
 from django_snapshots.exceptions import SnapshotError
-from django_snapshots.timetable import Cron, Schedule
+from django_snapshots.models import Run
+from django_snapshots.timetable import HOUSEKEEPING, Cron, Schedule
 
 if TYPE_CHECKING:
     from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
 logger = logging.getLogger("django_snapshots")
 
+SWEEP = Schedule(name=HOUSEKEEPING, task="sweep", when=timedelta(minutes=1))
+"""Looks after the journal; in every project that has beat."""
 HEADER = "django_snapshots"
 """The key in a row's ``headers`` that makes it ours."""
 NAME_PREFIX = "snapshots: "
 _TASK_PREFIX = "django_snapshots."
 _LEAST_EXPIRY = 60
+_EARLY = timedelta(minutes=1)
+_LONGEST_GAP = timedelta(days=365 * 9)
+"""Between two 29ths of February, of which a century may leave one out."""
 _NOT_WRITTEN = "The schedules of SNAPSHOTS could not be written, those in the database stay as they are: %s"
 _UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
@@ -128,6 +135,7 @@ def write(wanted: Mapping[str, Schedule]) -> None:
     """Bring our rows in line with *wanted*, in one transaction: make, change, remove."""
     from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
+    wanted = {**wanted, SWEEP.name: SWEEP}
     with transaction.atomic(using=router.db_for_write(PeriodicTask)):
         ours = dict(_ours())
         changed = [_remove(row) for name, row in ours.items() if name not in wanted]
@@ -136,11 +144,11 @@ def write(wanted: Mapping[str, Schedule]) -> None:
             PeriodicTasks.update_changed()
 
 
-def _ours() -> Iterator[tuple[str, PeriodicTask]]:
+def _ours(*, lock: bool = True) -> Iterator[tuple[str, PeriodicTask]]:
     from django_celery_beat.models import PeriodicTask
 
-    alias = router.db_for_write(PeriodicTask)
-    rows = PeriodicTask.objects.using(alias).select_for_update().filter(task__startswith=_TASK_PREFIX)
+    rows = PeriodicTask.objects.using(router.db_for_write(PeriodicTask)).filter(task__startswith=_TASK_PREFIX)
+    rows = rows.select_for_update() if lock else rows.select_related("crontab", "interval")
     for row in rows.order_by("pk"):
         name = _mark(row).get("schedule")
         if isinstance(name, str):
@@ -285,6 +293,62 @@ def _shortest_gap(cron: Cron) -> timedelta:
         last, delta, _now = times.remaining_delta(moments[-1] if moments else moment, tz=ZoneInfo("UTC"))
         moments.append(last + delta)
     return min(later - earlier for earlier, later in pairwise(moments))
+
+
+# Which time a message is for
+
+
+def slot_of(schedule: str) -> str | None:
+    """The time that a message of *schedule* is for, the same for every message of that time; ``None`` if it can't be
+    told, because beat has no such row.
+
+    Two beats, or one that fires twice, send two messages; a unique column makes one run of them. The message doesn't
+    say what time it is for. With a crontab that is the last one, where a minute early is on time: clocks of two hosts
+    differ. An interval has no times, only distances: what comes within half of one belongs to the last run.
+    """
+    if not apps.is_installed("django_celery_beat"):
+        return None
+    row = next((row for name, row in _ours(lock=False) if name == schedule), None)
+    if row is None:
+        return None
+    if row.crontab is not None:
+        return f"{schedule}@{_last_time(row.crontab, timezone.now()).isoformat()}"
+    return _next_number(schedule, timedelta(**{row.interval.period: row.interval.every})) if row.interval else None
+
+
+def _last_time(cron: CrontabSchedule, now: datetime) -> datetime:
+    """The last time of *cron* that isn't later than *now*, or is so by less than a minute and a quarter of the gap."""
+    times = crontab(
+        minute=cron.minute,
+        hour=cron.hour,
+        day_of_month=cron.day_of_month,
+        month_of_year=cron.month_of_year,
+        day_of_week=cron.day_of_week,
+        nowfun=lambda: now,
+    )
+    zone = ZoneInfo(str(cron.timezone))
+    now = now.astimezone(zone) if timezone.is_aware(now) else now.replace(tzinfo=timezone.get_current_timezone())
+
+    def after(moment: datetime) -> datetime:
+        last, delta, _now = times.remaining_delta(moment, tz=zone)
+        following: datetime = last + delta
+        return following
+
+    back = timedelta(hours=1)
+    while (found := after(now - back)) > now and back < _LONGEST_GAP:
+        back *= 4
+    while (following := after(found)) <= now + min(_EARLY, (following - found) / 4):
+        found = following
+    return found.astimezone(ZoneInfo("UTC"))
+
+
+def _next_number(schedule: str, every: timedelta) -> str:
+    prefix = f"{schedule}#"
+    last = Run.objects.using(runs.alias()).filter(slot__startswith=prefix).order_by("-created_at").first()
+    if last is None or last.slot is None:
+        return f"{prefix}1"
+    is_same = timezone.now() - last.created_at < every / 2
+    return last.slot if is_same else f"{prefix}{int(last.slot.removeprefix(prefix)) + 1}"
 
 
 # Checks

@@ -23,6 +23,8 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 }
 """The tasks that can be scheduled, each with the arguments that its schedule may have."""
 
+HOUSEKEEPING = "housekeeping"
+"""The name of the schedule that looks after the journal; no other may have it."""
 NAME_LENGTH = 100
 KEYS = ("task", "cron", "timezone", "every", "enabled")
 _NAME = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9 ._-]{{0,{NAME_LENGTH - 2}}}[A-Za-z0-9._-])?")
@@ -85,7 +87,10 @@ def check_schedule_name(name: object) -> str:
 
 
 def _schedule(name: object, entry: object, timezone: str, default_retention: bool) -> Schedule:
-    check_schedule_name(name)
+    if check_schedule_name(name) == HOUSEKEEPING:
+        raise SnapshotConfigurationError(
+            f'SNAPSHOTS["SCHEDULES"] must not name one {HOUSEKEEPING!r}: that looks after the journal.'
+        )
     where = f'SNAPSHOTS["SCHEDULES"]["{name}"]'
     if not isinstance(entry, Mapping):
         raise SnapshotConfigurationError(f'{where} must be a dict such as {{"cron": "0 3 * * *"}}, not {entry!r}.')

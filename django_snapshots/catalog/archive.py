@@ -18,7 +18,7 @@ from django_snapshots.exceptions import (
     SnapshotStorageError,
 )
 from django_snapshots.manifest import ArtifactRecord, Snapshot
-from django_snapshots.pipeline.stream import closing_chunks
+from django_snapshots.pipeline.stream import Watch, closing_chunks
 from django_snapshots.storage.protocols import (
     AdvancedSnapshotStorage,
     SnapshotStorage,
@@ -75,6 +75,8 @@ class ArchiveFormat:
         *,
         published: Callable[[Snapshot], Snapshot | None],
         rival: Callable[[str], bool],
+        gate: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
     ) -> Snapshot:
         """Stream what the attempts stored into one object, and move that to its name.
 
@@ -84,7 +86,7 @@ class ArchiveFormat:
         self.require_storage()
         final = replace(snapshot, artifacts=tuple(_with_plain_names(stored)))
         try:
-            self._assemble(final, stored)
+            self._assemble(final, stored, gate, check)
         except (SnapshotExistsError, SnapshotIntegrityError, SnapshotNotFoundError):
             # Perhaps another finisher of this run has published it, and removed what this one was reading.
             found = published(snapshot)
@@ -104,7 +106,13 @@ class ArchiveFormat:
             )
         return found
 
-    def _assemble(self, snapshot: Snapshot, stored: Sequence[StoredArtifact]) -> None:
+    def _assemble(
+        self,
+        snapshot: Snapshot,
+        stored: Sequence[StoredArtifact],
+        gate: Callable[[], None],
+        check: Callable[[], None],
+    ) -> None:
         assert isinstance(self.storage, AdvancedSnapshotStorage)  # noqa: S101 - for the types; it was required
         for item in stored:
             self._require_staged(snapshot.name, item.record)
@@ -112,10 +120,13 @@ class ArchiveFormat:
         plan = tar.layout(snapshot, len(manifest))
         own = f"{snapshot.name}/{ATTEMPT}.{snapshot.run}-{uuid.uuid4().hex[:16]}"
         try:
-            with closing_chunks(self._chunks(snapshot, manifest, plan, stored)) as chunks:
+            watched = Watch(lambda _count: check())
+            with closing_chunks(watched(self._chunks(snapshot, manifest, plan, stored))) as chunks:
                 self.storage.stream_write(own, chunks)
             if (size := size_of(self.storage, own)) != plan.size:
                 raise SnapshotIntegrityError(f"{own} has {size} bytes, but {plan.size} were written.")
+            gate()
+            check()
             self.storage.atomic_move(own, _path(snapshot.name))
         except Exception:
             # The first error is the one to report.

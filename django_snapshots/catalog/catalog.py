@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from django_snapshots.catalog.archive import SUFFIX, ArchiveFormat
+from django_snapshots.catalog.archive import ATTEMPT, SUFFIX, ArchiveFormat
 from django_snapshots.catalog.directory import DirectoryFormat
 from django_snapshots.catalog.identity import storage_id
 from django_snapshots.catalog.objects import label, patiently
-from django_snapshots.catalog.records import Entry, Reader, StoredArtifact, may_be_name, newest_first, path_of
+from django_snapshots.catalog.records import (
+    Entry,
+    Leftover,
+    Reader,
+    StoredArtifact,
+    may_be_name,
+    newest_first,
+    path_of,
+)
 from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotExistsError,
@@ -18,11 +27,16 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotVersionError,
 )
-from django_snapshots.manifest import ArtifactRecord, Snapshot, check_name
+from django_snapshots.manifest import ArtifactRecord, Snapshot, check_name, is_safe_filename
 from django_snapshots.pipeline.stream import closing_chunks
 from django_snapshots.storage.protocols import SnapshotStorage
 
 Format = DirectoryFormat | ArchiveFormat
+
+_ATTEMPT_NAME = re.compile(
+    rf"(?:.+\.(?P<run>[0-9a-f]{{32}})-[0-9]+-[0-9]+\..+|{re.escape(ATTEMPT)}\.(?P<assembled>[0-9a-f]{{32}})-[0-9a-f]{{16}})"
+)
+"""What an attempt calls its object (``plan.attempt_filename``), or an archive that is not published yet."""
 
 
 class Catalog:
@@ -137,8 +151,19 @@ class Catalog:
 
     # Publishing
 
-    def publish(self, snapshot: Snapshot, stored: Sequence[StoredArtifact], *, form: str = "directory") -> Snapshot:
+    def publish(
+        self,
+        snapshot: Snapshot,
+        stored: Sequence[StoredArtifact],
+        *,
+        form: str = "directory",
+        gate: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Snapshot:
         """Make *snapshot* exist in the format *form*.
+
+        *gate* is passed before anything takes a name of the snapshot's own: whoever has passed it goes on to the end.
+        *check* is called at every piece of work, and last right before the manifest is written. Both may raise.
 
         May be called again after a death at any line; gives the same result. Raises ``SnapshotExistsError`` if the
         name belongs to another run, ``SnapshotIntegrityError`` if an object is not there as it was written, and
@@ -153,7 +178,14 @@ class Catalog:
                 )
             form_of, other = (self._archive, self._directory) if form == "archive" else (self._directory, self._archive)
             # One of the other format that comes and goes takes itself back, and is no reason to fail.
-            found = form_of.publish(snapshot, stored, published=partial(self._of_its_run, form_of), rival=other.exists)
+            found = form_of.publish(
+                snapshot,
+                stored,
+                published=partial(self._of_its_run, form_of),
+                rival=other.exists,
+                gate=gate,
+                check=check,
+            )
         self._clear_copies(found, stored)
         return found
 
@@ -186,15 +218,64 @@ class Catalog:
         return found
 
     def withdraw(self, name: str, run: str, filenames: Sequence[str]) -> None:
-        """Remove the objects of attempts of *run* that will not be published.
+        """Remove what attempts of *run* stored and no manifest names: *filenames*, and what else carries the run.
 
-        A manifest of this run may be there all the same, if its last write was reported as failed and was not: then
-        the snapshot exists, whole, and nothing of it is removed. Raises ``SnapshotError`` if that can't be told.
+        A manifest of this run may be there all the same, if its last write was reported as failed and was not, or if
+        this is about attempts that have lost: then what it names stays. Raises ``SnapshotError`` if that can't be told.
         """
         check_name(name)
-        # An archive has copies, so only a manifest beside them can name these objects.
-        if not self._directory.is_mine(name, run):
-            self._archive.clear(name, run, filenames)
+        named = self._directory.named_by(name, run)
+        mine = re.compile(rf".+\.{re.escape(run)}-[0-9]+-[0-9]+\..+")
+        found = [child for child in self.storage.list(name) if mine.fullmatch(child)]
+        self._archive.clear(name, run, [item for item in dict.fromkeys([*filenames, *found]) if item not in named])
+
+    def take_back(self, name: str, run: str, *, unless_whole: bool) -> None:
+        """Remove a manifest of *run* that was written too late; with *unless_whole* only if something that it names is
+        missing: then the snapshot had been there, and was deleted."""
+        snapshot = self.get(name)
+        if snapshot.run != run or (unless_whole and self._is_whole(snapshot)):
+            return
+        self._archive.delete(name) if self._archive.exists(name) else self._directory.unwrite(name)
+
+    def _is_whole(self, snapshot: Snapshot) -> bool:
+        try:
+            return all(self.size_of(snapshot, record) == record.size for record in snapshot.artifacts)
+        except SnapshotNotFoundError:
+            return False
+
+    # What is left over
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Objects of attempts that no manifest names, with the run that each carries in its name.
+
+        Nothing beside a manifest or tombstone that can't be read or understood, and nothing that this package did not
+        name: whose it is only the journal can say.
+        """
+        for name in self.storage.list(""):
+            if not may_be_name(name) or name.endswith(SUFFIX):
+                continue
+            try:
+                named = self._directory.named(name)
+                if self._archive.exists(name):
+                    self._archive.read(name)
+                children = self.storage.list(name)
+            except SnapshotError:
+                continue
+            for child in children:
+                match = _ATTEMPT_NAME.fullmatch(child)
+                if match and child not in named and is_safe_filename(child):
+                    yield Leftover(name=name, filename=child, run=match["run"] or match["assembled"])
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        """Delete it; raises what the storage raises."""
+        self.storage.delete(path_of(leftover.name, leftover.filename))
+
+    def half_deleted(self) -> Iterator[Snapshot]:
+        """Snapshots whose delete has begun and not ended, as far as their tombstones can be read."""
+        for name in self.storage.list(""):
+            if may_be_name(name) and self._directory.is_half_deleted(name) and not self._directory.exists(name):
+                with contextlib.suppress(SnapshotError):
+                    yield self._directory.buried(name)
 
     # Deleting
 

@@ -56,6 +56,32 @@ class DirectoryFormat:
         except SnapshotNotFoundError:
             return False
 
+    def named_by(self, name: str, run: str) -> frozenset[str]:
+        """The files that the manifest names if it is there and of *run*; raises ``SnapshotError`` if that can't be
+        told."""
+        try:
+            snapshot = patiently(self.storage, lambda: self.read(name))
+        except SnapshotNotFoundError:
+            return frozenset()
+        return frozenset(record.filename for record in snapshot.artifacts) if snapshot.run == run else frozenset()
+
+    def named(self, name: str) -> frozenset[str]:
+        """The files that a manifest or a tombstone names, whoever's it is; raises ``SnapshotError`` if one can't be
+        read."""
+        files: set[str] = set()
+        for read in (self.read, self.buried):
+            with contextlib.suppress(SnapshotNotFoundError):
+                files.update(record.filename for record in read(name).artifacts)
+        return frozenset(files)
+
+    def buried(self, name: str) -> Snapshot:
+        """What the tombstone says; raises as :meth:`read` does."""
+        return self._buried(name, _tombstone(name))
+
+    def unwrite(self, name: str) -> None:
+        """Remove the manifest alone."""
+        self.storage.delete(_manifest(name))
+
     def reader(self, snapshot: Snapshot) -> DirectoryReader:
         """The artifacts beside its manifest."""
         return DirectoryReader(self.storage, snapshot)
@@ -69,6 +95,8 @@ class DirectoryFormat:
         *,
         published: Callable[[Snapshot], Snapshot | None],
         rival: Callable[[str], bool],
+        gate: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
     ) -> Snapshot:
         """Give every object its plain name, and write the manifest last.
 
@@ -76,9 +104,12 @@ class DirectoryFormat:
         whether the name exists in the other format.
         """
         records: list[ArtifactRecord] = []
+        gate()
         try:
             for artifact in stored:
+                check()
                 records.append(self._settle(snapshot, artifact))
+            check()
             found = self._commit(replace(snapshot, artifacts=tuple(records)), published)
             if rival(snapshot.name):
                 self.storage.delete(_manifest(snapshot.name))

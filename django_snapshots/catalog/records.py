@@ -31,6 +31,17 @@ class StoredArtifact:
     """The name that it should have once it is published."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """An object that an attempt has stored and no manifest names."""
+
+    name: str
+    """The snapshot that it was to be part of."""
+    filename: str
+    run: str
+    """32 hex digits."""
+
+
 class Reader(Protocol):
     """The stored artifacts of one snapshot, open for a pass over them.
 

@@ -4,13 +4,16 @@ The same three moves serve workers, each for its own step, and one process that 
 can't be written (a bare machine, no database) an inline run goes on without it.
 """
 
-from django_snapshots.execution.begin import launch, list_entries, prepare
+from django_snapshots.execution.begin import launch, list_entries, prepare, settle_dead
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import finish, outcome
+from django_snapshots.execution.garbage import collect
 from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.inline import (
+    cancel_run,
     create_snapshot,
     list_snapshots,
+    progress,
     restore_snapshot,
     run_inline,
     run_request,
@@ -21,6 +24,8 @@ from django_snapshots.execution.work import work
 
 __all__ = [
     "Hooks",
+    "cancel_run",
+    "collect",
     "create_snapshot",
     "delete_snapshot",
     "explained",
@@ -31,9 +36,11 @@ __all__ = [
     "outcome",
     "plan_prune",
     "prepare",
+    "progress",
     "restore_snapshot",
     "run_inline",
     "run_request",
+    "settle_dead",
     "verify_snapshot",
     "work",
 ]

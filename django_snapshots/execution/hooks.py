@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from django_snapshots.exceptions import SnapshotError
 from django_snapshots.processes import Processes
 
 
@@ -20,3 +21,7 @@ class Hooks:
     """So many bytes of this subject went by."""
     attempt: Callable[[], AbstractContextManager[Processes]] = Processes
     """Makes what holds the programs of one attempt; whoever keeps it can end them."""
+    beat: Callable[[uuid.UUID], None] = lambda _run: None
+    """The attempt has just shown life, in a thread of its own; a moment to look after other things."""
+    stuck: Callable[[SnapshotError], None] = lambda _error: None
+    """The thread that works hangs, and nothing in this process can wake it; the journal has been told."""

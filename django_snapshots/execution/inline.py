@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from django_snapshots import parallel, runs
@@ -19,7 +20,7 @@ from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.without_journal import request_without_journal
 from django_snapshots.execution.work import work
 from django_snapshots.manifest import Snapshot
-from django_snapshots.models import Kind, Run
+from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.storage.protocols import SnapshotStorage
 
@@ -102,6 +103,7 @@ def run_request(
     kind: Kind, request: Request, *, requester: runs.Requester | None = None, hooks: Hooks | None = None
 ) -> dict[str, Any]:
     """Do all of *request* in this process, in the journal if there is one; return its result or raise its error."""
+    request = replace(request, granted=kind == Kind.RESTORE)
     if runs.available():
         return run_inline(kind, request, requester=requester, hooks=hooks)
     try:
@@ -122,7 +124,9 @@ def run_inline(
 ) -> dict[str, Any]:
     """A whole run in this process, in the journal; return its result or raise its error."""
     runs.require_no_transaction()
-    run, _ = runs.begin(kind, request, run=run_id, requester=requester)
+    run, _ = runs.begin(kind, request, run=run_id, requester=requester, inline=True)
+    Run.objects.using(runs.alias()).filter(pk=run.pk, state=State.QUEUED).update(inline=True)
+    run.inline = True
     steps = launch(run)
     rows = {step.position: step.pk for step in steps}
     hooks = hooks or Hooks()
@@ -132,7 +136,7 @@ def run_inline(
     def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
         work(
             rows[step.position],
-            Hooks(moment_fixed=lambda _run, _phase: moment_fixed(), moved=hooks.moved, attempt=stop.attempt),
+            replace(hooks, moment_fixed=lambda _run, _phase: moment_fixed(), attempt=stop.attempt),
         )
 
     planned = [
@@ -142,6 +146,32 @@ def run_inline(
         parallel.run(planned, work_on, at_once=get_settings().parallel, stop=stop)
     except BaseException:
         # Interrupted: every step has ended all the same, and the run ends with them.
-        finish(run.pk)
+        finish(run.pk, hooks)
         raise
-    return outcome(finish(run.pk) or Run.objects.using(runs.alias()).get(pk=run.pk))
+    finish(run.pk, hooks)
+    return outcome(runs.get(run.pk))
+
+
+def cancel_run(run: uuid.UUID | str, *, by: str = "") -> Run:
+    """Cancel the run with this id, or whose id begins so; return it as it is then.
+
+    What works on it ends within two seconds, wherever it is; what nobody has begun ends now. Needs the journal alone,
+    no broker. Raises ``SnapshotNotFoundError``, and ``SnapshotError`` for a run that has ended or can't go back.
+    """
+    found = runs.find(str(run))
+    runs.request_cancel(found.pk, by)
+    finish(found.pk)
+    return runs.get(found.pk)
+
+
+def progress(run: Run) -> dict[str, Any]:
+    """How far a run is: plain JSON."""
+    steps = runs.steps_of(run)
+    return {
+        "run": str(run.pk),
+        "kind": run.kind,
+        "name": run.name,
+        "steps": len(steps),
+        "ended": sum(step.state in FINAL_STATES for step in steps),
+        "bytes": sum(step.content_bytes for step in steps),
+    }

@@ -32,6 +32,7 @@ def restore_with_journal(
     *,
     label: str = "django-snapshots",
     observe: Callable[[int], None] = lambda _: None,
+    before_switch: Callable[[], None] = lambda: None,
 ) -> restoring.RestoreReport:
     aliases = tuple(connections)
     recorded: dict[str, list[str]] = {}
@@ -56,6 +57,7 @@ def restore_with_journal(
         before_switch=lambda selections: recorded.update(
             journal.recorded_migrations(item.record.subject for item in selections if item.record.type == "database")
         ),
+        point_of_no_return=before_switch,
         after_switch=make_fit,
         observe=observe,
     )
@@ -116,7 +118,13 @@ def delete_snapshot(name: str, *, run: uuid.UUID | None = None) -> None:
     Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it, and refuses one whose manifest can't
     be read.
     """
+    lock = runs.snapshot_lock(name, exclusive=True)
     # A journal that has this run says who uses the snapshot, or fails: one that is away now says nothing.
-    if run is not None or runs.available():
-        runs.busy_with(name, besides=run)
+    if run is None:
+        if runs.available():
+            runs.require_free(lock)
+        Catalog(get_settings().storage).delete(name)
+        return
+    runs.add(run, lock)
     Catalog(get_settings().storage).delete(name)
+    runs.drop(run, lock.key)

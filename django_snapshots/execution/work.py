@@ -2,113 +2,191 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import uuid
 from dataclasses import replace
 from datetime import datetime
-from time import monotonic
 from typing import Any
 
+from django.db import Error as DatabaseError
 from django.utils import timezone
 
 from django_snapshots import backup, runs
 from django_snapshots import verify as verifying
 from django_snapshots.catalog import Catalog
-from django_snapshots.conf import get_settings
+from django_snapshots.conf import get_limits, get_settings
 from django_snapshots.exceptions import (
     SnapshotError,
+    SnapshotNotFoundError,
 )
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.hooks import Hooks
+from django_snapshots.execution.keeper import Keeper
 from django_snapshots.execution.operations import delete_snapshot, prune_with_journal, restore_with_journal
 from django_snapshots.models import Kind, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.processes import Processes
+from django_snapshots.redaction import redact
 
-NOTE_SECONDS = 2.0
-"""How often an attempt writes its progress and looks whether it must end."""
+logger = logging.getLogger("django_snapshots")
+
+_RESTORE_STALLS_LATER = 6
+"""A restore builds indexes without moving a byte."""
 
 
 def work(step_id: int, hooks: Hooks | None = None) -> uuid.UUID | None:
     """Work on one step, if nobody else does; return its run's id, or ``None`` if there was nothing to do.
 
-    Never raises for what went wrong with the step: that is in the journal, and ends the run.
+    Never raises for what went wrong with the step: that is in the journal, and ends the run. An attempt that has lost
+    its step to another one says nothing. A worker that is told to end gives its step back.
     """
     claimed = runs.claim(step_id)
     if claimed is None:
         return None
-    step = Step.objects.using(runs.alias()).select_related("run").get(pk=step_id)
-    hooks = hooks or Hooks()
+    attempt = _Attempt(claimed, hooks or Hooks())
     try:
-        with hooks.attempt() as processes:
-            record = _work_on(step, claimed, processes, hooks)
-        runs.complete(claimed, record)
+        with attempt.hooks.attempt() as processes, attempt.keeper.at_work(processes):
+            record = attempt.work(processes)
+        attempt.keeper.check()
+        if not attempt.keeper.through_outages(lambda: runs.complete(claimed, record)):
+            return None
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must learn of it
-        runs.fail(claimed, explained(error, str(step)))
+        return attempt.failed(error)
     except BaseException:
-        runs.fail(claimed, SnapshotError(f"{step}: the worker was shut down in the middle of it."))
+        with contextlib.suppress(DatabaseError):
+            attempt.interrupted()
         raise
-    return step.run.pk
+    return attempt.step.run.pk
 
 
-def _work_on(step: Step, claimed: runs.Claim, processes: Processes, hooks: Hooks) -> dict[str, Any]:
-    settings, request = get_settings(), Request.from_json(step.run.request)
-    progress = _Progress(step, claimed, hooks)
-    if step.run.kind == Kind.SNAPSHOT:
-        stored = backup.dump_artifact(settings, _attempt(step, claimed, processes, progress))
-        progress.flush(last_byte_at=timezone.now())
-        return {"artifact": stored.record.to_json(), "plain_filename": stored.plain_filename}
-    request = replace(request, name=step.run.name)
-    if step.run.kind == Kind.VERIFY:
-        report = verifying.verify(Catalog(settings.storage), request.name, level=request.level, observe=progress.moved)
-        progress.flush(last_byte_at=timezone.now())
-        return report.to_json()
-    if step.run.kind == Kind.DELETE:
-        delete_snapshot(step.run.name, run=step.run.pk)
-        return {"deleted": step.run.name}
-    if step.run.kind == Kind.PRUNE:
-        return prune_with_journal(settings, request, check=lambda: progress.moved(0), run=step.run.pk)
-    name = f"django-snapshots {step.run.pk.hex}-{step.position}-{claimed.token}"
-    return restore_with_journal(settings, request, processes, label=name, observe=progress.moved).to_json()
+class _Attempt:
+    """One attempt at a step: its lease, its progress, its end."""
 
-
-def _attempt(step: Step, claimed: runs.Claim, processes: Processes, progress: _Progress) -> backup.Attempt:
-    planned = PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase)
-    return backup.Attempt(
-        plan=runs.planned(step.run),
-        step=planned,
-        token=claimed.token,
-        processes=processes,
-        exclude_tables=runs.tables(),
-        observer=backup.Observer(opened=progress.opened, moved=progress.moved),
-    )
-
-
-class _Progress:
-    """Writes one attempt's progress to the journal, at its first byte and then every two seconds."""
-
-    def __init__(self, step: Step, claimed: runs.Claim, hooks: Hooks) -> None:
-        self._step = step
-        self._claimed = claimed
-        self._hooks = hooks
+    def __init__(self, claimed: runs.Claim, hooks: Hooks) -> None:
+        self.claimed = claimed
+        self.hooks = hooks
+        self.step = Step.objects.using(runs.alias()).select_related("run").get(pk=claimed.step)
         self._bytes = 0
-        self._last = 0.0
+        limits = get_limits()
+        patience = _RESTORE_STALLS_LATER if self.step.run.kind == Kind.RESTORE else 1
+        self.keeper = Keeper(
+            claimed.lease,
+            lambda: runs.renew(claimed, content_bytes=self._bytes),
+            limits=limits,
+            stall=limits.stall * patience,
+            stuck=self._stuck,
+            beside=lambda: hooks.beat(self.step.run.pk),
+        )
+
+    # Its end
+
+    def failed(self, error: Exception) -> uuid.UUID | None:
+        """Tell the journal why; the keeper's reason comes first, for it is why the rest went wrong."""
+        cause = self.keeper.must_end or explained(error, str(self.step))
+        if self.keeper.lost:
+            logger.warning("%s of run %s: %s", self.step, self.step.run.pk, cause)
+            return None
+        try:
+            ended = self.keeper.through_outages(lambda: runs.fail(self.claimed, cause))
+        except DatabaseError as away:
+            logger.warning("The journal is away, so it can't be told that %s: %s", cause, redact(str(away)).strip())
+            return None
+        return self.step.run.pk if ended else None
+
+    def interrupted(self) -> None:
+        """The process is told to end: the next worker goes on, if there is to be one."""
+        run = self.step.run
+        if run.kind in runs.BEGUN_ANEW and not run.inline and self.keeper.must_end is None:
+            runs.release(self.claimed)
+            return
+        what = "was interrupted" if run.inline else "was ended: its worker was shut down in the middle of it"
+        runs.fail(self.claimed, self.keeper.must_end or SnapshotError(f"{self.step} {what}."))
+
+    def _stuck(self, error: SnapshotError) -> None:
+        """From the keeper's thread, while the one that works hangs."""
+        if not self.keeper.lost:
+            runs.fail(self.claimed, error)
+        logger.error("%s of run %s hangs, and can't be woken: %s", self.step, self.step.run.pk, error)
+        self.hooks.stuck(error)
+
+    # Its progress
 
     def opened(self, filename: str, moment: datetime) -> None:
         """The attempt's object and moment are known."""
-        runs.note(self._claimed, filename=filename, moment=moment)
-        self._hooks.moment_fixed(self._step.run.pk, self._step.phase)
+        self.keeper.through_outages(lambda: runs.note(self.claimed, filename=filename, moment=moment))
+        self.hooks.moment_fixed(self.step.run.pk, self.step.phase)
 
     def moved(self, count: int) -> None:
         """So many bytes went by; raises ``SnapshotCancelled`` if the attempt must end."""
         first = self._bytes == 0
         self._bytes += count
-        self._hooks.moved(str(self._step), count)
+        self.hooks.moved(str(self.step), count)
+        self.keeper.moved()
         if first:
             self.flush(first_byte_at=timezone.now())
-        elif monotonic() - self._last >= NOTE_SECONDS:
-            self.flush()
 
     def flush(self, **fields: datetime) -> None:
         """Write now."""
-        self._last = monotonic()
-        runs.note(self._claimed, content_bytes=self._bytes, **fields)
+        self.keeper.through_outages(lambda: runs.note(self.claimed, content_bytes=self._bytes, **fields))
+
+    # Its work
+
+    def work(self, processes: Processes) -> dict[str, Any]:
+        """Do what the step is for; return what the journal keeps of it."""
+        settings, request, run = get_settings(), Request.from_json(self.step.run.request), self.step.run
+        request = replace(request, name=run.name)
+        if run.kind == Kind.SNAPSHOT:
+            self._end_older_sessions()
+            stored = backup.dump_artifact(settings, self._dump(processes))
+            self.flush(last_byte_at=timezone.now())
+            return {"artifact": stored.record.to_json(), "plain_filename": stored.plain_filename}
+        if run.kind == Kind.VERIFY:
+            report = verifying.verify(Catalog(settings.storage), run.name, level=request.level, observe=self.moved)
+            self.flush(last_byte_at=timezone.now())
+            return report.to_json()
+        if run.kind == Kind.DELETE:
+            return self._delete()
+        if run.kind == Kind.PRUNE:
+            return prune_with_journal(settings, request, check=lambda: self.moved(0), run=run.pk)
+        report_of_restore = restore_with_journal(
+            settings,
+            request,
+            processes,
+            label=self._label(self.claimed.token),
+            observe=self.moved,
+            before_switch=self._close_the_way_back,
+        )
+        return report_of_restore.to_json()
+
+    def _label(self, token: int) -> str:
+        """Names an attempt to servers."""
+        return f"django-snapshots {self.step.run.pk.hex}-{self.step.position}-{token}"
+
+    def _dump(self, processes: Processes) -> backup.Attempt:
+        step = self.step
+        return backup.Attempt(
+            plan=runs.planned(step.run),
+            step=PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase),
+            token=self.claimed.token,
+            processes=processes,
+            exclude_tables=runs.tables(),
+            observer=backup.Observer(opened=self.opened, moved=self.moved),
+        )
+
+    def _delete(self) -> dict[str, Any]:
+        name = self.step.run.name
+        try:
+            delete_snapshot(name, run=self.step.run.pk)
+        except SnapshotNotFoundError:
+            # Perhaps the attempt before this one was lost after its last move.
+            if self.claimed.token == 1:
+                raise
+        return {"deleted": name}
+
+    def _close_the_way_back(self) -> None:
+        self.keeper.through_outages(lambda: runs.close_the_way_back_of_step(self.claimed))
+        self.keeper.shield()
+
+    def _end_older_sessions(self) -> None:
+        """What an attempt before this one has left open on a server: its worker may only sleep."""

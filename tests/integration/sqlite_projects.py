@@ -94,7 +94,7 @@ def journal_tables(project: Project, alias: str) -> set[str]:
 def without_journal(project: Project) -> Project:
     """The same project before this app was ever migrated."""
     for alias in project.databases:
-        for table in ("django_snapshots_step", "django_snapshots_run"):
-            query(project, alias, f"DROP TABLE {table}")
+        for table in ("lock", "housekeeping", "step", "run"):
+            query(project, alias, f"DROP TABLE django_snapshots_{table}")
         query(project, alias, "DELETE FROM django_migrations WHERE app='django_snapshots'")
     return project

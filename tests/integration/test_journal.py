@@ -31,7 +31,7 @@ from tests.integration.sqlite_projects import (
     write,
 )
 
-TABLES = {"django_snapshots_run", "django_snapshots_step"}
+TABLES = {f"django_snapshots_{name}" for name in ("run", "step", "lock", "housekeeping")}
 
 
 # What survives a restore
@@ -94,7 +94,7 @@ def test_a_snapshot_older_than_the_journal_fits_it_afterwards(project):
     """Taken before the app was installed, restored into a project that has its tables: migrate has nothing to do."""
     without_journal(project)
     for alias in project.databases:
-        query(project, alias, "DELETE FROM auth_permission WHERE codename LIKE '%_snapshot' OR codename='view_run'")
+        query(project, alias, "DELETE FROM auth_permission WHERE codename LIKE '%_snapshot' OR codename LIKE '%_run'")
         query(project, alias, "DELETE FROM django_content_type WHERE app_label='django_snapshots'")
     take(project)
     assert not journal_tables(project, "default")
@@ -153,7 +153,8 @@ def test_schedules_that_come_back_are_not_caught_up_on(project):
     take(project)
     answer = project.call("from django.utils import timezone\nanswer = timezone.now().isoformat(' ')")
     restore(project)
-    ((last_run_at,),) = query(project, "default", "SELECT last_run_at FROM django_celery_beat_periodictask")
+    rows = "SELECT last_run_at FROM django_celery_beat_periodictask WHERE name = 'nightly'"
+    ((last_run_at,),) = query(project, "default", rows)
     assert last_run_at > answer[:19]
     ((changed,),) = query(project, "default", "SELECT last_update FROM django_celery_beat_periodictasks")
     assert changed > answer[:19]
@@ -198,6 +199,13 @@ def begun(name="nightly", steps=2, reserve=True):
     return run, made
 
 
+def ended(run, error):
+    """End *run* with *error*, whatever its steps do."""
+    Step.objects.filter(run=run).update(state=State.SUCCEEDED)
+    assert runs.end_with(runs.claim_finish(run.pk), error)
+    run.refresh_from_db()
+
+
 def at_once(count, work):
     """Run *work* in *count* threads at the same moment; return what each gave or raised."""
     barrier = threading.Barrier(count)
@@ -239,16 +247,17 @@ def test_one_of_many_workers_gets_a_step(journal):
 
 def test_a_name_is_reserved_by_one_run(journal):
     begun("nightly")
-    with pytest.raises(SnapshotExistsError, match="'nightly'"):
+    with pytest.raises(runs.InTheWay, match="'nightly'") as rival:
         begun("nightly")
+    assert isinstance(rival.value.error, SnapshotExistsError)
     begun("another")
-    assert runs.reservations("store", "nightly")
-    assert not runs.reservations("elsewhere", "nightly")
+    assert runs.reserved_by("store", "nightly") == rival.value.run
+    assert not runs.reserved_by("elsewhere", "nightly")
 
 
 def test_a_name_is_free_again_when_its_run_has_ended(journal):
     run, _ = begun()
-    runs.end_with(run, SnapshotConnectorError("no"))
+    ended(run, SnapshotConnectorError("no"))
     assert run.state == State.FAILED
     begun()
 
@@ -265,7 +274,12 @@ def test_one_of_many_finishes(journal):
     assert not runs.succeed(finishers[0], {"name": "other"})
     assert not runs.end_with(finishers[0], SnapshotConnectorError("late"))
     run.refresh_from_db()
-    assert (run.state, run.result, run.reservation) == (State.SUCCEEDED, {"name": "nightly"}, None)
+    assert (run.state, run.result, run.reservation, run.lease_until) == (
+        State.SUCCEEDED,
+        {"name": "nightly"},
+        None,
+        None,
+    )
 
 
 def test_a_step_ends_once_and_only_by_its_holder(journal):
@@ -278,10 +292,12 @@ def test_a_step_ends_once_and_only_by_its_holder(journal):
         runs.note(stale, content_bytes=1)
     runs.note(claim, content_bytes=7)
     assert runs.complete(claim, {"artifact": {}})
-    assert not runs.complete(claim, {})
+    # Asked again because the answer was lost, it tells the same, and changes nothing.
+    assert runs.complete(claim, {"artifact": {"other": 1}})
     assert not runs.fail(claim, SnapshotConnectorError("late"))
     step.refresh_from_db()
     assert (step.state, step.content_bytes, step.attempts) == (State.SUCCEEDED, 7, 1)
+    assert step.record == {"artifact": {}}
     assert runs.claim(step.pk) is None
     assert runs.claim(other.pk) is not None
 
@@ -297,37 +313,39 @@ def test_a_failure_ends_what_was_not_begun_and_stops_what_was(journal):
         runs.note(two, content_bytes=1)
     runs.fail(two, SnapshotCancelled("Another step of this run has failed."))
     finishing = runs.claim_finish(run.pk)
-    failure = runs.first_failure(finishing)
+    failure = runs.first_failure(finishing.run)
     assert isinstance(failure, SnapshotConnectorError)
     assert "no such table" in str(failure)
 
 
 def test_a_cancelled_run_stops_at_its_next_note(journal):
-    from django.utils import timezone
-
     run, (step, _) = begun()
     claim = runs.claim(step.pk)
-    Run.objects.filter(pk=run.pk).update(cancel_requested_at=timezone.now())
-    with pytest.raises(SnapshotCancelled, match="cancelled"):
+    runs.request_cancel(run.pk, "olga")
+    with pytest.raises(SnapshotCancelled, match="Cancelled by olga"):
         runs.note(claim)
-    runs.end_with(run, SnapshotCancelled("The run was cancelled."))
+    ended(run, SnapshotCancelled("Cancelled by olga."))
     assert run.state == State.CANCELLED
 
 
 def test_a_run_in_the_way_is_named(journal):
-    run, _ = begun("nightly", reserve=False)
+    begun("nightly", reserve=False)
+    run, _ = runs.begin(Kind.VERIFY, Request(name="nightly"))
+    shared, alone = (runs.snapshot_lock("nightly", exclusive=exclusive) for exclusive in (False, True))
+    runs.start(run, [], name="nightly", storage_id="", storage_label="", reserve=False, wanted=[shared])
+    runs.require_free(shared)
     with pytest.raises(SnapshotBusyError, match=str(run.pk)):
-        runs.busy_with("nightly")
-    runs.busy_with("other")
-    runs.end_with(run, SnapshotConnectorError("no"))
-    runs.busy_with("nightly")
+        runs.require_free(alone)
+    runs.require_free(runs.snapshot_lock("other", exclusive=True))
+    ended(run, SnapshotConnectorError("no"))
+    runs.require_free(alone)
 
 
 def test_no_secret_gets_into_the_journal(journal, monkeypatch):
     monkeypatch.setitem(settings.DATABASES[journal], "PASSWORD", "hunter2")
     run, (step, _) = begun()
     runs.fail(runs.claim(step.pk), RuntimeError("login with hunter2 refused"))
-    runs.end_with(run, ValueError("postgres://u:hunter2@host and x" + "y" * 100_000))
+    ended(run, ValueError("postgres://u:hunter2@host and x" + "y" * 100_000))
     step.refresh_from_db()
     assert "hunter2" not in step.error + run.error
     assert "refused" in step.error

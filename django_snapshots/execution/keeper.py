@@ -1,0 +1,161 @@
+"""Keeps what one attempt holds: renews its lease, tells its progress, and ends the attempt when it has to end.
+
+Who can die when: the keeper is a thread of the process that works, so it shows life as long as that process lives,
+also while an index is built and no byte moves. If the process dies or sleeps, the lease runs out. If the journal is
+away, the attempt goes on for as long as its lease can only be its own, and then ends. If nothing moves for too long,
+the keeper ends the attempt; if even that doesn't wake the thread that works, because it waits for a storage that
+hangs, whoever made the attempt is told (``Hooks.stuck``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from django.db import Error as DatabaseError
+from django.db import connections
+
+from django_snapshots import runs
+from django_snapshots.conf import Limits
+from django_snapshots.exceptions import SnapshotCancelled, SnapshotError
+from django_snapshots.processes import Processes
+from django_snapshots.redaction import redact
+
+logger = logging.getLogger("django_snapshots")
+
+Answer = TypeVar("Answer")
+
+_STUCK_SECONDS = 30.0
+_RETRY_SECONDS = 0.5
+
+
+class Keeper:
+    """One lease in good hands; ``with keeper.at_work():`` around what it is for.
+
+    *renew* asks the journal for more time and says what it answers. *stuck* is called, with the error that the attempt
+    has to end with, when the thread that works doesn't react.
+    """
+
+    def __init__(
+        self,
+        lease: runs.Lease,
+        renew: Callable[[], runs.Verdict],
+        *,
+        limits: Limits,
+        stall: float | None = None,
+        stuck: Callable[[SnapshotError], None] = lambda _error: None,
+        beside: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.must_end: SnapshotError | None = None
+        """Why the attempt has to end; the error to report, whatever the attempt itself then raises."""
+        self.lost = False
+        """Whether the right is gone: nothing that this attempt writes into the journal counts."""
+        self._lease = lease
+        self._renew = renew
+        self._limits = limits
+        self._stall = stall
+        self._stuck = stuck
+        self._beside = beside
+        self._ended = threading.Event()
+        self._moved_at = runs.seconds_since_boot()
+        self._beat_at = self._moved_at
+        self._shielded = False
+        self._processes: Processes | None = None
+        self._threaded = not runs.seen_by_this_thread_alone()
+
+    @contextlib.contextmanager
+    def at_work(self, processes: Processes | None = None) -> Iterator[None]:
+        """Keep the lease while the block runs; *processes* are ended when the attempt has to end."""
+        self._processes = processes
+        if not self._threaded:
+            yield
+            return
+        thread = threading.Thread(target=self._keep, name="snapshots-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join(self._limits.lease)
+
+    def moved(self) -> None:
+        """Something moves; raises what the attempt has to end with."""
+        self._moved_at = runs.seconds_since_boot()
+        if not self._threaded and self._moved_at - self._beat_at >= self._limits.heartbeat():
+            self._beat()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what the attempt has to end with, if it has to."""
+        self._look_at_the_lease()
+        if self.must_end is not None and not self._shielded:
+            raise self.must_end
+
+    def shield(self) -> None:
+        """From here on nothing ends the attempt: to stop half-way would be worse. Raises if it has to end now."""
+        self.check()
+        self._shielded = True
+
+    def through_outages(self, move: Callable[[], Answer]) -> Answer:
+        """*move* the journal, again while it is away, as long as the lease can only be ours."""
+        while True:
+            try:
+                return move()
+            except DatabaseError:
+                if not self._threaded or not self._lease.holds():
+                    raise
+                logger.warning("The journal does not answer; trying again.", exc_info=True)
+                connections[runs.alias()].close()
+                self._ended.wait(_RETRY_SECONDS)
+
+    # The thread
+
+    def _keep(self) -> None:
+        try:
+            while not self._ended.wait(self._limits.heartbeat()):
+                self._beat()
+                if self.must_end is not None and not self._shielded:
+                    break
+            if not self._ended.is_set():
+                self._end_attempt()
+        except Exception:  # a thread that dies in silence would let the lease run out
+            logger.exception("The lease of an attempt is not kept any more.")
+        finally:
+            connections.close_all()
+
+    def _beat(self) -> None:
+        self._beat_at = runs.seconds_since_boot()
+        try:
+            verdict = self._renew()
+            self.lost, self.must_end = verdict.lost, self.must_end or verdict.must_end
+            self._beside()
+        except DatabaseError as error:
+            logger.warning("The journal does not answer: %s", redact(str(error)).strip())
+            with contextlib.suppress(DatabaseError):
+                connections[runs.alias()].close()
+        self._look_at_the_lease()
+        silent = runs.seconds_since_boot() - self._moved_at
+        if self._stall is not None and silent > self._stall and self.must_end is None and not self._shielded:
+            self.must_end = SnapshotError(
+                f"Nothing has moved for {silent:.0f} s: the program, the server or the storage hangs. It was ended, as "
+                f'SNAPSHOTS["STALL_LIMIT"] says.'
+            )
+
+    def _look_at_the_lease(self) -> None:
+        # What no other thread can see, nobody takes away.
+        if self._threaded and self.must_end is None and not self._lease.holds():
+            self.lost = True
+            self.must_end = SnapshotCancelled(
+                "The journal could not be reached for so long that this attempt may have been given to another worker."
+            )
+
+    def _end_attempt(self) -> None:
+        if self._shielded or self.must_end is None:
+            return
+        if self._processes is not None:
+            self._processes.kill()
+        if not self._ended.wait(min(_STUCK_SECONDS, self._limits.lease)) and not self._shielded:
+            self._stuck(self.must_end)

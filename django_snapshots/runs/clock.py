@@ -1,0 +1,62 @@
+"""Two clocks: the database's, by which leases are given, and this machine's, by which a holder judges its own.
+
+No worker's wall clock decides anything: those of two hosts differ, and each may be set while a run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from django.db.models import DateTimeField, Func
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_MARGIN = 6
+_SQLITE = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
+
+
+class DatabaseNow(Func):
+    """The database's clock, in UTC.
+
+    Not Django's ``Now``, which on MySQL is in the time zone of the session.
+    """
+
+    template = "CURRENT_TIMESTAMP"
+    output_field = DateTimeField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The wall clock, also inside of a long transaction."""
+        return self.as_sql(compiler, connection, template="CLOCK_TIMESTAMP()", **context)
+
+    def as_mysql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """UTC whatever the session's time zone is."""
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """The clock of this machine, which every process that uses the file has."""
+        return self.as_sql(compiler, connection, template=_SQLITE, **context)
+
+
+def seconds_since_boot() -> float:
+    """A clock that nobody sets, and that goes on while the machine sleeps (clock_gettime(2), CLOCK_BOOTTIME)."""
+    return time.clock_gettime(_CLOCK)
+
+
+class Lease:
+    """What a holder knows of its own right, without asking anybody.
+
+    The database counts *seconds* from the moment at which it answers a renewal. The holder counts from before it has
+    asked, and a sixth less; so it stops believing before anybody else may begin.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._until = 0.0
+
+    def renewed(self, asked_at: float) -> None:
+        """A renewal that was asked for at *asked_at*, by ``seconds_since_boot``, was granted."""
+        self._until = max(self._until, asked_at + self.seconds * (1 - 1 / _MARGIN))
+
+    def holds(self) -> bool:
+        """Whether the lease can only be this holder's."""
+        return seconds_since_boot() < self._until

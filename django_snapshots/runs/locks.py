@@ -1,0 +1,123 @@
+"""Who works with what: locks on what a thing physically is, held by a run from its start to its end.
+
+Who can die when: a lock belongs to a run, and is gone in the transaction that ends the run. So a dead run blocks until
+its lease is over; whoever finds it in the way then ends it, and doesn't wait for the next sweep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.db import IntegrityError, transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotError
+from django_snapshots.models import FINAL_STATES, Housekeeping, Lock, Run
+from django_snapshots.runs.place import alias
+
+_KEY_LENGTH = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One thing that a run will work with."""
+
+    key: str
+    """What it physically is; equal for two names of one thing."""
+    what: str
+    """In words, for the error: ``database default``."""
+    exclusive: bool = True
+    """Whether nobody else may work with it at the same time; else nobody may exclusively."""
+
+
+class InTheWay(Exception):
+    """Another run has what is wanted; *error* is what to tell the user, unless that run turns out to be dead."""
+
+    def __init__(self, run: Run, error: SnapshotError) -> None:
+        super().__init__(str(error))
+        self.run = run
+        self.error = error
+
+
+def snapshot_lock(name: str, *, exclusive: bool) -> Wanted:
+    """The lock on a stored snapshot: shared to read it, exclusive to delete it."""
+    return Wanted(key=f"snapshot:{name}", what=f"Snapshot {name!r}", exclusive=exclusive)
+
+
+def take_turn() -> None:
+    """Inside of a transaction: wait until nobody else looks at the locks, until the transaction ends."""
+    rows = Housekeeping.objects.using(alias()).filter(pk=1)
+    while not rows.update(turn=F("turn") + 1):
+        try:
+            with transaction.atomic(using=alias()):
+                Housekeeping.objects.using(alias()).create(pk=1)
+        except IntegrityError:
+            continue  # somebody else has just made it
+
+
+def take(run: uuid.UUID, wanted: Sequence[Wanted]) -> None:
+    """Give *run* its locks, all or none; inside of a transaction that has its turn. Raises ``InTheWay``."""
+    for item in _strongest(wanted):
+        key = _short(item.key)
+        others = Lock.objects.using(alias()).filter(key=key).exclude(run=run).select_related("run")
+        rival = others.filter(Q() if item.exclusive else Q(exclusive=True)).exclude(run__state__in=FINAL_STATES).first()
+        if rival is not None:
+            raise InTheWay(rival.run, _busy(rival.run, item))
+        Lock.objects.using(alias()).update_or_create(
+            run_id=run, key=key, defaults={"exclusive": item.exclusive, "what": item.what[:_KEY_LENGTH]}
+        )
+
+
+def add(run: uuid.UUID, wanted: Wanted) -> None:
+    """Give a run that is at work one lock more, until ``drop`` or its end. Raises ``SnapshotBusyError``."""
+    try:
+        with transaction.atomic(using=alias()):
+            take_turn()
+            take(run, [wanted])
+    except InTheWay as busy:
+        raise busy.error from None
+
+
+def drop(run: uuid.UUID, key: str) -> None:
+    """Take one lock of *run* back."""
+    Lock.objects.using(alias()).filter(run=run, key=_short(key)).delete()
+
+
+def require_free(wanted: Wanted) -> None:
+    """Raise ``SnapshotBusyError`` while a run holds what is wanted; for whoever has no run of its own."""
+    others = Lock.objects.using(alias()).filter(key=_short(wanted.key)).exclude(run__state__in=FINAL_STATES)
+    rival = others.filter(Q() if wanted.exclusive else Q(exclusive=True)).select_related("run").first()
+    if rival is not None:
+        raise _busy(rival.run, wanted)
+
+
+def free(run: Run) -> None:
+    """Take all locks of a run that has ended."""
+    Lock.objects.using(alias()).filter(run=run).delete()
+
+
+def _busy(run: Run, wanted: Wanted) -> SnapshotBusyError:
+    # Two naive times, or two aware ones, as the project has them.
+    age = max(0, int((timezone.now() - run.created_at).total_seconds()))
+    return SnapshotBusyError(
+        f"{wanted.what} is in use by {run.kind} run {run.pk}{f' of {run.name!r}' if run.name else ''}, which was asked "
+        f"for {age} s ago. Wait for its end, cancel it (`manage.py snapshots cancel {run.pk}`), or ask to wait for it "
+        "(wait=SECONDS, or --wait)."
+    )
+
+
+def _strongest(wanted: Sequence[Wanted]) -> list[Wanted]:
+    """One for each key; two aliases of one database are one thing. Without a key there is nothing to lock."""
+    found: dict[str, Wanted] = {}
+    for item in wanted:
+        if item.key and (item.exclusive or item.key not in found):
+            found[item.key] = item
+    return [found[key] for key in sorted(found)]
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= _KEY_LENGTH else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
