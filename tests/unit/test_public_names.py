@@ -16,8 +16,10 @@ PUBLIC = {
     "DjangoStorageBackend",
     "LocalFileSystemBackend",
     "SnapshotStorage",
+    "cancel_run",
     "create_snapshot",
     "list_snapshots",
+    "request_restore",
     "restore_snapshot",
     "verify_snapshot",
 }
