@@ -85,7 +85,7 @@ class Target:
     empty: bool
     """Whether there is nothing to lose: missing, or without tables, rows or files of its own."""
     identity: str = ""
-    """What it physically is (server and database, device and inode): equal for two aliases of one database."""
+    """What it physically is, by the rule of ``Identified``; empty where that is not known."""
 
 
 class SwitchRank(IntEnum):
@@ -132,3 +132,18 @@ class Transferable(Protocol):
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Build the new state beside the target or in an open transaction. Raises without leaving anything behind."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """An optional capability of a connector or an artifact kind: to say what a subject physically is.
+
+    What two runs must not work on at the same time is locked by this text.
+    """
+
+    def identity(self, subject: str) -> str:
+        """Equal for two names of one thing, different for two things; also when it is missing, and the same before and
+        after a restore that replaces it. Empty where nothing is to be locked.
+
+        Answers within seconds. Raises nothing when a server is away: then it is made of the settings.
+        """

@@ -624,12 +624,10 @@ def test_two_aliases_of_one_file_are_one_thing(make_sqlite: Callable[..., str], 
     alias = make_sqlite()
     (tmp_path / "link").symlink_to(_path(alias))
     other = make_sqlite(NAME=str(tmp_path / "link"))
-    missing = [SQLiteConnector().target(item).identity for item in (alias, other)]
-    assert missing[0] == missing[1]
+    missing = {SQLiteConnector().target(item).identity for item in (alias, other)}
     _fill(alias)
     target, same = SQLiteConnector().target(alias), SQLiteConnector().target(other)
-    assert target.identity == same.identity
-    assert target.identity not in missing
+    assert {target.identity, same.identity} == missing
     assert not target.empty
     assert target.name == str(_path(alias))
 

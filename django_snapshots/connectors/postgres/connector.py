@@ -9,6 +9,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.file_tier import FileTier
+from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.postgres import catalog, dumping
 from django_snapshots.connectors.postgres.access import connected, exists
 from django_snapshots.connectors.postgres.restoring import Restoring
@@ -81,4 +82,5 @@ def _missing(alias: str) -> Target:
         name=str(settings["NAME"]),
         description=f'PostgreSQL database "{settings["NAME"]}" on {host}, which does not exist and is not created',
         empty=True,
+        identity=database_identity(alias),
     )
