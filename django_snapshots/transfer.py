@@ -7,7 +7,7 @@ through ``check``, ``switch`` and ``discard``, or ``roll_back``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -146,4 +146,21 @@ class Identified(Protocol):
         after a restore that replaces it. Empty where nothing is to be locked.
 
         Answers within seconds. Raises nothing when a server is away: then it is made of the settings.
+        """
+
+
+@runtime_checkable
+class EndsSessions(Protocol):
+    """An optional capability of a connector or an artifact kind: to end what an earlier attempt has left on a server.
+
+    An attempt whose worker sleeps, or whose network is gone, still has its sessions there, with transactions and locks.
+    Whoever takes its step over ends them first.
+    """
+
+    def end_sessions(self, db_alias: str, labels: Sequence[str], /) -> int:
+        """End every session of *db_alias* that carries exactly one of *labels*, and nobody else's; return how many.
+
+        On return they are gone, and their transactions and locks with them. Waits for that some seconds; then, or where
+        the account has no right to, raises ``SnapshotConnectorError`` that says what to do. An attempt that wakes finds
+        its sessions dead and fails. It may open new ones: those it is kept from by its lease, not by this.
         """

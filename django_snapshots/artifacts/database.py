@@ -11,7 +11,16 @@ from django_snapshots.connectors.auto import connector_for, connector_name
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.protocols import StreamingConnector
 from django_snapshots.exceptions import SnapshotPreflightError
-from django_snapshots.transfer import Dump, DumpRequest, Identified, Prepared, RestoreRequest, Source, Target
+from django_snapshots.transfer import (
+    Dump,
+    DumpRequest,
+    EndsSessions,
+    Identified,
+    Prepared,
+    RestoreRequest,
+    Source,
+    Target,
+)
 
 
 class DatabaseArtifact:
@@ -55,6 +64,11 @@ class DatabaseArtifact:
         engine, whatever the connector is."""
         connector = self.connector(subject)
         return connector.identity(subject) if isinstance(connector, Identified) else database_identity(subject)
+
+    def end_sessions(self, subject: str, labels: Sequence[str]) -> int:
+        """What the alias's connector does; nothing for one that has no sessions to end."""
+        connector = self.connector(subject)
+        return connector.end_sessions(subject, labels) if isinstance(connector, EndsSessions) else 0
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Restore the alias *subject*; refuses a dump that another connector wrote."""

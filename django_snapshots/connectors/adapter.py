@@ -6,7 +6,7 @@ Its dump goes through a private directory, its restore is not atomic.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -62,6 +62,11 @@ class FileConnectorAdapter:
         """
         ask = getattr(self.connector, "identity", None)
         return _foreign(subject).identity(lambda: ask(subject)) if callable(ask) else database_identity(subject)
+
+    def end_sessions(self, db_alias: str, labels: Sequence[str]) -> int:
+        """What the connector's own method ``end_sessions`` does, if it has one. Raises ``SnapshotConnectorError``."""
+        end = getattr(self.connector, "end_sessions", None)
+        return _foreign(db_alias).number("end_sessions", lambda: end(db_alias, labels)) if callable(end) else 0
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Write *source* to a private file; the connector is called by ``switch``."""

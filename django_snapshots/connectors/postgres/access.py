@@ -118,10 +118,11 @@ def exists(alias: str) -> bool:
             return True
     except SnapshotConnectorError:
         name = connections[alias].settings_dict["NAME"]
-        return not name or _known_to_the_server(alias, name)
+        return not name or known_to_the_server(alias, name)
 
 
-def _known_to_the_server(alias: str, name: str) -> bool:
+def known_to_the_server(alias: str, name: str) -> bool:
+    """Whether the server has a database *name*; ``True`` also where it can't be asked."""
     try:
         with brief(alias, database=MAINTENANCE) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
@@ -173,9 +174,10 @@ def reading(alias: str, label: str) -> Iterator[BaseDatabaseWrapper]:
 def _begin(connection: BaseDatabaseWrapper, label: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # The label is first: from here on another worker can find this transaction and end it.
+        cursor.execute("SELECT set_config('application_name', %s, true)", [label])
         cursor.execute(
             "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', "
             "'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
         )
-        cursor.execute("SELECT set_config('application_name', %s, true)", [label])
         cursor.execute("SET LOCAL row_security = off")
