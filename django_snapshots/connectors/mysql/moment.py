@@ -27,6 +27,7 @@ from django_snapshots.connectors.mysql.server import (
     server_connection,
     value,
 )
+from django_snapshots.connectors.mysql.sessions import Marks
 
 LOCK_WAIT = 3
 """Seconds to wait for the lock; the project's own writers wait behind us as long."""
@@ -36,8 +37,9 @@ _LONGEST_DUMP = 7 * 24 * 3600
 class Moment:
     """One moment of one database, until it is closed."""
 
-    def __init__(self, db_alias: str, tables: Sequence[Table]) -> None:
+    def __init__(self, db_alias: str, tables: Sequence[Table], label: str) -> None:
         self._alias = db_alias
+        self._label = label
         self._tables = tables
         self._stack = contextlib.ExitStack()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="row-counts")
@@ -57,8 +59,13 @@ class Moment:
     def begin(self) -> None:
         """Take the lock if it can be had, and open our transaction. Raises ``SnapshotConnectorError``."""
         with explained(self._alias, "could not be locked and read"):
-            self._lock()
+            locker = self._stack.enter_context(server_connection(self._alias))
+            execute(locker, f"SET SESSION wait_timeout = {_LONGEST_DUMP}")
+            # Before any lock or transaction, so that another worker finds whoever has one.
+            self.marks = Marks(locker, self._label)
             self._reader = self._stack.enter_context(server_connection(self._alias))
+            self.marks.add(self._reader)
+            self._lock(locker)
             execute(self._reader, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             execute(self._reader, f"SET SESSION wait_timeout = {_LONGEST_DUMP}")
             self._thread_id = int(value(self._reader, "SELECT CONNECTION_ID()"))
@@ -88,14 +95,13 @@ class Moment:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._stack.close()
 
-    def _lock(self) -> None:
+    def _lock(self, locker: BaseDatabaseWrapper) -> None:
         # A reader of a MyISAM table queues behind a waiting writer, so the dump tool would wait for our own lock; and
         # the rows of such tables are read after it anyway.
         wanted = ", ".join(f"{quote(table.name)} READ" for table in self._tables if table.transactional)
         if not wanted:
             self.locked = True
             return
-        locker = self._stack.enter_context(server_connection(self._alias))
         execute(locker, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
         try:
             execute(locker, f"LOCK TABLES {wanted}")
@@ -125,9 +131,9 @@ class Moment:
 
 
 @contextlib.contextmanager
-def moment(db_alias: str, tables: Sequence[Table]) -> Iterator[Moment]:
-    """A moment that has begun; closed at the end."""
-    opened = Moment(db_alias, tables)
+def moment(db_alias: str, tables: Sequence[Table], label: str) -> Iterator[Moment]:
+    """A moment that has begun; closed at the end. Its sessions carry *label*."""
+    opened = Moment(db_alias, tables, label)
     try:
         opened.begin()
         yield opened

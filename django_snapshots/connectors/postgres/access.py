@@ -26,6 +26,10 @@ _KEYWORDS = frozenset(
     }
 )
 
+MAINTENANCE = "postgres"
+"""A database that every server has."""
+_BRIEF_SECONDS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
@@ -114,23 +118,37 @@ def exists(alias: str) -> bool:
             return True
     except SnapshotConnectorError:
         name = connections[alias].settings_dict["NAME"]
-        return not name or _known_to_the_server(alias, name)
+        return not name or known_to_the_server(alias, name)
 
 
-def _known_to_the_server(alias: str, name: str) -> bool:
-    """Ask in the database ``postgres``, which every server has; a pool is of one database, so without it."""
-    settings = connections[alias].settings_dict
-    options = {key: value for key, value in (settings.get("OPTIONS") or {}).items() if key != "pool"}
-    maintenance = type(connections[alias])({**settings, "NAME": "postgres", "OPTIONS": options}, alias=alias)
-    maintenance.inc_thread_sharing()
+def known_to_the_server(alias: str, name: str) -> bool:
+    """Whether the server has a database *name*; ``True`` also where it can't be asked."""
     try:
-        with maintenance.cursor() as cursor:
+        with brief(alias, database=MAINTENANCE) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT FROM pg_database WHERE datname = %s", [name])
             return cursor.fetchone() is not None
     except Error:
         return True
+
+
+@contextlib.contextmanager
+def brief(alias: str, *, database: str | None = None) -> Iterator[BaseDatabaseWrapper]:
+    """A connection for a short question about the server, in *database* if one is named. Raises ``django.db.Error``.
+
+    It is the role's that logs in, not the one that Django assumes: who may connect as a role may ask about its sessions
+    and end them. A pool is of one database and may have nothing left, so it is passed by.
+    """
+    settings = connections[alias].settings_dict
+    given = {key: value for key, value in (settings.get("OPTIONS") or {}).items() if key not in ("pool", "assume_role")}
+    options = {**given, "connect_timeout": _BRIEF_SECONDS, "application_name": "django-snapshots"}
+    changed = {**settings, "NAME": database or settings["NAME"], "OPTIONS": options}
+    connection = type(connections[alias])(changed, alias=alias)
+    connection.inc_thread_sharing()
+    try:
+        connection.ensure_connection()
+        yield connection
     finally:
-        maintenance.close()
+        connection.close()
 
 
 @contextlib.contextmanager
@@ -156,9 +174,10 @@ def reading(alias: str, label: str) -> Iterator[BaseDatabaseWrapper]:
 def _begin(connection: BaseDatabaseWrapper, label: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        # The label is first: from here on another worker can find this transaction and end it.
+        cursor.execute("SELECT set_config('application_name', %s, true)", [label])
         cursor.execute(
             "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', "
             "'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
         )
-        cursor.execute("SELECT set_config('application_name', %s, true)", [label])
         cursor.execute("SET LOCAL row_security = off")
