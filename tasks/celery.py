@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_init
 
-from tasks.broker import forget_processed
+from django_snapshots.filesystem_broker import forget_processed
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tasks.settings")
 

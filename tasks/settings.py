@@ -46,7 +46,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.broker import TRANSPORT, transport_options
+from django_snapshots.filesystem_broker import TRANSPORT, transport_options
 from tasks.environment import Environment
 
 _env = Environment()

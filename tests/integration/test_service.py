@@ -271,7 +271,7 @@ def _tables(alias: str) -> list[str]:
 @contextlib.contextmanager
 def _messages(options: dict[str, Any]) -> Iterator[Any]:
     """A queue of the service's broker; only in a process of its own, because this one has another Celery app."""
-    from tasks.broker import Transport
+    from django_snapshots.filesystem_broker import Transport
 
     with Connection("filesystem://localhost", transport=Transport, transport_options=options) as connection:
         yield connection.SimpleQueue("race")

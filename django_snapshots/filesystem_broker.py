@@ -20,7 +20,7 @@ from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 _KEEP_SECONDS = 3600.0
-TRANSPORT = "tasks.broker:Transport"
+TRANSPORT = "django_snapshots.filesystem_broker:Transport"
 """``CELERY_BROKER_TRANSPORT``."""
 
 
