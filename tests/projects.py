@@ -40,6 +40,8 @@ class Project:
     results: str = ""
     snapshots: dict[str, Any] = field(default_factory=dict)
     extra_environment: dict[str, str] = field(default_factory=dict)
+    celery: dict[str, Any] = field(default_factory=dict)
+    """Further settings of Celery, as Django's settings call them but without ``CELERY_``."""
 
     def __post_init__(self) -> None:
         self.media.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,7 @@ class Project:
             "SNAPSHOTS_TEST_SNAPSHOTS": json.dumps({"STORAGE": storage, **self.snapshots}),
             "SNAPSHOTS_TEST_BROKER": self.broker,
             "SNAPSHOTS_TEST_RESULTS": self.results,
+            "SNAPSHOTS_TEST_CELERY": json.dumps(self.celery),
             **self.extra_environment,
         }
 
