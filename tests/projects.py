@@ -209,12 +209,22 @@ class BeatProcess:
 class WorkerProcess:
     """A ``celery worker`` process in the shape of pytest-celery's containers (``CELERY.md``: duck typing is enough)."""
 
-    def __init__(self, project: Project, *, concurrency: int = 1, queue: str = "snapshots") -> None:
+    def __init__(
+        self,
+        project: Project,
+        *,
+        concurrency: int = 1,
+        queue: str = "snapshots",
+        node: str = "",
+        options: tuple[str, ...] = ("--without-mingle", "--without-gossip"),
+    ) -> None:
         self.id = uuid.uuid4().hex
         self.name = f"worker-{self.id[:12]}"
         self._project = project
         self._concurrency = concurrency
         self._queue = queue
+        self.node = node or f"worker@{self.id[:12]}"
+        self._options = options
         self._log = project.directory / f"{self.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -250,7 +260,7 @@ class WorkerProcess:
                 [
                     *(sys.executable, "-m", "celery", "-A", "tests.celery_app", "worker", "-l", "INFO"),
                     *("-c", str(self._concurrency), "-Q", self._queue, "-P", "prefork"),
-                    *("-n", f"worker@{self.id[:12]}", "--without-mingle", "--without-gossip"),
+                    *("-n", self.node, *self._options),
                 ],
                 env=self._project.environment(),
                 cwd=ROOT,
@@ -276,6 +286,10 @@ class WorkerProcess:
         os.kill(self.pid, number)
         assert self._process is not None
         self._process.wait(_DEADLINE)
+
+    def send(self, number: int) -> None:
+        """Send a signal, and wait for nothing."""
+        os.kill(self.pid, number)
 
     def reload(self) -> None:
         """Nothing is cached here."""
