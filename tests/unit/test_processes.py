@@ -513,6 +513,24 @@ def test_a_status_that_somebody_else_took_is_never_success(processes):
         signal.signal(signal.SIGCHLD, before)
 
 
+def test_a_system_without_waitid_ends_its_programs_too(monkeypatch):
+    """Like macOS; what stays in the group goes with the program."""
+    monkeypatch.delattr(os, "waitid")
+    with Processes() as processes:
+        tool = shell(processes, "echo hello; exit 3")
+        assert said(tool) == b"hello\n"
+        assert tool.wait(timeout=20) == 3
+        assert tool.explain() == "sh exited with status 3 and said nothing"
+        assert shell(processes, "kill -TERM $$").wait() == -signal.SIGTERM
+        killed, pids = workers(processes)
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+        left, others = workers(processes)
+        assert left.running()
+    gone(*pids, *others)
+    assert not own_zombies()
+
+
 # The worker's end
 
 
