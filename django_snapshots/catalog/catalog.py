@@ -159,11 +159,13 @@ class Catalog:
         form: str = "directory",
         gate: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
+        alone: Callable[[], bool] = lambda: True,
     ) -> Snapshot:
         """Make *snapshot* exist in the format *form*.
 
         *gate* is passed before anything takes a name of the snapshot's own: whoever has passed it goes on to the end.
-        *check* is called at every piece of work, and last right before the manifest is written. Both may raise.
+        *check* is called at every piece of work, and last right before the manifest is written. Both may raise. After a
+        failure what was renamed is renamed back only while *alone* says that nobody else may have passed the gate.
 
         May be called again after a death at any line; gives the same result. Raises ``SnapshotExistsError`` if the
         name belongs to another run, ``SnapshotIntegrityError`` if an object is not there as it was written, and
@@ -185,6 +187,7 @@ class Catalog:
                 rival=other.exists,
                 gate=gate,
                 check=check,
+                alone=alone,
             )
         self._clear_copies(found, stored)
         return found
@@ -232,7 +235,10 @@ class Catalog:
     def take_back(self, name: str, run: str, *, unless_whole: bool) -> None:
         """Remove a manifest of *run* that was written too late; with *unless_whole* only if something that it names is
         missing: then the snapshot had been there, and was deleted."""
-        snapshot = self.get(name)
+        try:
+            snapshot = self.get(name)
+        except SnapshotNotFoundError:
+            return  # somebody else has removed it
         if snapshot.run != run or (unless_whole and self._is_whole(snapshot)):
             return
         self._archive.delete(name) if self._archive.exists(name) else self._directory.unwrite(name)

@@ -97,6 +97,7 @@ class DirectoryFormat:
         rival: Callable[[str], bool],
         gate: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
+        alone: Callable[[], bool] = lambda: True,
     ) -> Snapshot:
         """Give every object its plain name, and write the manifest last.
 
@@ -108,7 +109,7 @@ class DirectoryFormat:
         try:
             for artifact in stored:
                 check()
-                records.append(self._settle(snapshot, artifact))
+                records.append(self._settle(snapshot, artifact, alone))
             check()
             found = self._commit(replace(snapshot, artifacts=tuple(records)), published)
             if rival(snapshot.name):
@@ -118,7 +119,7 @@ class DirectoryFormat:
                     "moment; choose another name."
                 )
         except Exception:
-            self._unsettle(snapshot, stored[: len(records)], records)
+            self._unsettle(snapshot, stored[: len(records)], records, alone)
             raise
         return found
 
@@ -141,19 +142,24 @@ class DirectoryFormat:
         return found
 
     def _unsettle(
-        self, snapshot: Snapshot, stored: Sequence[StoredArtifact], records: Sequence[ArtifactRecord]
+        self,
+        snapshot: Snapshot,
+        stored: Sequence[StoredArtifact],
+        records: Sequence[ArtifactRecord],
+        alone: Callable[[], bool],
     ) -> None:
-        """Give back the plain names that were taken, unless the manifest is there after all."""
+        """Give back the plain names that were taken, unless the manifest is there after all, or another finisher may be
+        about to write it: to that one the names belong."""
         # The first error is the one to report, whatever goes wrong here.
         with contextlib.suppress(Exception):
             if not isinstance(self.storage, AdvancedSnapshotStorage) or self.is_mine(snapshot.name, snapshot.run):
                 return
             for artifact, record in zip(stored, records, strict=True):
-                if record.filename != artifact.record.filename:
+                if record.filename != artifact.record.filename and alone():
                     plain = path_of(snapshot.name, record.filename)
                     self.storage.atomic_move(plain, path_of(snapshot.name, artifact.record.filename))
 
-    def _settle(self, snapshot: Snapshot, artifact: StoredArtifact) -> ArtifactRecord:
+    def _settle(self, snapshot: Snapshot, artifact: StoredArtifact, alone: Callable[[], bool]) -> ArtifactRecord:
         """Bring one object under its final name; return its record with that name."""
         record = artifact.record
         attempt = path_of(snapshot.name, record.filename)
@@ -175,7 +181,7 @@ class DirectoryFormat:
         except Exception:
             # A rename that took place may be reported as failed: where it could not be made to last.
             with contextlib.suppress(Exception):
-                if not self.storage.exists(attempt):
+                if not self.storage.exists(attempt) and alone():
                     self.storage.atomic_move(plain, attempt)
             raise
         return renamed

@@ -52,6 +52,7 @@ class _Finisher:
         self.claimed = claimed
         self.run = claimed.run
         self.hooks = hooks
+        self._had_a_way_back = claimed.run.publishing_at is None
         limits = get_limits()
         self.keeper = Keeper(
             claimed.lease,
@@ -76,7 +77,7 @@ class _Finisher:
             logger.warning("The finish of run %s: %s", self.run.pk, failure)
             return False
         # A storage that has cost every finisher its life is left alone; a later sweep removes what is in it.
-        if not self.claimed.last:
+        if not self.claimed.last and self._had_a_way_back:
             self._withdraw()
         if not self.keeper.through_outages(lambda: runs.end_with(self.claimed, failure)):
             return False
@@ -85,12 +86,25 @@ class _Finisher:
 
     def _failure(self) -> SnapshotError | None:
         failure = runs.first_failure(self.run) or runs.cancelled(self.run)
-        if failure is None and self.claimed.last:
+        if failure is None and self.claimed.last and not self._is_listed():
             return SnapshotError(
                 f"{self.run.kind} {self.run.name}: everything was stored, but each of {self.claimed.token - 1} workers "
                 "that were to finish it was lost in the middle of it. Look into the worker's and the kernel's log."
             )
         return failure
+
+    def _is_listed(self) -> bool:
+        """Whether one of those that were lost had written the manifest.
+
+        Only the first of the last looks: a storage that has cost every finisher its life may cost this one its own.
+        """
+        if self._had_a_way_back or self.claimed.token > get_limits().attempts + 1:
+            return False
+        try:
+            return Catalog(get_settings().storage).get(self.run.name).run == self.run.pk.hex
+        except Exception as error:  # noqa: BLE001 - whatever the storage says, the run has to end
+            logger.warning("Run %s: %s", self.run.pk, redact(str(error)))
+            return False
 
     def _result(self) -> dict[str, Any]:
         steps = runs.steps_of(self.run)
@@ -104,8 +118,17 @@ class _Finisher:
                 storage_id=self.run.storage_id,
                 gate=self._close_the_way_back,
                 check=self.keeper.moved,
+                alone=self._is_alone,
             )
         )
+
+    def _is_alone(self) -> bool:
+        """Whether no other finisher may have closed the way back, as far as this one can know.
+
+        An older one that has, and that only sleeps, may write the manifest at any moment; a newer one is writing it.
+        What it names must stay where it is.
+        """
+        return self._had_a_way_back and self.keeper.is_ours()
 
     def _close_the_way_back(self) -> None:
         self.keeper.check()

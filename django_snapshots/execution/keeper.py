@@ -94,6 +94,10 @@ class Keeper:
         if self.must_end is not None and not self._shielded:
             raise self.must_end
 
+    def is_ours(self) -> bool:
+        """Whether the right can only be this attempt's."""
+        return not self._threaded or (not self.lost and self._lease.holds())
+
     def shield(self) -> None:
         """From here on nothing ends the attempt: to stop half-way would be worse. Raises if it has to end now."""
         self.check()
