@@ -371,7 +371,7 @@ def _stopping(name, move):
 def _noted(attribute, move):
     def noted(*arguments):
         right = move(*arguments)
-        if right is not None and isinstance(_here.actor, Actor):
+        if right is not None and isinstance(getattr(_here, "actor", None), Actor):
             setattr(_here.actor, attribute, right)
         return right
 

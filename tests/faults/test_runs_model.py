@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from django_snapshots import execution
+from django_snapshots import execution, runs
 from django_snapshots.exceptions import SnapshotStorageError
 from django_snapshots.models import FINAL_STATES, Kind, Lock, Run, State, Step
 from tests.faults.model_world import Actor, World, forget_everything, install
@@ -116,8 +117,9 @@ class Journal(RuleBasedStateMachine):
             slept = chosen(holders, which)
             self.all_sleep_past_their_leases()
             self.it_holds()
-            self._let(self.world.act("worker", partial(self.world.work, slept.claimed.step), boot=3e5), moves)
-            self._let(slept, self.luck.choice(MOVES))
+            if self.luck.random() < 0.7:
+                self._let(self.world.act("worker", partial(self.world.work, slept.claimed.step), boot=3e5), moves)
+            self._wakes(slept)
 
     def a_finisher_begins(self, which: int, moves: int) -> None:
         rows = Run.objects.using(self.alias).filter(kind=Kind.SNAPSHOT, state=State.RUNNING, lease_until=None)
@@ -133,13 +135,12 @@ class Journal(RuleBasedStateMachine):
             first = chosen(finishers, which)
             self.world.passed += self.luck.choice((40, 61))
             self._let(self.world.act("finisher", partial(self.world.finish, first.finishes.run.pk), boot=5e5), moves)
-            self._let(first, self.luck.choice(MOVES))
+            self._wakes(first)
 
     def a_keeper_shows_life(self, which: int, moves: int) -> None:
         if keepers := self._who_has("keeper"):
             actor = chosen(keepers, which)
-            with self.world.seen_by(actor):
-                self._moves(actor, actor.keeper.beat)
+            self._beats(actor)
             self.world.passed += self.luck.choice((1, 25, 40))
 
     def time_passes_and_somebody_looks(self, which: int, moves: int) -> None:
@@ -216,6 +217,16 @@ class Journal(RuleBasedStateMachine):
             self.asked[run] = (kind, name, slot)
             self._launch(run, boot, moves)
 
+    def _wakes(self, actor: Actor) -> None:
+        """After a sleep its threads go on, in any order."""
+        if actor.keeper is not None and self.luck.random() < 0.5:
+            self._beats(actor)
+        self._let(actor, self.luck.choice(MOVES))
+
+    def _beats(self, actor: Actor) -> None:
+        with self.world.seen_by(actor):
+            self._moves(actor, actor.keeper.beat)
+
     def _who_has(self, right: str) -> list[Actor]:
         return [actor for actor in self.world.actors if getattr(actor, right) is not None]
 
@@ -279,6 +290,8 @@ class Journal(RuleBasedStateMachine):
             self._succeeded_rightly(new)
         if key[0] == "Run" and new["state"] in FINAL_STATES:
             assert new["reservation"] is None
+            going_on = Step.objects.using(self.alias).filter(run=new["id"]).exclude(state__in=FINAL_STATES)
+            assert not going_on.exists(), ("ended before its steps", new)
 
     def _succeeded_rightly(self, run: dict[str, Any]) -> None:
         steps = list(Step.objects.using(self.alias).filter(run=run["id"]))
@@ -444,6 +457,82 @@ def to_its_end(actor: Actor) -> None:
         actor.go_on()
 
 
+def launched(world) -> list[Step]:
+    run = uuid.uuid4()
+    world.to_the_end("launcher", lambda: world.launch(run, Kind.SNAPSHOT, run.hex, None))
+    return list(Step.objects.using(world.journal).filter(run=run).order_by("phase"))
+
+
+def row(world, step: Step) -> dict[str, Any]:
+    return Step.objects.using(world.journal).values().get(pk=step.pk)
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["nobody has it", "another one has it"])
+def test_an_attempt_that_has_lost_its_step_changes_nothing_of_it(world, taken) -> None:
+    """Wherever it slept, and whichever of its threads goes on first."""
+    places = set()
+    for moves in itertools.count(2):
+        early, _ = launched(world)
+        slept = world.act("worker", lambda early=early: world.work(early.pk))
+        for _ in range(moves):
+            slept.go_on()
+        if slept.ended or row(world, early)["state"] != State.RUNNING:
+            break
+        places.add(slept.where.partition(" ")[0])
+        for _ in range(2):
+            world.passed += 61
+            world.sweep()
+        if taken:
+            following = world.act("worker", lambda early=early: world.work(early.pk))
+            while following.where != "dump":
+                following.go_on()
+        before = row(world, early)
+        with world.seen_by(slept):
+            slept.keeper.beat() if moves % 2 else None
+        while not slept.ended and slept.finishes is None:
+            slept.go_on()
+            assert row(world, early) == before, slept
+        assert before["token"] == (2 if taken else 1)
+    assert places >= {"UPDATE", "write", "dump"}
+
+
+def test_a_lost_attempt_that_did_not_look_at_its_clock_changes_nothing_either(world) -> None:
+    """By the moves alone, that no keeper stands before."""
+    early, _ = launched(world)
+    lost = runs.claim(early.pk)
+    for _ in range(2):
+        world.passed += 61
+        world.sweep()
+    for another in (None, runs.claim):
+        if another is not None:
+            assert another(early.pk) is not None
+        before = row(world, early)
+        assert not runs.complete(lost, {})
+        assert not runs.fail(lost, SnapshotStorageError("late"))
+        assert not runs.release(lost)
+        assert runs.renew(lost, content_bytes=1).lost
+        assert row(world, early) == before
+
+
+def test_a_cancel_right_before_the_point_of_no_return_wins(world) -> None:
+    run = stored(world)
+    finishing = finisher(world, run, until="UPDATE")
+    finishing.go_on()
+    while not finishing.where.startswith("UPDATE"):
+        finishing.go_on()
+    world.to_the_end("canceller", lambda: world.cancel(run.pk))
+    to_its_end(finishing)
+    run.refresh_from_db(using=world.journal)
+    assert (run.state, run.publishing_at, world.listed()) == (State.CANCELLED, None, [])
+
+
+def test_a_finish_before_its_time_ends_nothing(world) -> None:
+    early, _ = launched(world)
+    assert runs.claim(early.pk) is not None
+    world.to_the_end("finisher", lambda: world.finish(early.run_id))
+    assert Run.objects.using(world.journal).get().state == State.RUNNING
+
+
 def test_a_finisher_that_slept_takes_nothing_from_the_next_one(world) -> None:
     run = stored(world)
     slept = finisher(world, run, until="move a/late.")
@@ -515,7 +604,7 @@ def test_a_deleter_that_slept_deletes_no_other_snapshot_of_the_name(world) -> No
 
 # All stories
 
-EXAMPLES = {"sqlite": 30, "postgres": 6, "mariadb": 6}
+EXAMPLES = {"sqlite": 40, "postgres": 6, "mariadb": 6}
 """How many stories; ``SNAPSHOTS_MODEL_ROUNDS=20`` tells as many times more of them, each time others."""
 ROUNDS = int(os.environ.get("SNAPSHOTS_MODEL_ROUNDS", "1"))
 
