@@ -48,6 +48,8 @@ def main() -> None:
         sys.exit(128 + signal.SIGKILL)
     os.close(int(gate))
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    # It stays blocked, but a system may drop a signal whose default is to be ignored; execve takes the handler away.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     launcher = os.getpid()
     child = os.fork()
     if child == 0:

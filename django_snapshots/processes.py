@@ -194,7 +194,7 @@ class Tool:
     def _await(self, timeout: float | None) -> None:
         if timeout is None:
             if self._popen.returncode is None:
-                self._look(os.WEXITED | os.WNOWAIT)
+                self._look(block=True)
             return
         deadline = time.monotonic() + timeout
         while not self._is_over():
@@ -203,16 +203,29 @@ class Tool:
             time.sleep(_POLL_SECONDS)
 
     def _is_over(self) -> bool:
-        """Whether it was reaped or could be; leaves it as it is."""
-        return self._popen.returncode is not None or self._look(os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        """Whether it was reaped or could be."""
+        return self._popen.returncode is not None or self._look(block=False)
 
-    def _look(self, options: int) -> bool:
-        """Whether it has ended. Where SIGCHLD is ignored the kernel has reaped it, and how it ended is not known."""
+    def _look(self, *, block: bool) -> bool:
+        """Whether it has ended, without reaping it, so that its number stays its own."""
+        if not hasattr(os, "waitid"):
+            return self._look_and_reap(block)
         try:
-            return os.waitid(os.P_PID, self.pid, options) is not None
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | (0 if block else os.WNOHANG)) is not None
         except ChildProcessError:
+            # Where SIGCHLD is ignored the kernel has reaped it, and how it ended is not known.
             self._status_lost = self._popen.returncode is None
             return True
+
+    def _look_and_reap(self, block: bool) -> bool:
+        """Where the system only looks by reaping (macOS): then end at once what is left in the group."""
+        if block:
+            self._popen.wait()
+        if self._popen.poll() is None:
+            return False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return True
 
     def __enter__(self) -> Self:
         return self
