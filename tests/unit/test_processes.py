@@ -519,7 +519,10 @@ def test_ending_twice_is_ending_once(processes):
     assert tool.wait() == 0
 
 
-def test_a_status_that_somebody_else_took_is_never_success(processes):
+def test_a_status_that_somebody_else_took_is_never_success(processes, monkeypatch):
+    """Then its number may be another's already, so nothing is sent to it any more."""
+    sent = []
+    monkeypatch.setattr(os, "killpg", lambda *number: sent.append(number))
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         tool = shell(processes, "exit 0")
@@ -527,6 +530,7 @@ def test_a_status_that_somebody_else_took_is_never_success(processes):
         assert tool.explain() == "sh ended, but something else in this process took its exit status and said nothing"
         tool.kill()
         tool.end()
+        assert sent == []
     finally:
         signal.signal(signal.SIGCHLD, before)
 
