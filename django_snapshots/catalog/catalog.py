@@ -159,11 +159,13 @@ class Catalog:
         form: str = "directory",
         gate: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
+        retreat: Callable[[Exception], bool] = lambda _error: True,
     ) -> Snapshot:
         """Make *snapshot* exist in the format *form*.
 
         *gate* is passed before anything takes a name of the snapshot's own: whoever has passed it goes on to the end.
-        *check* is called at every piece of work, and last right before the manifest is written. Both may raise.
+        *check* is called at every piece of work, and last right before the manifest is written. Both may raise. When
+        it fails, what was moved is moved back, unless *retreat* says that another finisher may be at it.
 
         May be called again after a death at any line; gives the same result. Raises ``SnapshotExistsError`` if the
         name belongs to another run, ``SnapshotIntegrityError`` if an object is not there as it was written, and
@@ -185,6 +187,7 @@ class Catalog:
                 rival=other.exists,
                 gate=gate,
                 check=check,
+                retreat=retreat,
             )
         self._clear_copies(found, stored)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from django_snapshots import backup, runs
 from django_snapshots.catalog import Catalog, StoredArtifact, summary
 from django_snapshots.conf import Settings, get_limits, get_settings
 from django_snapshots.exceptions import (
+    SnapshotCancelled,
     SnapshotError,
 )
 from django_snapshots.execution.errors import explained
@@ -75,9 +77,12 @@ class _Finisher:
         if self.keeper.lost:
             logger.warning("The finish of run %s: %s", self.run.pk, failure)
             return False
+        if (listed := self._listed()) is not None:
+            # Written all the same: by a finisher before this one, or by a write that was reported as failed.
+            return self._succeed(listed)
         # A storage that has cost every finisher its life is left alone; a later sweep removes what is in it.
-        if not self.claimed.last:
-            self._withdraw()
+        if not self.claimed.last and not self._withdraw(failure):
+            return False
         if not self.keeper.through_outages(lambda: runs.end_with(self.claimed, failure)):
             return False
         logger.error("%s %s failed: %s", self.run.kind, self.run.name or self.run.pk, failure)
@@ -104,12 +109,32 @@ class _Finisher:
                 storage_id=self.run.storage_id,
                 gate=self._close_the_way_back,
                 check=self.keeper.moved,
+                retreat=self._retreat,
             )
         )
+
+    def _listed(self) -> dict[str, Any] | None:
+        """The snapshot of this run, if it is there in spite of everything."""
+        if self.run.kind != Kind.SNAPSHOT:
+            return None
+        with contextlib.suppress(Exception):
+            snapshot = Catalog(get_settings().storage).get(self.run.name)
+            if snapshot.run == self.run.pk.hex:
+                return summary(snapshot)
+        return None
 
     def _close_the_way_back(self) -> None:
         self.keeper.check()
         self.keeper.through_outages(lambda: runs.close_the_way_back(self.claimed))
+
+    def _retreat(self, error: Exception) -> bool:
+        """Whether what was moved may be taken back: not while another finisher may go forward."""
+        cause = explained(error, f"{self.run.kind} {self.run.name}")
+        try:
+            self.keeper.through_outages(lambda: runs.retreat(self.claimed, cause))
+        except (SnapshotCancelled, DatabaseError):
+            return False
+        return True
 
     def _succeed(self, result: dict[str, Any]) -> bool:
         if self.keeper.through_outages(lambda: runs.succeed(self.claimed, result)):
@@ -129,29 +154,30 @@ class _Finisher:
 
     def interrupted(self) -> None:
         """The process is told to end, or something went wrong that nothing explains: the next one goes on."""
-        if self.run.inline:
-            # Nobody else will: what was published counts, anything else is taken back.
-            _end_interrupted(self.claimed)
-        else:
+        if not self.run.inline:
             runs.release_finish(self.claimed)
+            return
+        # Nobody else will: what is listed counts, anything else is taken back.
+        if (listed := self._listed()) is not None:
+            self._succeed(listed)
+            return
+        error = SnapshotError(f"{self.run.kind} {self.run.name} was interrupted while it was finished.")
+        if self._withdraw(error):
+            runs.end_with(self.claimed, error)
 
-    def _withdraw(self) -> None:
+    def _withdraw(self, failure: SnapshotError) -> bool:
+        """Remove what the attempts stored; false if the run is another finisher's."""
         if self.run.kind == Kind.SNAPSHOT:
+            if not self._retreat(failure):
+                return False
             withdraw_objects(get_settings(), self.run.name, self.run.pk.hex, filenames_of(self.run))
+        return True
 
     def _clear_losers(self) -> None:
         """Remove what lost attempts have stored; what can't be removed now, a later sweep removes."""
         steps = runs.steps_of(self.run)
         if self.run.kind == Kind.SNAPSHOT and any(step.token > 1 for step in steps):
             withdraw_objects(get_settings(), self.run.name, self.run.pk.hex, [])
-
-
-def _end_interrupted(claimed: runs.Finish) -> None:
-    run = claimed.run
-    if run.kind == Kind.SNAPSHOT:
-        withdraw_objects(get_settings(), run.name, run.pk.hex, filenames_of(run))
-    what = f"{run.kind} {run.name} was interrupted while it was finished; the list says whether it is there."
-    runs.end_with(claimed, SnapshotError(what))
 
 
 def _stored(step: Step) -> StoredArtifact:

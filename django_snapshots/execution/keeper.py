@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 
 from django_snapshots import runs
 from django_snapshots.conf import Limits
@@ -104,12 +105,13 @@ class Keeper:
         while True:
             try:
                 return move()
-            except DatabaseError:
+            except (OperationalError, InterfaceError) as error:
                 if not self._threaded or not self._lease.holds():
                     raise
-                logger.warning("The journal does not answer; trying again.", exc_info=True)
-                connections[runs.alias()].close()
-                self._ended.wait(_RETRY_SECONDS)
+                logger.warning("The journal does not answer; trying again: %s", redact(str(error)).strip())
+                with contextlib.suppress(DatabaseError):
+                    connections[runs.alias()].close()
+                time.sleep(_RETRY_SECONDS)
 
     # The thread
 

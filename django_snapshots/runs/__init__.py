@@ -22,6 +22,7 @@ from django_snapshots.runs.finish import (
     refuse,
     release_finish,
     renew_finish,
+    retreat,
     succeed,
     told,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "require_free",
     "require_no_transaction",
     "reserved_by",
+    "retreat",
     "run_of",
     "seconds_since_boot",
     "seen_by_this_thread_alone",

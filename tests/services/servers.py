@@ -332,7 +332,7 @@ class MariaDB(Service):
             "init.sql",
             f"DELETE FROM mysql.global_priv WHERE User IN ('', 'root', 'PUBLIC');\n"
             f"FLUSH PRIVILEGES;\n"
-            f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{self.password}';\n"
+            f"CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{self.password}';\n"
             f"GRANT ALL PRIVILEGES ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n",
         )
 
