@@ -20,7 +20,8 @@ from django.test import override_settings
 import django_snapshots.storage
 from django_snapshots import conf, tasks
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
-from django_snapshots.management.commands.snapshots import EXIT_CODES, Command
+from django_snapshots.management.codes import EXIT_CODES
+from django_snapshots.management.commands.snapshots import Command
 from django_snapshots.manifest import Snapshot
 from tests.databases import Maker, mariadb_cursor
 from tests.integration.pages import PAGES, Block, blocks, part, text_of, the_block, told_fields
