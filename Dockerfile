@@ -42,7 +42,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     SNAPSHOTS_TEMPORARY_DIRECTORY=/var/lib/snapshots/scratch
 WORKDIR /app
 USER 10001:10001
-STOPSIGNAL SIGTERM
+# A worker then gives up what takes too long, for another worker to take.
+STOPSIGNAL SIGQUIT
 
 # Of the worker, which is what the image runs when it isn't told; docker-compose.yml has the others' checks.
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \

@@ -5,14 +5,11 @@ Knows neither Celery nor the journal: ``execution/`` calls it from a task or in 
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import socket
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import django
 
@@ -27,6 +24,7 @@ from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
 from django_snapshots.plan import PlannedStep, SnapshotPlan, attempt_filename, plain_filename
 from django_snapshots.processes import Processes
 from django_snapshots.storage.streams import write_chunks
+from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import Dump, DumpRequest
 
 
@@ -147,13 +145,6 @@ def publish(
 def withdraw(settings: Settings, name: str, run: str, filenames: Sequence[str]) -> None:
     """Remove what attempts of *run* (32 hex digits) stored and its manifest, if there is one, does not name."""
     Catalog(settings.storage).withdraw(name, run, filenames)
-
-
-@contextlib.contextmanager
-def private_directory(parent: Path | None) -> Iterator[Path]:
-    """A directory that only this user can enter (0700), below *parent* or the system's own, removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="django-snapshots-", dir=parent) as name:
-        yield Path(name)
 
 
 def utc_now() -> datetime:

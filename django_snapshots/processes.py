@@ -1,9 +1,10 @@
 """Outside programs: started so that they die with their worker, watched, explained, and always ended.
 
-Who can die when: a program dies with the thread that started it (``_launch.py``), so start it from the thread that
-reads it; ``Processes.kill`` ends the whole process group from any thread; leaving ``with Processes()`` ends what is
-left. What then holds: no program outlives its attempt, and a program that was killed is never taken for complete,
-because ``Tool.wait`` gives a status that isn't 0.
+Each program has a launcher beside it (``_launch.py``), which ends it together with all that it started. Who can die
+when: a program dies with the thread that started it, so start it from the thread that reads it; ``Processes.kill``
+ends everything from any thread; leaving ``with Processes()`` ends what is left. What then holds: no program outlives
+its attempt, and a program that was killed is never taken for complete, because ``Tool.wait`` gives a status that
+isn't 0.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from django_snapshots._launch import ASK, END
 from django_snapshots.exceptions import SnapshotCancelled
 from django_snapshots.redaction import redact
 
@@ -31,6 +33,9 @@ _READ_SIZE = 256 * 1024
 _STDERR_KEPT = 16 * 1024
 _STDERR_SHOWN = 4000
 _POLL_SECONDS = 0.01
+_KILLED_WITHIN = 2.0
+_UNKNOWN_STATUS = 255
+_MEANING = {ASK: signal.SIGTERM, END: signal.SIGKILL}
 
 
 def find_program(names: Sequence[str], directories: Sequence[str | Path] = ()) -> Path | None:
@@ -48,7 +53,10 @@ def find_program(names: Sequence[str], directories: Sequence[str | Path] = ()) -
 
 
 class Tool:
-    """One running program. Read ``chunks``, write ``stdin``, then ``wait``; ``explain`` says how it ended."""
+    """One running program. Read ``chunks``, write ``stdin``, then ``wait``; ``explain`` says how it ended.
+
+    ``pid`` is its launcher's, which leads its process group, passes SIGTERM on to it, and ends as it does.
+    """
 
     def __init__(self, popen: subprocess.Popen[bytes], name: str, secrets: Sequence[str]) -> None:
         self.name = name
@@ -57,6 +65,8 @@ class Tool:
         self._secrets = tuple(secrets)
         self._stderr = b""
         self._stderr_lost = False
+        self._status_lost = False
+        self._sent: set[signal.Signals] = set()
         self._reaping = threading.Lock()
         self._stderr_reader = threading.Thread(target=self._collect, name=f"{name}-stderr", daemon=True)
         self._stderr_reader.start()
@@ -87,11 +97,13 @@ class Tool:
         self._await(timeout)
         self._reap()
         self._stderr_reader.join(timeout=5)
-        return self._popen.returncode
+        status = self._status
+        assert status is not None  # noqa: S101
+        return status
 
     def running(self) -> bool:
         """Whether the program has not ended yet."""
-        if self._popen.returncode is None and self._has_ended():
+        if self._popen.returncode is None and self._is_over():
             self._reap()
         return self._popen.returncode is None
 
@@ -106,9 +118,11 @@ class Tool:
 
     def explain(self) -> str:
         """How it ended, in a sentence, with its own words: ``pg_dump exited with status 1: ...``."""
-        running, status = self.running(), self._popen.returncode
+        running, status = self.running(), self._status
         if running or status is None:
             how = "is still running"
+        elif self._status_lost:
+            how = "ended, but something else in this process took its exit status"
         elif status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
         else:
@@ -117,61 +131,101 @@ class Tool:
         return f"{self.name} {how}: {words}" if words else f"{self.name} {how} and said nothing"
 
     def end(self) -> None:
-        """Kill the program's whole process group if it still runs, reap it, close its pipes; any number of times."""
-        self.kill()
-        self._await(None)
-        self._reap()
-        for stream in (self._popen.stdin, self._popen.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        """Kill the program with all that it started, reap it, close its pipes; any number of times."""
+        try:
+            self.kill()
+            self._await(None)
+            self._reap()
+        finally:
+            for stream in (self._popen.stdin, self._popen.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
         self._stderr_reader.join(timeout=5)
 
     def kill(self) -> None:
-        """Kill the process group from any thread; the owner still calls ``end``."""
+        """Kill the program with all that it started, from any thread; the owner still calls ``end``.
+
+        The launcher does it, because it alone finds what has left the process group; that takes milliseconds. If it
+        does not answer within two seconds, the group is killed.
+        """
         with self._reaping:
-            if self._popen.returncode is None:
-                self._kill_group()
+            deadline = time.monotonic() + _KILLED_WITHIN
+            # Asked again and again: a launcher that is only beginning may not hear the first time.
+            while not self._is_over() and time.monotonic() < deadline:
+                self._send(END)
+                time.sleep(_POLL_SECONDS / 4)
+            self._kill_group()
 
     def terminate(self) -> None:
-        """Ask the process group to end (SIGTERM); the owner still waits and calls ``end``."""
+        """Ask the program and all of its process group to end (SIGTERM); the owner still waits and calls ``end``."""
         with self._reaping:
-            if self._popen.returncode is None:
-                self._kill_group(signal.SIGTERM)
+            if not self._is_over():
+                self._send(ASK)
 
-    def _kill_group(self, number: signal.Signals = signal.SIGKILL) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+    def _send(self, number: signal.Signals) -> None:
+        self._sent.add(number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def _kill_group(self) -> None:
+        """Kill who is left in the process group; its number is its own until the launcher is reaped."""
+        if self._popen.returncode is None and not self._status_lost:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def _reap(self) -> None:
-        """After the program has ended: end what it has left running, too.
-
-        The group outlives its leader if a grandchild runs on. Its number can't be used again before the leader is
-        reaped, so the group is killed first.
-        """
+        """After the launcher has ended: end what a launcher that was killed has left in the group, too."""
         with self._reaping:
             if self._popen.returncode is None:
                 self._kill_group()
                 self._popen.wait()
 
+    @property
+    def _status(self) -> int | None:
+        """How the program ended; a launcher that a signal of ours ended before it began counts for the program."""
+        status = self._popen.returncode
+        if status is None:
+            return None
+        if self._status_lost:
+            return _UNKNOWN_STATUS
+        return next((-_MEANING[number] for number in self._sent if number == -status), status)
+
     def _await(self, timeout: float | None) -> None:
         if timeout is None:
             if self._popen.returncode is None:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+                self._look(block=True)
             return
         deadline = time.monotonic() + timeout
-        while self._popen.returncode is None and not self._has_ended():
+        while not self._is_over():
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(self.name, timeout)
             time.sleep(_POLL_SECONDS)
 
-    def _has_ended(self) -> bool:
-        """Whether it could be reaped; leaves it as it is."""
+    def _is_over(self) -> bool:
+        """Whether it was reaped or could be."""
+        return self._popen.returncode is not None or self._look(block=False)
+
+    def _look(self, *, block: bool) -> bool:
+        """Whether it has ended, without reaping it, so that its number stays its own."""
+        if not hasattr(os, "waitid"):
+            return self._look_and_reap(block)
         try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | (0 if block else os.WNOHANG)) is not None
         except ChildProcessError:
+            # Where SIGCHLD is ignored the kernel has reaped it, and how it ended is not known.
+            self._status_lost = self._popen.returncode is None
             return True
+
+    def _look_and_reap(self, block: bool) -> bool:
+        """Where the system only looks by reaping (macOS): then end at once what is left in the group."""
+        if block:
+            self._popen.wait()
+        if self._popen.poll() is None:
+            return False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -209,28 +263,34 @@ class Processes:
         cwd: Path | None = None,
         secrets: Sequence[str] = (),
     ) -> Tool:
-        """Start ``argv[0]`` (an absolute path) in a session of its own.
+        """Start ``argv[0]`` (an absolute path) in a session and a process group of its own.
 
         *env* is added to this process's environment. Secrets go there or into a private file, never into *argv*;
         *secrets* are removed from what it says, besides the passwords of ``DATABASES``. Raises
         ``SnapshotCancelled`` once the attempt has been ended.
         """
         command = [str(item) for item in argv]
-        with self._lock:
+        name = Path(command[0]).name
+        with self._lock, _Gate() as gate, contextlib.ExitStack() as undo:
             if self._closed:
-                raise SnapshotCancelled(f"{Path(command[0]).name} was not started: the run has been ended.")
+                raise SnapshotCancelled(f"{name} was not started: the run has been ended.")
             popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command],
+                [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(gate.entrance), *command],
                 env={**os.environ, **(env or {})},
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 cwd=cwd,
+                pass_fds=[gate.entrance],
                 start_new_session=True,
                 bufsize=0,
             )
-            tool = Tool(popen, Path(command[0]).name, secrets)
+            undo.enter_context(popen)
+            undo.callback(gate.close)
+            tool = Tool(popen, name, secrets)
             self._tools.append(tool)
+            undo.pop_all()
+            gate.open()
         for stream in (popen.stdin, popen.stdout):
             _enlarge(stream)
         return tool
@@ -254,9 +314,41 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
-        for tool in self._tools:
-            tool.end()
+        # Whatever interrupts one end, the others are ended too.
+        with contextlib.ExitStack() as stack:
+            for tool in self._tools:
+                stack.callback(tool.end)
+            self.kill()
+
+
+class _Gate:
+    """Lets a program begin only once it is on the list of those that will be ended.
+
+    An interrupt may come between a start and its record, in a task by a time limit. The gate is then left without
+    being opened, which its launcher sees as the end of a pipe, and goes.
+    """
+
+    def __init__(self) -> None:
+        self.entrance, self._exit = os.pipe()
+
+    def open(self) -> None:
+        # A launcher that has ended already says so by its status.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._exit, b"!")
+
+    def close(self) -> None:
+        for descriptor in (self._exit, self.entrance):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.entrance = self._exit = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _enlarge(stream: IO[bytes] | None) -> None:

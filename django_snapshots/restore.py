@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from django_snapshots.backup import private_directory
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import (
@@ -29,6 +28,7 @@ from django_snapshots.pipeline.digest import content_tally, stored_tally
 from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
+from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
 from django_snapshots.verify import check_artifacts
 

@@ -7,7 +7,7 @@ through ``check``, ``switch`` and ``discard``, or ``roll_back``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -85,7 +85,7 @@ class Target:
     empty: bool
     """Whether there is nothing to lose: missing, or without tables, rows or files of its own."""
     identity: str = ""
-    """What it physically is (server and database, device and inode): equal for two aliases of one database."""
+    """What it physically is, by the rule of ``Identified``; empty where that is not known."""
 
 
 class SwitchRank(IntEnum):
@@ -132,3 +132,35 @@ class Transferable(Protocol):
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Build the new state beside the target or in an open transaction. Raises without leaving anything behind."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """An optional capability of a connector or an artifact kind: to say what a subject physically is.
+
+    What two runs must not work on at the same time is locked by this text.
+    """
+
+    def identity(self, subject: str) -> str:
+        """Equal for two names of one thing, different for two things; also when it is missing, and the same before and
+        after a restore that replaces it. Empty where nothing is to be locked.
+
+        Answers within seconds. Raises nothing when a server is away: then it is made of the settings.
+        """
+
+
+@runtime_checkable
+class EndsSessions(Protocol):
+    """An optional capability of a connector or an artifact kind: to end what an earlier attempt has left on a server.
+
+    An attempt whose worker sleeps, or whose network is gone, still has its sessions there, with transactions and locks.
+    Whoever takes its step over ends them first.
+    """
+
+    def end_sessions(self, db_alias: str, labels: Sequence[str], /) -> int:
+        """End every session of *db_alias* that carries exactly one of *labels*, and nobody else's; return how many.
+
+        On return they are gone, and their transactions and locks with them. Waits for that some seconds; then, or where
+        the account has no right to, raises ``SnapshotConnectorError`` that says what to do. An attempt that wakes finds
+        its sessions dead and fails. It may open new ones: those it is kept from by its lease, not by this.
+        """

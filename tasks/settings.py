@@ -16,6 +16,8 @@ CELERY_BROKER_URL               ``filesystem://localhost``   ``redis://...``, ``
                                                              in DATA_DIRECTORY, for workers of a single host
 CELERY_BROKER_POLLING_INTERVAL  1.0                          seconds, of ``filesystem://`` alone
 CELERY_RESULT_BACKEND           ``django-db``                where ``.get()`` finds a task's result
+CELERY_WORKER_SOFT_SHUTDOWN_    60                           seconds that a worker which gets SIGQUIT leaves its steps
+TIMEOUT                                                      to end by themselves, before it gives them up
 SNAPSHOTS_LOCATION              ``snapshots`` in             the directory that the snapshots lie in; all workers must
                                 DATA_DIRECTORY               see the same one
 SNAPSHOTS_QUEUE                 ``snapshots``                the queue that these workers and tasks use
@@ -46,7 +48,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.broker import TRANSPORT, transport_options
+from django_snapshots.filesystem_broker import TRANSPORT, transport_options
 from tasks.environment import Environment
 
 _env = Environment()
@@ -157,3 +159,9 @@ CELERY_TASK_DEFAULT_QUEUE = SNAPSHOTS_QUEUE
 # A step takes from seconds to hours: a worker must not hold one back while another is idle.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_DISABLE_PREFETCH = CELERY_BROKER_URL.startswith(("redis:", "rediss:"))
+# SIGQUIT: what has not ended after this time is given up, for another worker to take. SIGTERM waits without limit.
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = _env.float("CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT", default=60.0)
+# No message waits in these workers for a later time, so an idle one needn't wait before it ends.
+CELERY_WORKER_ENABLE_SOFT_SHUTDOWN_ON_IDLE = False
+# A step needs no broker, and its message is acknowledged already: a broker that restarts costs no dump of hours.
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False

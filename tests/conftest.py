@@ -10,6 +10,7 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from tests.databases import Maker, MariaDBMaker, PostgisMaker, PostgresMaker, SQLiteMaker
 from tests.services import Server, ServiceError, running
+from tests.services.rabbitmq import wait_until_ready
 
 
 def _server(name: str) -> Server:
@@ -41,6 +42,15 @@ def mariadb() -> Server:
 def redis() -> Server:
     """Redis; ``redis.url`` is its broker URL."""
     return _server("redis")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Server:
+    """RabbitMQ, as soon as it answers; ``rabbitmq.url`` is its broker URL."""
+    try:
+        return wait_until_ready(_server("rabbitmq"))
+    except ServiceError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 def _undone(maker: Maker, request: pytest.FixtureRequest, blocker: DjangoDbBlocker) -> Iterator[Maker]:

@@ -40,6 +40,8 @@ class Project:
     results: str = ""
     snapshots: dict[str, Any] = field(default_factory=dict)
     extra_environment: dict[str, str] = field(default_factory=dict)
+    celery: dict[str, Any] = field(default_factory=dict)
+    """Further settings of Celery, as Django's settings call them but without ``CELERY_``."""
 
     def __post_init__(self) -> None:
         self.media.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,7 @@ class Project:
             "SNAPSHOTS_TEST_SNAPSHOTS": json.dumps({"STORAGE": storage, **self.snapshots}),
             "SNAPSHOTS_TEST_BROKER": self.broker,
             "SNAPSHOTS_TEST_RESULTS": self.results,
+            "SNAPSHOTS_TEST_CELERY": json.dumps(self.celery),
             **self.extra_environment,
         }
 
@@ -206,12 +209,22 @@ class BeatProcess:
 class WorkerProcess:
     """A ``celery worker`` process in the shape of pytest-celery's containers (``CELERY.md``: duck typing is enough)."""
 
-    def __init__(self, project: Project, *, concurrency: int = 1, queue: str = "snapshots") -> None:
+    def __init__(
+        self,
+        project: Project,
+        *,
+        concurrency: int = 1,
+        queue: str = "snapshots",
+        node: str = "",
+        options: tuple[str, ...] = ("--without-mingle", "--without-gossip"),
+    ) -> None:
         self.id = uuid.uuid4().hex
         self.name = f"worker-{self.id[:12]}"
         self._project = project
         self._concurrency = concurrency
         self._queue = queue
+        self.node = node or f"worker@{self.id[:12]}"
+        self._options = options
         self._log = project.directory / f"{self.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -247,7 +260,7 @@ class WorkerProcess:
                 [
                     *(sys.executable, "-m", "celery", "-A", "tests.celery_app", "worker", "-l", "INFO"),
                     *("-c", str(self._concurrency), "-Q", self._queue, "-P", "prefork"),
-                    *("-n", f"worker@{self.id[:12]}", "--without-mingle", "--without-gossip"),
+                    *("-n", self.node, *self._options),
                 ],
                 env=self._project.environment(),
                 cwd=ROOT,
@@ -273,6 +286,10 @@ class WorkerProcess:
         os.kill(self.pid, number)
         assert self._process is not None
         self._process.wait(_DEADLINE)
+
+    def send(self, number: int) -> None:
+        """Send a signal, and wait for nothing."""
+        os.kill(self.pid, number)
 
     def reload(self) -> None:
         """Nothing is cached here."""

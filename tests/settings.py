@@ -58,3 +58,7 @@ SNAPSHOTS = json.loads(os.environ.get("SNAPSHOTS_TEST_SNAPSHOTS", "null")) or {
 }
 CELERY_BROKER_URL = os.environ.get("SNAPSHOTS_TEST_BROKER", "memory://")
 CELERY_RESULT_BACKEND = os.environ.get("SNAPSHOTS_TEST_RESULTS") or None
+# Whatever else a test sets: a transport with its options, limits.
+globals().update(
+    {f"CELERY_{name}": value for name, value in json.loads(os.environ.get("SNAPSHOTS_TEST_CELERY", "{}")).items()}
+)

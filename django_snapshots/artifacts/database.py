@@ -8,9 +8,19 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from django_snapshots.connectors.auto import connector_for, connector_name
+from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.protocols import StreamingConnector
 from django_snapshots.exceptions import SnapshotPreflightError
-from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
+from django_snapshots.transfer import (
+    Dump,
+    DumpRequest,
+    EndsSessions,
+    Identified,
+    Prepared,
+    RestoreRequest,
+    Source,
+    Target,
+)
 
 
 class DatabaseArtifact:
@@ -48,6 +58,17 @@ class DatabaseArtifact:
     def target(self, subject: str) -> Target:
         """The alias's database."""
         return self.connector(subject).target(subject)
+
+    def identity(self, subject: str) -> str:
+        """What the alias's database physically is: what its connector says, if that has a word in it; else by the
+        engine, whatever the connector is."""
+        connector = self.connector(subject)
+        return connector.identity(subject) if isinstance(connector, Identified) else database_identity(subject)
+
+    def end_sessions(self, subject: str, labels: Sequence[str]) -> int:
+        """What the alias's connector does; nothing for one that has no sessions to end."""
+        connector = self.connector(subject)
+        return connector.end_sessions(subject, labels) if isinstance(connector, EndsSessions) else 0
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Restore the alias *subject*; refuses a dump that another connector wrote."""

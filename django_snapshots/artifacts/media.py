@@ -82,14 +82,18 @@ class MediaArtifact:
         root = media_root(self.location)
         name = str(Path(root.configured))
         if not root.path.exists():
-            return Target(name=name, description=f"media directory {name} (missing)", empty=True)
-        status = root.path.stat()
-        return Target(
-            name=name,
-            description=f"media directory {name}",
-            empty=_empty(root.path),
-            identity=f"{status.st_dev}:{status.st_ino}",
-        )
+            description, empty = f"media directory {name} (missing)", True
+        else:
+            description, empty = f"media directory {name}", _empty(root.path)
+        return Target(name=name, description=description, empty=empty, identity=self.identity(subject))
+
+    def identity(self, subject: str) -> str:
+        """The real path of ``MEDIA_ROOT``: a restore puts another directory, with another inode, in its place.
+
+        Which host it is on is left out: hosts may share the disk, and one lock too many only makes somebody wait.
+        Raises ``SnapshotConfigurationError`` where ``target`` does.
+        """
+        return f"media:{media_root(self.location).path}"
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Unpack the archive into a staging directory on the file system of ``MEDIA_ROOT``.

@@ -118,8 +118,16 @@ class FileKindAdapter:
             name=self.type,
             description=f"{self.type}, which {type(self.kind).__name__} restores in place and not atomically",
             empty=False,
-            identity=f"artifact:{self.type}",
+            identity=self.identity(self.type),
         )
+
+    def identity(self, subject: str) -> str:
+        """What the kind's own method ``identity`` says, if it has one; else nothing, and then nothing locks it.
+
+        Raises ``SnapshotArtifactError`` if that method fails or returns no text.
+        """
+        ask = getattr(self.kind, "identity", None)
+        return self._foreign().identity(ask) if callable(ask) else ""
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Write *source* to a private file; the kind is called by ``switch``."""

@@ -6,8 +6,9 @@ Its dump goes through a private directory, its restore is not atomic.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from django.db import Error, connections
 from django_snapshots.connectors import foreign, sqlite_files
 from django_snapshots.connectors.facts import applied_migrations, own_connection, require_alias
 from django_snapshots.connectors.generic_target import generic_target
+from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.preserved_rows import PreservedRows
 from django_snapshots.connectors.protocols import DatabaseConnector
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
@@ -51,7 +53,20 @@ class FileConnectorAdapter:
 
     def target(self, subject: str) -> Target:
         """The alias's database, as far as Django can describe it."""
-        return generic_target(subject)
+        return replace(generic_target(subject), identity=self.identity(subject))
+
+    def identity(self, subject: str) -> str:
+        """What the connector's own method ``identity`` says, if it has one; else by the engine.
+
+        Raises ``SnapshotConnectorError`` if that method fails or returns no text.
+        """
+        ask = getattr(self.connector, "identity", None)
+        return _foreign(subject).identity(lambda: ask(subject)) if callable(ask) else database_identity(subject)
+
+    def end_sessions(self, db_alias: str, labels: Sequence[str]) -> int:
+        """What the connector's own method ``end_sessions`` does, if it has one. Raises ``SnapshotConnectorError``."""
+        end = getattr(self.connector, "end_sessions", None)
+        return _foreign(db_alias).number("end_sessions", lambda: end(db_alias, labels)) if callable(end) else 0
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Write *source* to a private file; the connector is called by ``switch``."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,14 +10,8 @@ from typing import Any
 
 from django_snapshots.exceptions import SnapshotNotFoundError
 from django_snapshots.processes import Processes
+from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import CHUNK_SIZE, Dump, DumpRequest, Prepared, RestoreRequest, Source
-
-
-@contextlib.contextmanager
-def private_directory() -> Iterator[Path]:
-    """A directory that only this user can enter (0700, as ``mkdtemp`` makes it) and that is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="django-snapshots-") as name:
-        yield Path(name)
 
 
 class FileTier:

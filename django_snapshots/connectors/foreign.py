@@ -67,6 +67,20 @@ class Foreign:
             ) from None
         return content
 
+    def identity(self, function: Callable[[], object]) -> str:
+        """What its ``identity`` returned, which must be text."""
+        returned = self.call("identity", function)
+        if not isinstance(returned, str):
+            raise self.error(f"{self._begin()} must return a str from identity, not {type(returned).__name__}.")
+        return returned
+
+    def number(self, what: str, function: Callable[[], object]) -> int:
+        """What its method *what* returned, which must be a whole number."""
+        returned = self.call(what, function)
+        if not isinstance(returned, int):
+            raise self.error(f"{self._begin()} must return an int from {what}, not {type(returned).__name__}.")
+        return returned
+
     def require_content(self, path: Path) -> None:
         """Raise unless its ``dump`` wrote something to *path*."""
         if not path.is_file() or path.stat().st_size == 0:

@@ -7,6 +7,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors import sqlite_files
 from django_snapshots.connectors.facts import own_connection, require_alias
+from django_snapshots.connectors.identity import database_identity
 from django_snapshots.transfer import Target
 
 
@@ -15,19 +16,13 @@ def generic_target(alias: str) -> Target:
     require_alias(alias)
     settings = connections[alias].settings_dict
     name, host, port = str(settings["NAME"]), str(settings["HOST"] or ""), str(settings["PORT"] or "")
-    vendor = connections[alias].vendor
     where = f" on {host}{':' + port if port else ''}" if host else ""
     return Target(
         name=name,
         description=f'{connections[alias].display_name} database "{name}"{where}',
         empty=_is_empty(alias),
-        identity=_file_identity(alias) if vendor == "sqlite" else f"{vendor}:{host}:{port}:{name}",
+        identity=database_identity(alias),
     )
-
-
-def _file_identity(alias: str) -> str:
-    place = sqlite_files.locate(alias)
-    return sqlite_files.identity(place)
 
 
 def _is_empty(alias: str) -> bool:

@@ -85,14 +85,13 @@ def file_is_missing(alias: str) -> bool:
 
 
 def identity(place: Place) -> str:
-    """What the database physically is: equal for two aliases of one file."""
+    """What the database physically is: equal for two aliases of one file, also for one that is made or replaced later.
+
+    So the real path and not the inode; a file with several hard links, which SQLite forbids, has several.
+    """
     if place.path is None:
         return f"sqlite:memory:{os.getpid()}:{place.name if place.shared_memory else place.alias}"
-    try:
-        facts = place.path.stat()
-    except OSError:
-        return f"sqlite:{place.path.resolve()}"
-    return f"sqlite:{facts.st_dev}:{facts.st_ino}"
+    return f"sqlite:{os.path.realpath(place.path)}"
 
 
 @contextlib.contextmanager

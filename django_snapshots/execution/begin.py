@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from django_snapshots import backup, runs
 from django_snapshots import restore as restoring
+from django_snapshots.artifacts.capabilities import identity_of
 from django_snapshots.catalog import Catalog, Entry, label
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.exceptions import (
@@ -127,8 +128,7 @@ def _prepare(run: Run, request: Request) -> list[Step]:
 def _physical(settings: Settings, artifact_type: str, subject: str, *, exclusive: bool) -> Iterator[runs.Wanted]:
     """The lock on what an artifact physically is, if it is anything that can be shared."""
     try:
-        identity_of = getattr(settings.kind(artifact_type), "identity", None)
-        identity = identity_of(subject) if callable(identity_of) else ""
+        identity = identity_of(settings.kind(artifact_type), subject)
     except SnapshotError:
         return  # whoever works on it says what is wrong
     what = artifact_type if artifact_type == subject else f"{artifact_type} {subject}"

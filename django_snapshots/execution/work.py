@@ -14,8 +14,9 @@ from django.utils import timezone
 
 from django_snapshots import backup, runs
 from django_snapshots import verify as verifying
+from django_snapshots.artifacts.capabilities import end_sessions_of
 from django_snapshots.catalog import Catalog
-from django_snapshots.conf import get_limits, get_settings
+from django_snapshots.conf import Settings, get_limits, get_settings
 from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotNotFoundError,
@@ -137,7 +138,7 @@ class _Attempt:
         settings, request, run = get_settings(), Request.from_json(self.step.run.request), self.step.run
         request = replace(request, name=run.name)
         if run.kind == Kind.SNAPSHOT:
-            self._end_older_sessions()
+            self._end_older_sessions(settings)
             stored = backup.dump_artifact(settings, self._dump(processes))
             self.flush(last_byte_at=timezone.now())
             return {"artifact": stored.record.to_json(), "plain_filename": stored.plain_filename}
@@ -188,5 +189,8 @@ class _Attempt:
         self.keeper.through_outages(lambda: runs.close_the_way_back_of_step(self.claimed))
         self.keeper.shield()
 
-    def _end_older_sessions(self) -> None:
+    def _end_older_sessions(self, settings: Settings) -> None:
         """What an attempt before this one has left open on a server: its worker may only sleep."""
+        labels = [self._label(token) for token in range(1, self.claimed.token)]
+        if labels:
+            end_sessions_of(settings.kind(self.step.type), self.step.subject, labels)

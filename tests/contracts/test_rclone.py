@@ -13,6 +13,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from django_snapshots.catalog import Catalog
@@ -402,19 +403,8 @@ def test_a_name_that_is_too_long_for_crypt_is_an_error(root):
 
 def children():
     """Processes of this one that are rclone."""
-    found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [
-        pid
-        for pid in found
-        if parent_of(pid) == os.getpid() and command_of(pid)[:1] == [str(BINARY)] and "serve" not in command_of(pid)
-    ]
-
-
-def parent_of(pid):
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
+    found = [process.pid for process in psutil.Process().children(recursive=True)]
+    return [pid for pid in found if command_of(pid)[:1] == [str(BINARY)] and "serve" not in command_of(pid)]
 
 
 def command_of(pid):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from django.conf import settings
 from pytest_celery import CeleryTestWorker, CeleryWorkerCluster
 
+from django_snapshots.filesystem_broker import TRANSPORT, transport_options
 from tests.databases import Maker
 from tests.projects import Project, worker_node
 from tests.services import Server
+from tests.services.rabbitmq import fresh_virtual_host
 
 
 @pytest.fixture
@@ -27,10 +30,54 @@ def broker_url(redis: Server) -> Iterator[str]:
         connection.flushdb()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """An empty broker: what ``Project`` takes as ``broker``, and as ``celery``."""
+
+    name: str
+    url: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(params=["redis", "rabbitmq", "filesystem"])
+def any_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """The test, once with each sort of broker; ``parametrize("any_broker", [...], indirect=True)`` names some."""
+    yield request.getfixturevalue(f"{request.param}_broker")
+
+
+@pytest.fixture
+def redis_broker(broker_url: str) -> Broker:
+    """Redis."""
+    return Broker(name="redis", url=broker_url)
+
+
+@pytest.fixture
+def rabbitmq_broker(rabbitmq: Server) -> Iterator[Broker]:
+    """A virtual host of RabbitMQ of this test's own."""
+    with fresh_virtual_host(rabbitmq) as url:
+        yield Broker(name="rabbitmq", url=url)
+
+
+@pytest.fixture
+def filesystem_broker(tmp_path: Path) -> Broker:
+    """The service's own transport, in directories of this test's own."""
+    options = transport_options(tmp_path / "broker", polling_interval=0.1)
+    return Broker(
+        name="filesystem",
+        url="filesystem://localhost",
+        settings={"BROKER_TRANSPORT": TRANSPORT, "BROKER_TRANSPORT_OPTIONS": options},
+    )
+
+
 def entry(alias: str) -> dict[str, Any]:
     """What a project writes into ``DATABASES`` for an alias that a factory made."""
     keys = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
     return {key: settings.DATABASES[alias][key] for key in keys if settings.DATABASES[alias].get(key)}
+
+
+def again(make: Maker, alias: str, name: str, **changes: Any) -> str:
+    """Another alias, called *name*, with the entry of *alias* but for *changes*."""
+    return make.register(name, {**entry(alias), **changes})
 
 
 @pytest.fixture

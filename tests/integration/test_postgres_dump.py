@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from django.db import OperationalError, connections
 
@@ -58,7 +59,9 @@ def stand_in(directory: Path, script: str) -> PostgresConnector:
 
 
 def pids(processes: Processes) -> list[int]:
-    return [tool.pid for tool in processes._tools if tool.running()]
+    """Of the programs; a tool's own is its launcher's."""
+    running = [psutil.Process(tool.pid) for tool in processes._tools if tool.running()]
+    return [program.pid for launcher in running for program in launcher.children()]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import secrets
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -71,6 +72,7 @@ class Service:
         try:
             wait_until(lambda: ready in log.read_text() or process.poll() is not None, ready)
             assert process.poll() is None, log.read_text()
+            self.process = process
             yield log
         finally:
             process.terminate()
@@ -212,6 +214,64 @@ def _runs(service: Service) -> list[tuple[str, ...]]:
         return database.execute("SELECT kind, name, state FROM django_snapshots_run WHERE finished_at").fetchall()
 
 
+class Waits:
+    """An artifact kind of a project's own, whose dump ends when somebody has made the file ``go``."""
+
+    type = "waits"
+
+    def dump(self, dest: Path) -> dict[str, Any]:
+        folder = Path(os.environ["DATA_DIRECTORY"])
+        (folder / "begun").touch()
+        wait_until((folder / "go").exists, "go")
+        dest.write_text("gone")
+        return {}
+
+    def restore(self, src: Path) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def _worker_at_work(service: Service, *, seconds: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker in the middle of a step, which is left so long when it is told to stop."""
+    service.environment |= {
+        "CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT": seconds,
+        "CELERY_BROKER_POLLING_INTERVAL": "0.1",
+        "SNAPSHOTS_ARTIFACTS": "tests.integration.test_service.Waits",
+    }
+    service.must("migrate", "-v0")
+    service.must("shell", "-v0", "-c", "from django_snapshots.tasks import snapshot; snapshot.delay(name='held')")
+    with service.worker():
+        wait_until((service.directory / "begun").exists, "the step to begin")
+        yield service.process
+
+
+def _state_of_the_step(service: Service) -> str:
+    with contextlib.closing(sqlite3.connect(service.directory / "service.sqlite3")) as database:
+        ((state,),) = database.execute("SELECT state FROM django_snapshots_step")
+    return str(state)
+
+
+def test_a_worker_that_is_stopped_leaves_its_step_time_to_end(service: Service) -> None:
+    with _worker_at_work(service, seconds="5") as process:
+        process.send_signal(signal.SIGQUIT)
+        (service.directory / "go").touch()
+        assert process.wait(60) == 0
+    assert _runs(service) == [("snapshot", "held", "succeeded")]
+
+
+@pytest.mark.parametrize("broker", ["", "redis"])
+def test_a_worker_that_is_stopped_gives_up_a_step_that_takes_too_long(
+    service: Service, broker: str, broker_url: str
+) -> None:
+    if broker:
+        service.environment["CELERY_BROKER_URL"] = broker_url
+    with _worker_at_work(service, seconds="0.5") as process:
+        assert _state_of_the_step(service) == "running"
+        process.send_signal(signal.SIGQUIT)
+        assert process.wait(60) == 0
+    assert _state_of_the_step(service) != "running"
+
+
 def test_three_engines_at_once_are_snapshotted_and_restored_by_a_worker(
     tmp_path: Path, postgres: Server, make_postgres: Maker, make_mariadb: Maker
 ) -> None:
@@ -271,7 +331,7 @@ def _tables(alias: str) -> list[str]:
 @contextlib.contextmanager
 def _messages(options: dict[str, Any]) -> Iterator[Any]:
     """A queue of the service's broker; only in a process of its own, because this one has another Celery app."""
-    from tasks.broker import Transport
+    from django_snapshots.filesystem_broker import Transport
 
     with Connection("filesystem://localhost", transport=Transport, transport_options=options) as connection:
         yield connection.SimpleQueue("race")

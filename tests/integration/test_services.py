@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import amqp
 import psycopg
 import pytest
 import redis as redis_client
 from django.conf import settings
 from django.db import connection as default_connection
 from django.db import connections
+from kombu import Connection
 
 from tests.databases import Maker, mariadb_cursor, postgres_cursor
-from tests.services import Server, read
+from tests.projects import wait_until
+from tests.services import RABBITMQ_VIRTUAL_HOST, Server, ServiceError, read
+from tests.services.rabbitmq import control, fresh_virtual_host, wait_until_ready
+from tests.services.servers import free_port
 
 
 def _listening_addresses(port: int) -> set[str]:
@@ -34,10 +43,12 @@ def _listening_addresses(port: int) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["postgres", "postgis", "mariadb", "redis"])
+@pytest.mark.parametrize("name", ["postgres", "postgis", "mariadb", "redis", "rabbitmq"])
 def test_servers_listen_on_loopback_only(name: str, request: pytest.FixtureRequest) -> None:
     server: Server = request.getfixturevalue(name)
     assert _listening_addresses(server.port) == {"127.0.0.1"}
+    if server.control_port:
+        assert _listening_addresses(server.control_port) == {"127.0.0.1"}
 
 
 def test_postgres_is_18(postgres: Server) -> None:
@@ -69,6 +80,48 @@ def test_mariadb_is_new_enough(mariadb: Server) -> None:
 def test_redis_answers(redis: Server) -> None:
     with redis_client.Redis.from_url(f"{redis.url}/0") as client:
         assert client.ping()
+
+
+def test_rabbitmq_gives_each_test_a_virtual_host_of_its_own(rabbitmq: Server) -> None:
+    with fresh_virtual_host(rabbitmq) as first, fresh_virtual_host(rabbitmq) as second:
+        with Connection(first) as one, Connection(second) as other:
+            one.SimpleQueue("words").put("here")
+            assert one.SimpleQueue("words").qsize() == 1
+            assert other.SimpleQueue("words").qsize() == 0
+    # Gone with it: its queues, and whoever is connected.
+    with pytest.raises(amqp.exceptions.NotAllowed), Connection(first) as one:
+        one.ensure_connection(max_retries=1)
+    assert control(rabbitmq, "rabbit_vhost:list_names().") == control(rabbitmq, '[<<"tests">>].')
+
+
+def test_rabbitmq_is_alone(rabbitmq: Server) -> None:
+    """No plugins, no other nodes, no epmd, nothing of the system's in /etc and /var."""
+    assert control(rabbitmq, "rabbit_plugins:active().") == control(rabbitmq, "[].")
+    assert control(rabbitmq, "nodes().") == control(rabbitmq, "[].")
+    assert not [process for process in _processes_of({rabbitmq.pid}) if "(epmd)" in process]
+    opened = [os.readlink(path) for path in Path(f"/proc/{rabbitmq.pid}/fd").iterdir()]
+    assert not [path for path in opened if path.startswith(("/var/", "/etc/"))]
+    directory = Path(rabbitmq.log_file).parent
+    assert (directory / ".erlang.cookie").stat().st_mode & 0o777 == 0o600
+    assert rabbitmq.password.encode() not in Path(f"/proc/{rabbitmq.pid}/cmdline").read_bytes()
+
+
+def test_rabbitmq_wants_the_password(rabbitmq: Server) -> None:
+    with pytest.raises(amqp.exceptions.AccessRefused):
+        amqp.Connection(
+            host=f"{rabbitmq.host}:{rabbitmq.port}",
+            userid=rabbitmq.user,
+            password="wrong",
+            virtual_host=RABBITMQ_VIRTUAL_HOST,
+        ).connect()
+
+
+def test_a_rabbitmq_that_has_ended_fails_the_test_with_its_log(rabbitmq: Server, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "log").write_text("BOOT FAILED")
+    with pytest.raises(ServiceError, match=r"rabbitmq has ended\.\nBOOT FAILED"):
+        wait_until_ready(replace(rabbitmq, port=free_port(), pid=ended.pid, log_file=str(tmp_path / "log")))
 
 
 @pytest.mark.parametrize("host", ["host", "socket_directory"])
@@ -159,5 +212,41 @@ def test_what_was_started_to_stay_is_stopped_by_its_directory() -> None:
         subprocess.run([*services, "stop", directory], check=True)
         # A zombie that nobody has reaped yet has no command line any more.
         left = [pid for pid in pids if (path := Path(f"/proc/{pid}/cmdline")).exists() and path.read_bytes()]
-        assert len(pids) == 4
+        assert len(pids) == 5
         assert left == []
+
+
+def test_servers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
+    told = tmp_path / "state"
+    command = [sys.executable, "-c", "import os, pathlib, sys, time\n" + _TELL_AND_STAY, str(told)]
+    started = subprocess.Popen([sys.executable, "-m", "tests.services", "run", "--", *command])
+    try:
+        wait_until(lambda: told.exists() or started.poll() is not None, "the servers")
+        servers = json.loads(told.read_text())
+        # Also what a server started in its turn, which is in its session.
+        sessions = {server["pid"] for server in servers.values()}
+        assert len(sessions) == 5
+    finally:
+        started.kill()
+        started.wait()
+    wait_until(lambda: not _processes_of(sessions), "the servers and their children to end", deadline=10)
+
+
+_TELL_AND_STAY = """
+state = pathlib.Path(os.environ["SNAPSHOTS_TEST_SERVICES"]).read_bytes()
+new = pathlib.Path(sys.argv[1] + ".new")
+new.write_bytes(state)
+new.rename(sys.argv[1])
+time.sleep(60)
+"""
+
+
+def _processes_of(sessions: set[int]) -> list[str]:
+    """The processes in *sessions* that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, _group, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) in sessions and state != "Z":
+                found.append(path.read_text())
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -624,12 +625,10 @@ def test_two_aliases_of_one_file_are_one_thing(make_sqlite: Callable[..., str], 
     alias = make_sqlite()
     (tmp_path / "link").symlink_to(_path(alias))
     other = make_sqlite(NAME=str(tmp_path / "link"))
-    missing = [SQLiteConnector().target(item).identity for item in (alias, other)]
-    assert missing[0] == missing[1]
+    missing = {SQLiteConnector().target(item).identity for item in (alias, other)}
     _fill(alias)
     target, same = SQLiteConnector().target(alias), SQLiteConnector().target(other)
-    assert target.identity == same.identity
-    assert target.identity not in missing
+    assert {target.identity, same.identity} == missing
     assert not target.empty
     assert target.name == str(_path(alias))
 
@@ -744,3 +743,25 @@ def test_a_large_row_and_a_million_rows(make_sqlite: Callable[..., str], tmp_pat
             "row 999999",
         )
         assert connection.execute("SELECT length(x) FROM large").fetchone() == (200_000_000,)
+
+
+def test_a_sleeping_writer_keeps_its_locks_and_a_dead_one_does_not(
+    make_sqlite: Callable[..., str], tmp_path: Path
+) -> None:
+    alias = make_sqlite()
+    with _opened(alias) as connection:
+        connection.execute("CREATE TABLE here (a)")
+    code = (
+        "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], isolation_level=None)\nc.execute('BEGIN EXCLUSIVE')\n"
+        "c.execute('INSERT INTO here VALUES (1)')\nprint('ready', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(_path(alias))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        writer.send_signal(signal.SIGSTOP)
+        with pytest.raises(SnapshotConnectorError, match=f"'{alias}' .* is locked by another connection"):
+            SQLiteConnector(lock_timeout=0.3).dump(alias, tmp_path / "dump")
+        writer.kill()
+        writer.wait()
+    assert SQLiteConnector(lock_timeout=0.3).dump(alias, tmp_path / "dump")["row_counts"] == {"here": 0}

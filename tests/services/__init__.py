@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ENVIRONMENT_VARIABLE = "SNAPSHOTS_TEST_SERVICES"
+RABBITMQ_VIRTUAL_HOST = "tests"
 
 
 class ServiceError(Exception):
@@ -18,7 +19,8 @@ class ServiceError(Exception):
 class Server:
     """One running server: how to reach it, as a user that may do everything, and where its client programs are.
 
-    ``socket_file`` is its Unix socket. PostgreSQL wants ``socket_directory`` as the host, MariaDB the file.
+    ``socket_file`` is its Unix socket. PostgreSQL wants ``socket_directory`` as the host, MariaDB the file. RabbitMQ
+    has none, but a second port, ``control_port``, by which it is administered.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Server:
     bin_directory: str
     log_file: str
     pid: int
+    control_port: int = 0
 
     @property
     def socket_directory(self) -> str:
@@ -38,10 +41,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The URL that Celery and redis-py understand; only Redis has one."""
-        if self.name != "redis":
-            raise ServiceError(f"{self.name} has no URL; use its host and port.")
-        return f"redis://:{self.password}@{self.host}:{self.port}"
+        """The URL that Celery and redis-py understand; only the brokers have one."""
+        if self.name == "redis":
+            return f"redis://:{self.password}@{self.host}:{self.port}"
+        if self.name == "rabbitmq":
+            return f"amqp://{self.user}:{self.password}@{self.host}:{self.port}/{RABBITMQ_VIRTUAL_HOST}"
+        raise ServiceError(f"{self.name} has no URL; use its host and port.")
 
 
 def save(path: Path, servers: list[Server]) -> None:

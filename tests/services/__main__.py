@@ -24,8 +24,10 @@ from pathlib import Path
 from types import FrameType
 
 from tests.services import ENVIRONMENT_VARIABLE, Server, ServiceError, read, save
-from tests.services.servers import SERVICES, Service, find_program
+from tests.services.rabbitmq import RabbitMQ
+from tests.services.servers import MariaDB, Postgis, Postgres, Redis, Service, find_program
 
+SERVICES: tuple[type[Service], ...] = (Postgres, Postgis, MariaDB, Redis, RabbitMQ)
 _STATE = "services.json"
 _LOCK = "lock"
 _PREFIX = "snapshots-"
@@ -196,7 +198,8 @@ def _bring_up(services: list[Service]) -> None:
             preparation.result()
             service.start()
         for service in services:
-            service.wait_until_ready()
+            if service.awaited:
+                service.wait_until_ready()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tests.services import Server, ServiceError
 HOST = "127.0.0.1"
 USER = "snapshots"
 _UNPRIVILEGED_USER = "nobody"
-_READY_WITHIN = 60.0
+READY_WITHIN = 60.0
 _STOPPED_WITHIN = 15.0
 _LONGEST_SOCKET_PATH = 107
 _PROGRAM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
@@ -69,6 +69,9 @@ class Service(ABC):
     name: str
     socket_name: str
     stop_signal = signal.SIGKILL
+    awaited = True
+    """Whether the tests begin when it answers; otherwise the first test that needs it waits."""
+    control_port = 0
 
     def __init__(self, directory: Path, *, lives_on: bool) -> None:
         self.lives_on = lives_on
@@ -96,6 +99,10 @@ class Service(ABC):
     @abstractmethod
     def client_directory(self) -> Path:
         """Where the client programs are."""
+
+    def environment(self) -> dict[str, str]:
+        """The server's whole environment; nothing of the caller's: no PGPORT, no MYSQL_HOME, no locale of theirs."""
+        return {"PATH": _PROGRAM_PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
 
     def make_directory(self) -> None:
         """Make the service's directory, for the server's user alone."""
@@ -132,7 +139,7 @@ class Service(ABC):
         with self.log.open("ab") as log:
             command = [*_setpriv(dies_with_parent=True), *map(str, argv)]
             status = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), cwd=self.directory
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment(), cwd=self.directory
             ).returncode
         if status:
             raise ServiceError(f"{self.name}: {Path(argv[0]).name} exited with status {status}.\n{self.log_tail()}")
@@ -147,7 +154,7 @@ class Service(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env=self.environment(),
                 cwd=self.directory,
                 start_new_session=True,
             )
@@ -155,7 +162,7 @@ class Service(ABC):
     def wait_until_ready(self) -> None:
         """Return when the server answers; raise ``ServiceError`` with the end of its log if it doesn't."""
         assert self._popen is not None
-        deadline = time.monotonic() + _READY_WITHIN
+        deadline = time.monotonic() + READY_WITHIN
         while True:
             if self._popen.poll() is not None:
                 raise ServiceError(
@@ -168,7 +175,7 @@ class Service(ABC):
             except Exception as error:
                 if time.monotonic() > deadline:
                     raise ServiceError(
-                        f"{self.name} doesn't answer after {_READY_WITHIN:.0f} s: {error}\n{self.log_tail()}"
+                        f"{self.name} doesn't answer after {READY_WITHIN:.0f} s: {error}\n{self.log_tail()}"
                     ) from error
             time.sleep(0.02)
 
@@ -209,6 +216,7 @@ class Service(ABC):
             bin_directory=str(self.client_directory),
             log_file=str(self.log),
             pid=self._popen.pid,
+            control_port=self.control_port,
         )
 
 
@@ -391,9 +399,6 @@ class Redis(Service):
             client.ping()
 
 
-SERVICES: tuple[type[Service], ...] = (Postgres, Postgis, MariaDB, Redis)
-
-
 def _unprivileged() -> tuple[int, int]:
     user = pwd.getpwnam(_UNPRIVILEGED_USER)
     return user.pw_uid, user.pw_gid
@@ -408,11 +413,6 @@ def _setpriv(*, dies_with_parent: bool) -> list[str]:
     if dies_with_parent:
         words += ["--pdeathsig=KILL"]
     return [*words, "--"]
-
-
-def _environment() -> dict[str, str]:
-    """Nothing of the caller's: no PGPORT, no MYSQL_HOME, no locale of theirs."""
-    return {"PATH": _PROGRAM_PATH, "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
 
 
 def _reachable(path: Path) -> bool:

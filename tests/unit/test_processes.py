@@ -1,4 +1,4 @@
-"""Outside programs: each dies with whoever started it, is explained, and tells no secret."""
+"""Outside programs: each dies with whoever started it and with all that it started, is explained, tells no secret."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from pathlib import Path
 import pytest
 
 from django_snapshots.exceptions import SnapshotCancelled
-from django_snapshots.processes import Processes, find_program
+from django_snapshots.processes import Processes, Tool, find_program
+from tests.projects import wait_until
 
 SH = Path("/bin/sh")
 SLEEP = find_program(["sleep"])
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def eventually(condition, what):
-    deadline = time.monotonic() + 20
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.01)
-    return value
+LAUNCHER = ROOT / "django_snapshots" / "_launch.py"
 
 
 def alive(pid):
@@ -37,7 +31,28 @@ def alive(pid):
 
 
 def gone(*pids):
-    eventually(lambda: not any(map(alive, pids)), f"the end of {pids}")
+    wait_until(lambda: not any(map(alive, pids)), f"the end of {pids}", 20)
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def program_of(tool):
+    """The process of the program itself, once its launcher has started it."""
+    (pid,) = wait_until(lambda: children_of(tool.pid), f"{tool.name} to begin", 20)
+    wait_until(lambda: str(LAUNCHER) not in Path(f"/proc/{pid}/cmdline").read_text(), f"{tool.name} to begin", 20)
+    return pid
+
+
+def own_zombies():
+    """Children of this process that nobody has reaped."""
+    own = [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [pid for pid in own if not alive(pid)]
+
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
@@ -159,7 +174,8 @@ def test_a_secret_is_not_told_in_halves(processes, before, lines):
 def test_secrets_go_by_environment_and_not_by_argv(processes):
     tool = shell(processes, 'echo "${#PGPASSWORD}"; sleep 60', env={"PGPASSWORD": "hunter2"})
     assert next(tool.chunks()) == b"7\n"
-    assert b"hunter2" not in Path(f"/proc/{tool.pid}/cmdline").read_bytes()
+    for pid in (tool.pid, program_of(tool)):
+        assert b"hunter2" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert "PGPASSWORD" not in os.environ
 
 
@@ -180,8 +196,7 @@ def test_its_signals_are_the_ordinary_ones(processes):
             signal.signal(number, handler)
     fields = dict(line.split(":", 1) for line in status.splitlines())
     ignored, blocked = int(fields["SigIgn"], 16), int(fields["SigBlk"], 16)
-    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        assert not ignored & (1 << (number - 1)), number
+    assert ignored == 0
     assert blocked == 0
 
 
@@ -192,14 +207,92 @@ def test_a_reader_that_stops_ends_its_writer(processes):
     assert tool.wait(timeout=20) == -signal.SIGPIPE
 
 
+def test_the_launcher_holds_no_pipe_of_the_program(processes):
+    tool = shell(processes, "exec <&- >&- 2>&-; exec sleep 600", stdin=subprocess.PIPE)
+    assert said(tool) == b""
+    with pytest.raises(BrokenPipeError):
+        wait_until(lambda: tool.stdin.write(b"x" * 65536) is None, "the end of the pipe", 20)
+    wait_until(lambda: not tool._stderr_reader.is_alive(), "the end of standard error", 20)
+    assert tool.running()
+
+
+@pytest.mark.parametrize("status", [0, 1, 126, 128 + 9, 255])
+def test_the_exit_status_is_the_programs_own(processes, status):
+    assert shell(processes, f"exit {status}").wait(timeout=20) == status
+
+
+@pytest.mark.parametrize(
+    "name", ["KILL", "TERM", "INT", "HUP", "SEGV", "ABRT", "USR1", "USR2", "PIPE", "ALRM", "RTMIN"]
+)
+def test_the_signal_is_the_programs_own(processes, name):
+    tool = shell(processes, f"kill -{name} $$")
+    assert tool.wait(timeout=20) == -getattr(signal, f"SIG{name}")
+    tool.end()
+    assert tool.wait() == -getattr(signal, f"SIG{name}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGQUIT])
+def test_a_launcher_that_ends_like_its_program_leaves_no_core_dump(tmp_path, number):
+    reading, writing = os.pipe()
+    os.write(writing, b"!")
+    command = [sys.executable, "-I", "-S", LAUNCHER, str(os.getpid()), str(reading), SH, "-c", f"kill -{number} $$"]
+    os.set_inheritable(reading, True)
+    pid = os.posix_spawn(SH, [SH, "-c", 'ulimit -c unlimited; cd "$0"; exec "$@"', tmp_path, *command], os.environ)
+    os.close(writing)
+    _, status = os.waitpid(pid, 0)
+    os.close(reading)
+    assert os.WTERMSIG(status) == number
+    assert not os.WCOREDUMP(status)
+
+
 # Ends
+
+FAMILY = """
+sleep 600 & echo $!
+(sleep 600 & echo $!; wait) &
+setsid sh -c 'echo $$; exec sleep 600' &
+(setsid sh -c 'echo $$; trap "" TERM HUP; sleep 600 & echo $!; wait' &)
+"""
+"""Prints five process numbers: a child, a grandchild, one in a session of its own, a daemon and its child."""
+
+WORKERS = """
+import os, signal
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    print(pid, flush=True)
+for _ in range(3):
+    os.wait()
+"""
+"""Like a parallel ``pg_restore``: three processes made by fork, waited for."""
+
+
+def pids_said(tool, count):
+    chunks, found = tool.chunks(), b""
+    while found.count(b"\n") < count:
+        found += next(chunks)
+    return [int(line) for line in found.split()]
+
+
+def family(processes, then="wait"):
+    tool = shell(processes, f"{FAMILY}\n{then}", stdin=subprocess.PIPE)
+    return tool, pids_said(tool, 5)
+
+
+def workers(processes):
+    tool = processes.start([sys.executable, "-c", WORKERS])
+    return tool, pids_said(tool, 3)
 
 
 def test_leaving_ends_everything():
+    before = descriptors()
     with Processes() as processes:
-        tools = [processes.start([SLEEP, "60"]) for _ in range(3)]
+        tools = [processes.start([SLEEP, "60"], stdin=subprocess.PIPE) for _ in range(3)]
     assert not any(tool.running() for tool in tools)
     gone(*(tool.pid for tool in tools))
+    assert not own_zombies()
+    assert descriptors() == before
 
 
 def test_leaving_by_an_error_ends_everything():
@@ -209,45 +302,99 @@ def test_leaving_by_an_error_ends_everything():
     gone(tool.pid)
 
 
-FAMILY = "sleep 600 & echo $!; (sleep 600 & echo $!; wait) & wait"
+def test_an_interrupt_while_one_is_ended_spares_no_other(monkeypatch):
+    before = descriptors()
+    with pytest.raises(KeyboardInterrupt), Processes() as processes:
+        tools = [processes.start([SLEEP, "60"]) for _ in range(3)]
+        real = Tool._reap
+
+        def interrupted(tool):
+            real(tool)
+            if tool is tools[1]:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Tool, "_reap", interrupted)
+    assert all(tool._popen.returncode is not None for tool in tools)
+    assert not own_zombies()
+    wait_until(lambda: descriptors() == before, "the end of every pipe", 20)
 
 
-def children(tool, count=2):
-    chunks, found = tool.chunks(), b""
-    while found.count(b"\n") < count:
-        found += next(chunks)
-    return [int(line) for line in found.split()]
-
-
+@pytest.mark.parametrize("members", [family, workers])
 @pytest.mark.parametrize("way", ["end", "kill", "leave"])
-def test_grandchildren_go_along(way):
+def test_all_descendants_go_along(way, members):
     with Processes() as processes:
-        tool = shell(processes, FAMILY)
-        pids = children(tool)
+        tool, pids = members(processes)
         assert all(map(alive, pids))
         if way == "end":
             tool.end()
         elif way == "kill":
             tool.kill()
         if way != "leave":
-            gone(tool.pid, *pids)
-    gone(tool.pid, *pids)
+            assert not any(map(alive, pids))
+            assert tool.wait() == -signal.SIGKILL
+    assert not any(map(alive, [tool.pid, *pids]))
+    assert not own_zombies()
+
+
+def test_a_program_that_is_only_beginning_can_be_killed():
+    for _ in range(10):
+        with Processes() as processes:
+            tool = shell(processes, "sleep 600")
+            tool.kill()
+            assert not alive(tool.pid)
+            assert tool.wait() == -signal.SIGKILL
+            assert tool.explain() == "sh was killed by SIGKILL and said nothing"
 
 
 @pytest.mark.parametrize("look", ["wait", "wait with a limit", "running", "explain"])
-def test_grandchildren_that_outlive_the_program_are_ended(look):
+def test_what_the_program_leaves_running_is_ended(look):
     with Processes() as processes:
-        tool = shell(processes, "sleep 600 >/dev/null 2>&1 & echo $!; exit 0")
-        (pid,) = children(tool, 1)
+        tool, pids = family(processes, "read line; exit 0")
+        assert all(map(alive, pids))
+        tool.stdin.close()
         if look == "wait":
             assert tool.wait() == 0
         elif look == "wait with a limit":
             assert tool.wait(timeout=20) == 0
         elif look == "running":
-            eventually(lambda: not tool.running(), "the end of the program")
+            wait_until(lambda: not tool.running(), "the end of the program", 20)
         else:
-            eventually(lambda: "exited with status 0" in tool.explain(), "its explanation")
-    gone(pid)
+            wait_until(lambda: "exited with status 0" in tool.explain(), "its explanation", 20)
+        assert not any(map(alive, pids))
+
+
+def test_what_the_program_leaves_running_holds_no_pipe_open(processes):
+    assert said(shell(processes, "sleep 600 & setsid sleep 600 & echo done")) == b"done\n"
+
+
+def test_orphans_of_a_running_program_are_reaped(processes):
+    script = "for number in 1 2 3 4 5 6 7 8; do (sleep 600 & echo $!); done; read line; kill -KILL $line; read line"
+    tool = shell(processes, script, stdin=subprocess.PIPE)
+    pids = pids_said(tool, 8)
+    tool.stdin.write(f"{' '.join(map(str, pids))}\n".encode())
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the orphans to be reaped", 20)
+    assert tool.running()
+
+
+def test_a_launcher_that_does_not_answer_is_killed_with_the_group():
+    with Processes() as processes:
+        tool, pids = workers(processes)
+        os.kill(tool.pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        tool.kill()
+        assert time.monotonic() - begun < 20
+        gone(tool.pid, *pids)
+        assert tool.wait() == -signal.SIGKILL
+
+
+def test_a_program_dies_with_its_launcher():
+    with Processes() as processes:
+        tool, pids = workers(processes)
+        program = program_of(tool)
+        os.kill(tool.pid, signal.SIGKILL)
+        gone(program)
+        assert tool.wait() == -signal.SIGKILL
+        gone(*pids)
 
 
 def test_kill_comes_from_another_thread():
@@ -263,11 +410,101 @@ def test_kill_comes_from_another_thread():
         assert processes.ended
 
 
+# Politeness
+
+COUNT_TERMS = """
+import os, signal
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+child = os.fork()
+if child == 0:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+signal.set_wakeup_fd(writing)
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.write(1, b"ready\\n")
+for number in range(1, 41):
+    os.read(reading, 1)
+    os.write(1, b"heard\\n")
+os.set_blocking(reading, False)
+signal.sigtimedwait([signal.SIGUSR1], 0.2)
+try:
+    os.write(1, b"%d too many\\n" % len(os.read(reading, 100)))
+except BlockingIOError:
+    os.write(1, b"no more\\n")
+if child:
+    os.wait()
+"""
+
+
+def test_terminate_asks_everybody_in_the_group_once(processes):
+    """Forty times, because a second one that comes at once is mostly taken for the first."""
+    tool = processes.start([sys.executable, "-c", COUNT_TERMS])
+    chunks, heard = tool.chunks(), b""
+    for number in range(41):
+        while heard.count(b"\n") < 2 * (number + 1):
+            heard += next(chunks)
+        if number < 40:
+            tool.terminate()
+    heard += b"".join(chunks)
+    assert heard == b"ready\n" * 2 + b"heard\n" * 80 + b"no more\n" * 2
+    assert tool.wait() == 0
+
+
+def test_a_program_may_end_gently(processes):
+    tool = shell(processes, "trap 'echo put away; exit 5' TERM; echo begun; sleep 600 & wait")
+    assert next(tool.chunks()) == b"begun\n"
+    tool.terminate()
+    assert said(tool) == b"put away\n"
+    assert tool.wait(timeout=20) == 5
+
+
+def test_a_program_that_does_not_listen_runs_on_until_it_is_ended():
+    with Processes() as processes:
+        tool = shell(processes, "trap '' TERM; echo begun; while :; do sleep 600; done")
+        assert next(tool.chunks()) == b"begun\n"
+        tool.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            tool.wait(timeout=0.1)
+    assert tool.wait() == -signal.SIGKILL
+
+
+def test_a_program_that_is_only_beginning_can_be_asked_to_end(processes):
+    tool = processes.start([SLEEP, "600"])
+    tool.terminate()
+    assert tool.wait(timeout=20) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_to_the_launcher_reaches_the_program_alone(processes, number):
+    script = "sleep 600 & trap 'kill -0 $! && echo and the child lives; exit 7' {}; echo begun; wait"
+    tool = shell(processes, script.format(number.value))
+    assert next(tool.chunks()) == b"begun\n"
+    os.kill(tool.pid, number)
+    assert said(tool) == b"and the child lives\n"
+    assert tool.wait(timeout=20) == 7
+
+
+# Begins
+
+
 def test_none_is_started_after_the_end(tmp_path):
     with Processes() as processes:
         processes.kill()
         with pytest.raises(SnapshotCancelled, match="touch was not started"):
             processes.start(["/usr/bin/touch", tmp_path / "file"])
+    assert not (tmp_path / "file").exists()
+
+
+def test_none_begins_that_nobody_would_end(tmp_path, monkeypatch):
+    """An interrupt, or a thread that can't be started, between the start and its record."""
+    before = descriptors()
+    with Processes() as processes:
+        monkeypatch.setattr(Tool, "__init__", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            processes.start(["/usr/bin/touch", tmp_path / "file"], stdin=subprocess.PIPE)
+        assert not own_zombies()
+        assert descriptors() == before
     assert not (tmp_path / "file").exists()
 
 
@@ -282,26 +519,63 @@ def test_ending_twice_is_ending_once(processes):
     assert tool.wait() == 0
 
 
-def test_it_dies_with_the_thread_that_started_it():
+def test_a_status_that_somebody_else_took_is_never_success(processes, monkeypatch):
+    """Then its number may be another's already, so nothing is sent to it any more."""
+    sent = []
+    monkeypatch.setattr(os, "killpg", lambda *number: sent.append(number))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        tool = shell(processes, "exit 0")
+        assert tool.wait() == 255
+        assert tool.explain() == "sh ended, but something else in this process took its exit status and said nothing"
+        tool.kill()
+        tool.end()
+        assert sent == []
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_system_without_waitid_ends_its_programs_too(monkeypatch):
+    """Like macOS; what stays in the group goes with the program."""
+    monkeypatch.delattr(os, "waitid")
+    with Processes() as processes:
+        tool = shell(processes, "echo hello; exit 3")
+        assert said(tool) == b"hello\n"
+        assert tool.wait(timeout=20) == 3
+        assert tool.explain() == "sh exited with status 3 and said nothing"
+        assert shell(processes, "kill -TERM $$").wait() == -signal.SIGTERM
+        killed, pids = workers(processes)
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+        left, others = workers(processes)
+        assert left.running()
+    gone(*pids, *others)
+    assert not own_zombies()
+
+
+# The worker's end
+
+
+def test_all_die_with_the_thread_that_started_them():
     started, leave = threading.Event(), threading.Event()
     pids = []
     processes = Processes()
 
     def body():
-        tool = processes.start([SH, "-c", "echo begun; exec sleep 600"])
-        assert next(tool.chunks()) == b"begun\n"
-        pids.append(tool.pid)
+        tool, members = family(processes)
+        pids.extend([tool.pid, *members])
         started.set()
         leave.wait(20)
 
     thread = threading.Thread(target=body)
     thread.start()
     assert started.wait(20)
-    assert alive(pids[0])
+    assert all(map(alive, pids))
     leave.set()
     thread.join()
     gone(*pids)
     processes.__exit__(None, None, None)
+    assert not own_zombies()
 
 
 WORKER = """
@@ -312,30 +586,35 @@ from django.conf import settings
 settings.configure()
 from django_snapshots.processes import Processes
 with Processes() as processes:
-    tool = processes.start([{program!r}, *{arguments!r}])
+    tool = processes.start({argv!r})
     print(tool.pid, flush=True)
+    for chunk in tool.chunks():
+        print(chunk.decode(), end="", flush=True)
     tool.wait()
 """
 
 
+@pytest.mark.parametrize("argv", [[str(SH), "-c", f"{FAMILY} wait"], [sys.executable, "-c", WORKERS]])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-def test_it_dies_with_the_worker_whatever_kills_that(number):
-    code = WORKER.format(program=str(SLEEP), arguments=["600"])
+def test_all_die_with_the_worker_whatever_kills_that(number, argv):
+    code = WORKER.format(argv=argv)
+    expected = 1 + (5 if argv[0] == str(SH) else 3)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as worker:
-        pid = int(worker.stdout.readline())
-        eventually(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(str(SLEEP).encode()), "exec")
-        assert alive(pid)
+        pids = [int(worker.stdout.readline()) for _ in range(expected)]
+        assert all(map(alive, pids))
         worker.send_signal(number)
         worker.wait()
-        gone(pid)
+        gone(*pids)
 
 
 def test_it_does_not_begin_when_its_worker_is_gone_already(tmp_path):
     """The parent may die between the spawn and the request to die with it."""
-    launcher = ROOT / "django_snapshots" / "_launch.py"
-    result = subprocess.run(
-        [sys.executable, "-I", "-S", launcher, "1", "/usr/bin/touch", tmp_path / "file"], capture_output=True
-    )
+    reading, writing = os.pipe()
+    os.write(writing, b"!")
+    command = [sys.executable, "-I", "-S", LAUNCHER, "1", str(reading), "/usr/bin/touch", tmp_path / "file"]
+    result = subprocess.run(command, capture_output=True, pass_fds=[reading])
+    os.close(reading)
+    os.close(writing)
     assert result.returncode == 128 + signal.SIGKILL
     assert not (tmp_path / "file").exists()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from django_snapshots.connectors.file_tier import FileTier
+from django_snapshots.connectors.mysql import sessions
 from django_snapshots.connectors.mysql.client import find_dump_tool
 from django_snapshots.connectors.mysql.dump import (
     DumpPlan,
@@ -52,9 +53,10 @@ class MySQLConnector(FileTier):
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(request.temporary_directory())
             plan = self._plan(alias, directory, request)
-            opened = stack.enter_context(moment(alias, plan.tables))
+            opened = stack.enter_context(moment(alias, plan.tables, request.label))
+            opened.marks.expect()
             tool = stack.enter_context(request.processes.start(plan.content_command(), secrets=plan.secrets))
-            chunks = dump_chunks(plan, request.processes, tool, begin_dump(tool, opened))
+            chunks = dump_chunks(plan, request.processes, tool, begin_dump(tool, opened), opened)
             stack.callback(chunks.close)
             yield Dump(
                 suffix="sql",
@@ -76,6 +78,10 @@ class MySQLConnector(FileTier):
             empty=empty,
             identity=server.identity,
         )
+
+    def end_sessions(self, db_alias: str, labels: Sequence[str]) -> int:
+        """End the sessions of earlier attempts: those that dump and those that restore."""
+        return sum(sessions.end_sessions(alias, labels) for alias in {db_alias, self._dump_alias or db_alias})
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> MySQLRestore:
         """Read the whole dump once and prove it, and everything that the load will need. Changes nothing.

@@ -100,16 +100,21 @@ def begin_dump(content: Tool, moment: Moment) -> bytes:
     """End the lock of *moment* once the running tool's transaction is open; return what was read of it by then."""
     head, begun = _until_content(content)
     moment.release(tool_has_begun=begun)
+    moment.marks.find(content)
     return head
 
 
-def dump_chunks(plan: DumpPlan, processes: Processes, content: Tool, head: bytes) -> Generator[bytes, None, None]:
+def dump_chunks(
+    plan: DumpPlan, processes: Processes, content: Tool, head: bytes, moment: Moment
+) -> Generator[bytes, None, None]:
     """The dump: everything but the events, then the events. Ends only if both are whole.
 
     Events come last, behind a line that a restore knows, so that none fires into a database that is half loaded.
     *content* runs already, and *head* was read of it.
     """
-    yield from _whole(plan, content, itertools.chain([head], content.chunks()))
+    for chunk in _whole(plan, content, itertools.chain([head], content.chunks())):
+        moment.marks.look_again()
+        yield chunk
     if plan.events:
         yield EVENTS
         with processes.start(plan.events_command(), secrets=plan.secrets) as tool:

@@ -17,12 +17,14 @@ from django_snapshots.connectors.mysql.options import connection_options, secret
 from django_snapshots.connectors.mysql.preflight import require_fit, require_restorable
 from django_snapshots.connectors.mysql.scan import Findings, scan, split, without_sandbox
 from django_snapshots.connectors.mysql.server import (
+    LONGEST,
     Server,
     count_rows,
     explained,
     read_server,
     server_connection,
 )
+from django_snapshots.connectors.mysql.sessions import Marks
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotIntegrityError
 from django_snapshots.processes import Tool
 from django_snapshots.redaction import redact
@@ -51,10 +53,12 @@ class MySQLRestore:
     def switch(self) -> None:
         """Empty the database, load the dump, count its rows. Raises ``SnapshotError`` that says what state it is in."""
         with server_connection(self.db_alias) as connection, self.request.temporary_directory() as directory:
+            with explained(self.db_alias, "could not be asked about its sessions; it was not touched"):
+                marks = Marks(connection, self.request.label)
             clear(connection, self.db_alias, self.request.preserve_tables)
             try:
                 set_default_collation(connection, self.server, self.source.metadata)
-                self._load(connection, directory)
+                self._load(connection, directory, marks)
             except SnapshotError as error:
                 raise type(error)(f"{error} {self._way_back()}") from error
             except DatabaseError as error:
@@ -72,12 +76,12 @@ class MySQLRestore:
     def discard(self) -> None:
         """Nothing was built beside the database."""
 
-    def _load(self, connection: BaseDatabaseWrapper, directory: Path) -> None:
+    def _load(self, connection: BaseDatabaseWrapper, directory: Path, marks: Marks) -> None:
         options = connection_options(
             connection.get_connection_params(), oracle=self.client.oracle, encrypted=self.server.encrypted
         )
         option_file = write_option_file(directory, options)
-        loader = _Loader(self, option_file, secrets_in(options), directory / "said")
+        loader = _Loader(self, option_file, secrets_in(options), directory / "said", marks)
         end = self.findings.length if self.findings.events_at is None else self.findings.events_at
         content, events = split(self.source.open(), end)
         loader.run(content)
@@ -117,6 +121,7 @@ class _Loader:
     option_file: Path
     secrets: Sequence[str]
     said: Path
+    marks: Marks
 
     def run(self, chunks: Iterator[bytes]) -> None:
         """Execute *chunks*. Raises ``SnapshotConnectorError``, or what *chunks* raises."""
@@ -157,8 +162,9 @@ class _Loader:
         return self.restore.request.processes.start(command, stdin=subprocess.PIPE, stdout=stdout, secrets=self.secrets)
 
     def _session(self) -> str:
+        limits = f"lock_wait_timeout = {_LOAD_LOCK_WAIT}, wait_timeout = {LONGEST}"
         unlimited = ", max_statement_time = 0" if self.restore.server.mariadb else ""
-        return f"SET SESSION lock_wait_timeout = {_LOAD_LOCK_WAIT}{unlimited}"
+        return f"SET SESSION {limits}{unlimited}{self.marks.assignment()}"
 
     def _failed(self, tool: Tool, how: str = "") -> SnapshotConnectorError:
         what = f"{tool.name} {how}; {tool.explain()}" if how else tool.explain()

@@ -18,6 +18,11 @@ from django_snapshots.redaction import redact
 
 JOURNAL_PREFIX = "django_snapshots_"
 """How the names of the journal's own tables begin; a database that holds nothing else is empty."""
+LOCKED_IDLE = 60
+"""Seconds of silence after which the server ends a session that holds locks on tables."""
+LONGEST = 7 * 24 * 3600
+"""Seconds of silence that the server must bear in a session whose turn comes when a dump or a load has ended."""
+_BRIEF_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,18 @@ def server_connection(db_alias: str) -> Iterator[BaseDatabaseWrapper]:
 
 
 @contextlib.contextmanager
+def brief_connection(db_alias: str) -> Iterator[BaseDatabaseWrapper]:
+    """A connection for a short question about the server, to no database of it. Raises ``django.db.Error``."""
+    with own_connection(db_alias) as connection:
+        given = connection.settings_dict.get("OPTIONS") or {}
+        options = {key: value for key, value in given.items() if key not in ("init_command", "sql_mode")}
+        options.update(dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), _BRIEF_SECONDS))
+        connection.settings_dict = {**connection.settings_dict, "NAME": "", "OPTIONS": options}
+        connection.ensure_connection()
+        yield connection
+
+
+@contextlib.contextmanager
 def explained(db_alias: str, what: str) -> Iterator[None]:
     """Turn a database error into a ``SnapshotConnectorError`` that names the alias and has no secret in it."""
     try:
@@ -134,16 +151,20 @@ def read_server(connection: BaseDatabaseWrapper, db_alias: str) -> Server:
             collation=str(collation),
             encrypted=bool(rows(connection, "SHOW STATUS LIKE 'Ssl_cipher'")[0][1]),
             max_allowed_packet=int(packet),
-            identity=f"mysql:{_server_id(connection)}:{database}",
+            identity=identity(connection, str(database)),
         )
 
 
-def _server_id(connection: BaseDatabaseWrapper) -> str:
+def identity(connection: BaseDatabaseWrapper, database: str) -> str:
+    """What *database* of this server is, in the same words through whatever address the server is asked."""
     known = dict(rows(connection, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_uid', 'server_uuid')"))
-    # Servers from before these variables: the host's name, the port and where the files are.
-    return str(
-        next(iter(known.values()), None) or value(connection, "SELECT CONCAT(@@hostname, ':', @@port, @@datadir)")
-    )
+    place, folds = rows(
+        connection, "SELECT CONCAT(@@hostname, ':', @@port, ':', @@datadir), @@lower_case_table_names <> 0"
+    )[0]
+    # MariaDB's server_uid is made of a network card's address and the port, which two containers on two hosts share; a
+    # copied data directory shares MySQL's server_uuid.
+    server = ":".join([*known.values(), str(place)])
+    return f"mysql:{server}:{database.lower() if folds else database}"
 
 
 def tables(connection: BaseDatabaseWrapper) -> list[Table]:

@@ -36,7 +36,7 @@ class Server:
     database: str
     encoding: str
     identity: str
-    """The cluster's system identifier and the database's oid; of a restored or copied cluster's twin too."""
+    """The cluster and the database's name; equal for the twin that a physical copy of the cluster is."""
 
 
 def rows(connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
@@ -48,17 +48,28 @@ def rows(connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | 
 
 def server(connection: BaseDatabaseWrapper) -> Server:
     """Ask what stands behind *connection*."""
-    ((version, database, encoding, oid, allowed),) = rows(
+    ((version, database, encoding),) = rows(
         connection,
-        "SELECT current_setting('server_version'), current_database(), current_setting('server_encoding'), "
-        "(SELECT oid FROM pg_database WHERE datname = current_database()), "
-        "has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')",
+        "SELECT current_setting('server_version'), current_database(), current_setting('server_encoding')",
     )
-    # Where the right was taken away, the address is the next best: it tells two servers apart, not two names of one.
+    return Server(
+        version=version, database=database, encoding=encoding, identity=identity(cluster(connection), database)
+    )
+
+
+def identity(cluster: str, database: str) -> str:
+    """What a database is: not its oid, which another one has after a restore that took its name."""
+    return f"postgresql:{cluster}:{database}"
+
+
+def cluster(connection: BaseDatabaseWrapper) -> str:
+    """The cluster's system identifier, the same through whatever address it is asked."""
+    ((allowed,),) = rows(connection, "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
+    # Where the right was taken away, the microsecond of the server's start tells two servers apart; a restart, which
+    # ends everything that works on them, changes it.
     sql = "SELECT system_identifier::text FROM pg_control_system()"
-    fallback = "SELECT concat_ws(':', inet_server_addr(), inet_server_port())"
-    ((system,),) = rows(connection, sql if allowed else fallback)
-    return Server(version=version, database=database, encoding=encoding, identity=f"postgresql:{system}:{oid}")
+    fallback = "SELECT 'started ' || extract(epoch FROM pg_postmaster_start_time())::text"
+    return str(rows(connection, sql if allowed else fallback)[0][0])
 
 
 def moment(connection: BaseDatabaseWrapper) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from django.db import connections
@@ -9,7 +10,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.file_tier import FileTier
-from django_snapshots.connectors.postgres import catalog, dumping
+from django_snapshots.connectors.identity import database_identity
+from django_snapshots.connectors.postgres import catalog, dumping, sessions
 from django_snapshots.connectors.postgres.access import connected, exists
 from django_snapshots.connectors.postgres.restoring import Restoring
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
@@ -56,6 +58,10 @@ class PostgresConnector(FileTier):
                 raise
             return _missing(subject)
 
+    def end_sessions(self, db_alias: str, labels: Sequence[str]) -> int:
+        """End the sessions of earlier attempts: those that dump and those that restore."""
+        return sum(sessions.end_sessions(alias, labels) for alias in {db_alias, self._dump_alias or db_alias})
+
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Restore into the database of the alias *subject*, up to the COMMIT."""
         facts.require_alias(subject)
@@ -81,4 +87,5 @@ def _missing(alias: str) -> Target:
         name=str(settings["NAME"]),
         description=f'PostgreSQL database "{settings["NAME"]}" on {host}, which does not exist and is not created',
         empty=True,
+        identity=database_identity(alias),
     )
