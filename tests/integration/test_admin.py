@@ -396,6 +396,16 @@ def test_a_restore_names_its_target_and_has_it_typed(
     assert Run.objects.get().request == {"name": "nightly", "confirm": [str(media)]}
 
 
+def test_a_restore_is_granted_by_the_journal_alone(storage: LocalFileSystemBackend, settings: SettingsWrapper) -> None:
+    """The right was asked for here; the message does not say so, and could not."""
+    settings.SNAPSHOTS = {**settings.SNAPSHOTS, "ALLOW_RESTORE": "requested"}
+    publish(storage, "nightly")
+    user("view_run", "restore_snapshot").post(address("restore"), POSTED["restore"])
+    assert Run.objects.get().request["granted"] is True
+    (message,) = waiting()
+    assert "granted" not in message
+
+
 def test_a_restore_from_elsewhere_has_to_be_said(storage: LocalFileSystemBackend) -> None:
     publish(storage, "nightly", project="other shop")
     client = user(superuser=True)
