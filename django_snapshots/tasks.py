@@ -20,6 +20,7 @@ from typing import Any
 
 from billiard import current_process
 from celery import Task, current_app, shared_task, states
+from celery.backends.base import DisabledBackend
 from celery.exceptions import Ignore
 from celery.result import AsyncResult
 from django.db import connections, transaction
@@ -30,6 +31,7 @@ from django_snapshots.exceptions import SnapshotBusyError, SnapshotConfiguration
 from django_snapshots.models import Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
+from django_snapshots.results import NoBackend
 
 logger = logging.getLogger("django_snapshots")
 
@@ -48,6 +50,13 @@ class SnapshotTask(Task):  # type: ignore[type-arg]
     def queue(self) -> str:
         """The queue's name."""
         return get_queue()
+
+    def AsyncResult(self, task_id: str, **options: Any) -> AsyncResult[Any]:
+        """What ``delay()`` returns; where there is no result backend it says so when it is asked."""
+        result = super().AsyncResult(task_id, **options)
+        if isinstance(result.backend, DisabledBackend):
+            result.backend = NoBackend(app=self.app)
+        return result
 
 
 _OPTIONS: dict[str, Any] = {
@@ -172,13 +181,13 @@ def step(step_id: int) -> None:
         _ask_again(step_id)
         raise
     if run_id is not None:
-        _conclude(run_id)
+        conclude(run_id)
 
 
 @shared_task(name="django_snapshots.finish", ignore_result=True, **_OPTIONS)
 def finish(run_id: str) -> None:
     """Finish a run all of whose steps have ended, if nobody does."""
-    _conclude(uuid.UUID(run_id))
+    conclude(uuid.UUID(run_id))
 
 
 @shared_task(name="django_snapshots.sweep", ignore_result=True, **_OPTIONS)
@@ -234,12 +243,13 @@ def _ask_again(step_id: int) -> None:
     try:
         run_id = runs.run_of(step_id)
         publish_ready_steps(run_id)
-        _conclude(run_id)
+        conclude(run_id)
     except Exception as error:  # noqa: BLE001 - the next sweep does it
         logger.warning("The next worker could not be asked to go on: %s", redact(str(error)))
 
 
-def _conclude(run_id: uuid.UUID) -> None:
+def conclude(run_id: uuid.UUID) -> None:
+    """Finish a run all of whose steps have ended, if nobody does, and do all that follows from its end."""
     finished = execution.finish(run_id, _hooks())
     if finished is not None:
         store_result(finished)
@@ -325,7 +335,10 @@ def request_restore(
         "wait": wait,
     }
     requester = runs.Requester(name=requested_by, source="code")
-    return AsyncResult(send(Kind.RESTORE, Request.from_json(data), requester).task_id)
+    result: AsyncResult[dict[str, Any]] = restore.AsyncResult(
+        send(Kind.RESTORE, Request.from_json(data), requester).task_id
+    )
+    return result
 
 
 def _record(kind: Kind, request: Request, requester: runs.Requester) -> Run:
@@ -398,8 +411,9 @@ def publish_ready_steps(run_id: uuid.UUID) -> None:
         step.delay(step_id)
 
 
-def send_swept(swept: runs.Swept) -> None:
-    """Send what a sweep has found to be sent. If the broker is away, the next one finds it again."""
+def send_swept(swept: runs.Swept) -> bool:
+    """Send what a sweep has found to be sent; whether it could. If the broker is away, the next one finds it again."""
+    sent = False
     try:
         for run in swept.ask_again:
             _send_task(run, Request.from_json(run.request), expires=_HINT_EXPIRES)
@@ -407,10 +421,12 @@ def send_swept(swept: runs.Swept) -> None:
             step.apply_async((step_id,), expires=_HINT_EXPIRES)
         for run_id in swept.finish:
             finish.apply_async((str(run_id),), expires=_HINT_EXPIRES)
+        sent = True
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own
         logger.warning("What the sweep found could not be sent to the broker: %s", redact(str(error)))
     for run in swept.tell:
         store_result(run)
+    return sent
 
 
 def store_result(run: Run) -> None:

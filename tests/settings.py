@@ -23,6 +23,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.staticfiles",
     "django_celery_beat",
+    *(["django_celery_results"] if os.environ.get("SNAPSHOTS_TEST_RESULTS") == "django-db" else []),
     "django_snapshots",
     "tests.project",
 ]

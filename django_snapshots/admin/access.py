@@ -47,6 +47,11 @@ def may(request: HttpRequest, action: str) -> bool:
     return may_view(request) and request.user.has_perm(f"django_snapshots.{action}_snapshot")
 
 
+def may_cancel(request: HttpRequest) -> bool:
+    """Whether this user may cancel runs. Nobody may who can't look."""
+    return may_view(request) and request.user.has_perm("django_snapshots.cancel_run")
+
+
 def require_view(request: HttpRequest) -> None:
     """Raise ``PermissionDenied`` for a user who may not look."""
     if not may_view(request):

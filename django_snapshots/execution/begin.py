@@ -28,16 +28,17 @@ _WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 
 
-def launch(run: Run) -> list[Step]:
+def launch(run: Run, *, waits: Callable[[str], None] = lambda _why: None) -> list[Step]:
     """Give a run its steps, or its end. One whose message came twice keeps the steps that it has.
 
-    A run that is asked to wait for another one, and that workers do, stays queued and gets none yet. Raises
+    A run that is asked to wait for another one, and that workers do, stays queued and gets none yet; an inline one is
+    waited for here, and *waits* hears why. Raises
     ``SnapshotError``; then the run has ended with it.
     """
     failure: SnapshotError
     try:
         if run.state == State.QUEUED:
-            return _prepare_or_wait(run)
+            return _prepare_or_wait(run, waits)
         return runs.steps_of(run)
     except SnapshotError as error:
         failure = error
@@ -52,18 +53,21 @@ def launch(run: Run) -> list[Step]:
     return runs.steps_of(run)
 
 
-def _prepare_or_wait(run: Run) -> list[Step]:
+def _prepare_or_wait(run: Run, waits: Callable[[str], None]) -> list[Step]:
     while True:
         try:
-            return prepare(run)
-        except SnapshotBusyError:
+            return _prepare_unless_in_the_way(run)
+        except runs.InTheWay as rival:
             patience = Request.from_json(run.request).wait
-            if (timezone.now() - run.created_at).total_seconds() >= patience:
-                raise
+            is_over = (timezone.now() - run.created_at).total_seconds() >= patience
+            if is_over or not isinstance(rival.error, SnapshotBusyError):
+                raise rival.error from None
+            why = rival.why()
         if not run.inline:
-            runs.wait(run, min(_WAIT_SECONDS, patience))
+            runs.wait(run, min(_WAIT_SECONDS, patience), why)
             return []
-        runs.touch(run.pk)
+        runs.wait(run, _POLL_SECONDS, why)
+        waits(why)
         time.sleep(_POLL_SECONDS)
         run.refresh_from_db(using=runs.alias())
         if run.state in FINAL_STATES:
@@ -73,12 +77,19 @@ def _prepare_or_wait(run: Run) -> list[Step]:
 def prepare(run: Run) -> list[Step]:
     """Give a new run its steps. Raises ``SnapshotError`` for a request that can't be filled, and
     ``SnapshotBusyError`` that names the run in its way."""
+    try:
+        return _prepare_unless_in_the_way(run)
+    except runs.InTheWay as rival:
+        raise rival.error from None
+
+
+def _prepare_unless_in_the_way(run: Run) -> list[Step]:
     while True:
         try:
             return _prepare(run, Request.from_json(run.request))
         except runs.InTheWay as rival:
             if not settle_dead(rival.run):
-                raise rival.error from None
+                raise
 
 
 def settle_dead(run: Run) -> bool:

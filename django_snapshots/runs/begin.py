@@ -96,6 +96,7 @@ def start(
         "started_at": timezone.now(),
         "touched_at": DatabaseNow(),
         "not_before": None,
+        "error": "",
     }
     try:
         _start(run, steps, fields, wanted)
@@ -106,7 +107,7 @@ def start(
         )
         if rival is None:
             raise taken from error
-        raise locks.InTheWay(rival, taken) from error
+        raise locks.InTheWay(rival, taken, f"The name {name!r}") from error
     run.refresh_from_db(using=alias())
     return steps_of(run)
 
@@ -122,10 +123,10 @@ def _start(run: Run, steps: Sequence[PlannedStep], fields: dict[str, Any], wante
             )
 
 
-def wait(run: Run, seconds: float) -> None:
-    """Leave a queued run queued for some seconds: something is in its way."""
+def wait(run: Run, seconds: float, why: str) -> None:
+    """Leave a queued run queued for some seconds; *why* stands where its error would, until it begins or ends."""
     waiting = Run.objects.using(alias()).filter(pk=run.pk, state=State.QUEUED)
-    waiting.update(not_before=DatabaseNow() + timedelta(seconds=seconds), touched_at=DatabaseNow())
+    waiting.update(not_before=DatabaseNow() + timedelta(seconds=seconds), touched_at=DatabaseNow(), error=why)
 
 
 def steps_of(run: Run) -> list[Step]:

@@ -60,6 +60,12 @@ def ended_before(storage_id: str, wanted: Set[uuid.UUID], seconds: float) -> set
     return set(old.values_list("pk", flat=True))
 
 
+def lately(limit: int) -> list[Run]:
+    """Runs that have ended, the last one first."""
+    ended = Run.objects.using(alias()).filter(state__in=FINAL_STATES, finished_at__isnull=False)
+    return list(ended.order_by("-finished_at")[:limit])
+
+
 def live(limit: int = 50) -> list[Run]:
     """Runs that have not ended, the oldest first."""
     rows = Run.objects.using(alias()).filter(state__in=(State.QUEUED, State.RUNNING))

@@ -25,6 +25,7 @@ from django_snapshots.runs.place import alias
 
 _LONGEST_PAUSE = 600.0
 _MOST_DOUBLINGS = 10
+_LATE = 5
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,20 @@ def is_due(every: float) -> bool:
 def is_collection_due(every: float) -> bool:
     """Whether the storage was last looked through more than *every* seconds ago; then this caller has the turn."""
     return _turn("collected_at", every)
+
+
+def since_sweep() -> float | None:
+    """Seconds since the journal was last swept, by the database's clock; ``None`` if it never was."""
+    times = Housekeeping.objects.using(alias()).annotate(now=DatabaseNow()).values("now", "swept_at").first()
+    if times is None or times["swept_at"] is None:
+        return None
+    return max(0.0, (times["now"] - times["swept_at"]).total_seconds())
+
+
+def is_late() -> bool:
+    """Whether nobody has swept for so long that nobody may be going to."""
+    since = since_sweep()
+    return since is None or since > get_limits().sweep() * _LATE
 
 
 def _turn(name: str, every: float) -> bool:
