@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
 from django_snapshots.conf import Limits, get_limits
@@ -48,9 +48,9 @@ def _take_from(run: Run, step: Step, limits: Limits) -> bool:
     if _gets_another_attempt(run, step, limits):
         pause = min(_LONGEST_PAUSE, limits.lease / 6 * 2 ** (step.attempts - 1))
         with transaction.atomic(using=alias()):
-            changed = held.update(**_anew(), error=f"{silence}; begun anew.", not_before=_later(pause))
+            changed = held.update(**anew(), error=f"{silence}; begun anew.", not_before=_later(pause))
             if changed:
-                _begin_later_phases_anew(run, step)
+                begin_later_phases_anew(step)
         return bool(changed)
     return _fail(run, held, SnapshotError(f"{silence}{_why_not_again(run, step)}"))
 
@@ -77,13 +77,20 @@ def _why_not_again(run: Run, step: Step) -> str:
     )
 
 
-def _begin_later_phases_anew(run: Run, step: Step) -> None:
-    """Their moment has to be later than every moment of this phase: a row that is new by then may point at a file."""
-    later = Step.objects.using(alias()).filter(run=run, phase__gt=step.phase)
-    later.filter(state__in=(State.RUNNING, State.SUCCEEDED)).update(**_anew(), attempts=0)
+def begin_later_phases_anew(step: Step) -> None:
+    """Inside of the transaction that gives *step* back: what a later phase has done so far is void.
+
+    Its moment has to be later than every moment of this phase: a row that is new by then may point at a file. The token
+    grows here already, so that neither a holder nor whoever is just claiming can go on from the moment that is gone.
+    """
+    later = Step.objects.using(alias()).filter(run=step.run_id, phase__gt=step.phase)
+    later.filter(state__in=(State.QUEUED, State.RUNNING, State.SUCCEEDED)).update(
+        **anew(), attempts=0, token=F("token") + 1
+    )
 
 
-def _anew() -> dict[str, Any]:
+def anew() -> dict[str, Any]:
+    """The fields of a step that waits for its next attempt."""
     return {"state": State.QUEUED, "lease_until": None, "moment": None, "hinted_at": None, "hints": 0}
 
 

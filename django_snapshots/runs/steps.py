@@ -17,7 +17,7 @@ from django_snapshots.conf import get_limits
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotError
 from django_snapshots.models import FINAL_STATES, Run, State, Step
 from django_snapshots.runs.clock import DatabaseNow, Lease, seconds_since_boot
-from django_snapshots.runs.dead import drop_siblings, end_dead_steps
+from django_snapshots.runs.dead import anew, begin_later_phases_anew, drop_siblings, end_dead_steps
 from django_snapshots.runs.errors import describe
 from django_snapshots.runs.place import alias, holder
 
@@ -43,12 +43,13 @@ class Verdict:
 def claim(step: int) -> Claim | None:
     """Take a queued step of a running run; ``None`` if somebody else has it, or nobody may have it any more.
 
-    One whose holder's lease is over is taken from it.
+    One whose holder's lease is over is taken from it. One of a later phase waits for every earlier moment, whenever its
+    message was sent.
     """
     lease, asked_at = Lease(get_limits().lease), seconds_since_boot()
     rows = Step.objects.using(alias()).filter(pk=step)
     seen = rows.select_related("run").first()
-    if seen is None or (seen.state == State.RUNNING and not end_dead_steps(seen.run)):
+    if seen is None or (seen.state == State.RUNNING and not end_dead_steps(seen.run)) or _is_early(seen):
         return None
     rows = rows.filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()), state=State.QUEUED, token=seen.token)
     # Conditions on the row itself: a join becomes a subquery, and a database that waits for another claim's lock then
@@ -69,6 +70,12 @@ def claim(step: int) -> Claim | None:
         return None
     lease.renewed(asked_at)
     return Claim(step=step, token=seen.token + 1, lease=lease)
+
+
+def _is_early(step: Step) -> bool:
+    """Whether a step of an earlier phase has not fixed its moment yet."""
+    earlier = Step.objects.using(alias()).filter(run=step.run_id, phase__lt=step.phase, moment=None)
+    return earlier.exclude(state__in=FINAL_STATES).exists()
 
 
 def run_of(step: int) -> uuid.UUID:
@@ -147,11 +154,11 @@ def release(claimed: Claim) -> bool:
 
     For a worker that is told to end: that is no fault of the step, and counts as no attempt.
     """
-    changed = _held(claimed).update(
-        state=State.QUEUED, lease_until=None, not_before=None, attempts=F("attempts") - 1, hinted_at=None, hints=0
-    )
-    if changed:
-        _touch(claimed)
+    with transaction.atomic(using=alias()):
+        changed = _held(claimed).update(**anew(), not_before=None, attempts=F("attempts") - 1)
+        if changed:
+            begin_later_phases_anew(Step.objects.using(alias()).get(pk=claimed.step))
+            _touch(claimed)
     return bool(changed)
 
 

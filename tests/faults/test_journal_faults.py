@@ -20,6 +20,7 @@ from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotStorageError
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.runs import steps
 from django_snapshots.testing import MemoryStorage
 
 AT_ONCE = 6
@@ -258,3 +259,46 @@ def test_without_a_journal_a_foreign_error_is_explained_and_holds_no_secret(stor
     with pytest.raises(SnapshotError, match="bucket reset") as caught:
         create_snapshot("away")
     assert "hidden" not in str(caught.value)
+
+
+def two_phases():
+    """The step of a database and that of the media files, which must not look before the database's moment."""
+    run, _ = runs.begin(Kind.SNAPSHOT, Request())
+    planned = [PlannedStep(position=number, type="thing", subject=str(number), phase=number) for number in range(2)]
+    return runs.start(run, planned, name=run.pk.hex, storage_id="", storage_label="", reserve=False)
+
+
+def test_a_message_that_comes_early_begins_nothing(journal):
+    early, late = two_phases()
+    assert runs.claim(late.pk) is None
+    runs.note(runs.claim(early.pk), moment=timezone.now())
+    assert runs.claim(late.pk) is not None
+
+
+def test_a_step_that_is_given_back_takes_its_moment_with_it(journal):
+    """Else the media files would be walked before the moment of the database that their rows lie in."""
+    early, late = two_phases()
+    first = runs.claim(early.pk)
+    runs.note(first, moment=timezone.now())
+    walked = runs.claim(late.pk)
+    assert runs.complete(walked, {})
+    assert runs.release(first)
+    late.refresh_from_db(using=journal)
+    assert (late.state, runs.claim(late.pk), runs.ready(late.run_id)) == (State.QUEUED, None, [early.pk])
+    runs.note(runs.claim(early.pk), moment=timezone.now())
+    again = runs.claim(late.pk)
+    assert again.token > walked.token
+    assert not runs.complete(runs.Claim(step=late.pk, token=walked.token), {})
+
+
+def test_who_is_claiming_while_the_earlier_moment_goes_gets_nothing(journal, monkeypatch):
+    early, late = two_phases()
+    first = runs.claim(early.pk)
+    runs.note(first, moment=timezone.now())
+
+    def meanwhile():
+        assert runs.release(first)
+        return "worker"
+
+    monkeypatch.setattr(steps, "holder", meanwhile)
+    assert runs.claim(late.pk) is None
