@@ -70,6 +70,7 @@ class Run(models.Model):
     retreating_at = models.DateTimeField(null=True, help_text="From here on it is taken back.")
     touched_at = models.DateTimeField(null=True, help_text="Its last move, by the database's clock.")
     not_before = models.DateTimeField(null=True, help_text="It waits until then, by the database's clock.")
+    expires_at = models.DateTimeField(null=True, help_text="If nobody has begun it by then, nobody shall.")
     hinted_at = models.DateTimeField(null=True, help_text="When its last message was sent.")
     hints = models.PositiveIntegerField(default=0)
     told_at = models.DateTimeField(null=True, help_text="When its result was given to whoever waits for it.")

@@ -8,6 +8,7 @@ work: a message is a hint, and one that is doubled finds nothing to do.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from billiard import current_process
@@ -50,6 +52,39 @@ class SnapshotTask(Task):  # type: ignore[type-arg]
     def queue(self) -> str:
         """The queue's name."""
         return get_queue()
+
+    def apply_async(  # type: ignore[override]
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Record the run in the journal, and then send the message, which may be lost without harm.
+
+        Inside of ``transaction.atomic()`` it is sent when that is committed; if that is rolled back, there is no run. A
+        broker that is away is told in the log: a sweep sends the message later. Where there is no journal the message
+        is all there is. Raises ``SnapshotError`` for arguments that no run can have.
+        """
+        kind = self.name.rpartition(".")[2]
+        if kind not in Kind.values or self.app.conf.task_always_eager or not runs.available():
+            return super().apply_async(args, kwargs, task_id, **options)
+        request = Request.from_json(inspect.signature(self.run).bind(*(args or ()), **(kwargs or {})).arguments)
+        task_id = task_id or str(uuid.uuid4())
+        try:
+            run = _begin(Kind(kind), request, task_id, expires=_seconds_until(options.get("expires")))
+        except SnapshotBusyError as doubled:
+            logger.info("%s", doubled)
+            return self.AsyncResult(task_id)
+        if connections[runs.alias()].in_atomic_block:
+            transaction.on_commit(lambda: _publish_again(run), using=runs.alias())
+        else:
+            _publish_again(run, **options)
+        return self.AsyncResult(task_id)
+
+    def send(self, kwargs: dict[str, Any], task_id: str, **options: Any) -> None:
+        """Send the message alone, for a run that is in the journal. Raises what the transport raises."""
+        super().apply_async((), kwargs, task_id, **options)
 
     def AsyncResult(self, task_id: str, **options: Any) -> AsyncResult[Any]:
         """What ``delay()`` returns; where there is no result backend it says so when it is asked."""
@@ -362,10 +397,10 @@ def _publish(run: Run, request: Request) -> None:
         raise refused from None
 
 
-def _publish_again(run: Run) -> None:
+def _publish_again(run: Run, **options: Any) -> None:
     """Send the message of a queued run that is in the journal; if the broker is away, a later sweep does it."""
     try:
-        _send_task(run, Request.from_json(run.request), expires=_HINT_EXPIRES)
+        _send_task(run, Request.from_json(run.request), **{"expires": _HINT_EXPIRES, **options})
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own
         logger.warning("The message of run %s could not be sent: %s", run.pk, redact(str(error)))
 
@@ -379,7 +414,10 @@ def _send_task(run: Run, request: Request, **options: Any) -> None:
         Kind.DELETE: delete,
         Kind.PRUNE: prune,
     }[kind]
-    task.apply_async(kwargs=_arguments(kind, request), task_id=run.task_id, **options)
+    if current_app.conf.task_always_eager:
+        task.apply(kwargs=_arguments(kind, request), task_id=run.task_id)
+    else:
+        task.send(_arguments(kind, request), run.task_id, **options)
 
 
 def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
@@ -485,14 +523,7 @@ def _run(task: SnapshotTask, kind: Kind, data: dict[str, Any]) -> dict[str, Any]
         return result
     task_id = str(task.request.id)
     try:
-        run, _ = runs.begin(
-            kind,
-            request,
-            run=_run_id(task_id),
-            requester=_requester(request),
-            task_id=task_id,
-            slot=schedules.slot_of(request.schedule) if request.schedule else None,
-        )
+        run = _begin(kind, request, task_id)
     except SnapshotBusyError as doubled:
         logger.info("%s", doubled)
         raise Ignore from None
@@ -506,6 +537,27 @@ def _run(task: SnapshotTask, kind: Kind, data: dict[str, Any]) -> dict[str, Any]
     except Exception as error:  # noqa: BLE001 - each broker has errors of its own
         logger.warning("The steps of run %s could not be sent yet: %s", run.pk, redact(str(error)))
     raise Ignore
+
+
+def _begin(kind: Kind, request: Request, task_id: str, *, expires: float | None = None) -> Run:
+    run, _ = runs.begin(
+        kind,
+        request,
+        run=_run_id(task_id),
+        requester=_requester(request),
+        task_id=task_id,
+        slot=schedules.slot_of(request.schedule) if request.schedule else None,
+        expires=expires,
+    )
+    return run
+
+
+def _seconds_until(expires: float | datetime | None) -> float | None:
+    """Celery's option ``expires`` in seconds from now."""
+    if isinstance(expires, datetime):
+        now = datetime.now(expires.tzinfo)
+        return (expires - now).total_seconds()
+    return None if expires is None else float(expires)
 
 
 def _run_id(task_id: str) -> uuid.UUID:

@@ -40,10 +40,12 @@ def begin(
     task_id: str = "",
     slot: str | None = None,
     inline: bool = False,
+    expires: float | None = None,
 ) -> tuple[Run, bool]:
     """Record that somebody asked; return the run and whether it is new. The same id twice is one run.
 
-    Raises ``SnapshotBusyError`` if another run has been made for *slot*: the time of a schedule.
+    After *expires* seconds nobody begins it any more. Raises ``SnapshotBusyError`` if another run has been made for
+    *slot*: the time of a schedule.
     """
     requester = requester or Requester()
     try:
@@ -64,6 +66,8 @@ def begin(
     except IntegrityError:
         raise SnapshotBusyError(f"There is a run for {slot} already; one is enough.") from None
     touch(made.pk)
+    if new and expires is not None:
+        Run.objects.using(alias()).filter(pk=made.pk).update(expires_at=DatabaseNow() + timedelta(seconds=expires))
     return made, new
 
 

@@ -90,6 +90,7 @@ def sweep_run(run: Run, swept: Swept) -> None:
     if run.inline:
         _sweep_inline(run)
     elif run.state == State.QUEUED:
+        _refuse_expired(run)
         swept.ask_again += _queued(run)
     else:
         swept.begin += _due_steps(run)
@@ -124,6 +125,12 @@ def _free(name: str) -> Q:
 
 def _ago(times: float = 1.0) -> Any:
     return DatabaseNow() - timedelta(seconds=get_limits().lease * times)
+
+
+def _refuse_expired(run: Run) -> None:
+    late = Run.objects.using(alias()).filter(pk=run.pk, state=State.QUEUED, expires_at__lt=DatabaseNow())
+    if late.exists():
+        finish.refuse(run, SnapshotError("No worker took it in time: it was not begun when the next one was due."))
 
 
 def _queued(run: Run) -> list[Run]:
