@@ -209,7 +209,7 @@ def _late(app: Celery) -> Iterator[CheckMessage]:
     if app.tasks[STEP].acks_late:
         yield Warning(
             "Celery's task_annotations set acks_late for the steps. A broker sends again what is not acknowledged: "
-            "RabbitMQ after half an hour, by which it ends the worker in the middle of its step, Redis after an hour.",
+            "RabbitMQ after half an hour, and the worker ends after its step, as does the next; Redis after an hour.",
             hint="Leave acks_late of the tasks of this package alone. The journal finds what was lost.",
             id="snapshots.W032",
         )
@@ -271,8 +271,8 @@ def _consumer_timeout(app: Celery) -> Iterator[CheckMessage]:
     if not _is_amqp(app) or _waits_long(app):
         return
     yield Warning(
-        "RabbitMQ ends the connection of a worker that holds a message for half an hour, and so the worker. A step "
-        "that waits behind one of hours is such a message, whatever is set for prefetching.",
+        "RabbitMQ ends the connection of a worker that holds a message for half an hour, and the worker ends after its "
+        "step. A step that waits behind a long one is such a message, also with a worker_prefetch_multiplier of 1.",
         hint="Raise consumer_timeout in rabbitmq.conf or by a policy, or give the queue the argument "
         "x-consumer-timeout in task_queues (RabbitMQ 3.12 and newer). Where the server has it, silence this.",
         id="snapshots.W041",
