@@ -182,7 +182,7 @@ def become(option: str, program: str, arguments: list[str]) -> None:
         sys.argv = [program, *arguments]
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:
-        sys.argv = ["-c", *arguments]
+        sys.argv, sys.path[0] = ["-c", *arguments], ""
         sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(program, "<string>", "exec"), vars(sys.modules["__main__"]))
 

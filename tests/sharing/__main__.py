@@ -82,11 +82,12 @@ class _Process:
 
     def _print(self) -> None:
         assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            text = line.decode(errors="replace").rstrip("\n")
-            self.last_line = text or self.last_line
-            with self._print_lock:
-                print(self.prefix + text, flush=True)
+        with self._popen.stdout as lines:
+            for line in lines:
+                text = line.decode(errors="replace").rstrip("\n")
+                self.last_line = text or self.last_line
+                with self._print_lock:
+                    print(self.prefix + text, flush=True)
 
     def wait(self) -> int:
         """Wait for its end and its last line; return its exit status."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
-from itertools import chain, groupby, pairwise
+from collections.abc import Generator
+from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -30,25 +31,25 @@ class _Shared:
         """pytest's own loop, over the tests that this process takes."""
         if session.testsfailed or session.config.option.collectonly:
             return None  # pytest's own says what is to be said
-        taken = chain(self._taken(session.items), [None])
-        # The test after this one decides which fixtures end, so a file is taken before the last test of another one.
-        for item, following in pairwise(taken):
-            assert item is not None
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        files = groupby(enumerate(session.items), key=lambda pair: pair[1].path)
+        # pytest-django puts the tests of some files in two places; each is taken by itself.
+        for place, (_path, numbered) in enumerate(files):
+            if self._share.claim(str(place)):
+                self._run(session, dict(numbered))
+        self._share.write(str(os.getpid()), Report(collected=_names(session.items), ran=self._ran))
+        return True
+
+    def _run(self, session: pytest.Session, items: dict[int, pytest.Item]) -> None:
+        # What comes after the last of them isn't known yet: whatever it is, it is a part of the session, so that its
+        # fixtures stay and all others end.
+        following = [*list(items.values())[1:], cast("pytest.Item", session)]
+        for (number, item), next_item in zip(items.items(), following, strict=True):
+            self._ran.append(number)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=next_item)
             if session.shouldfail:
                 raise session.Failed(session.shouldfail)
             if session.shouldstop:
                 raise session.Interrupted(session.shouldstop)
-        self._share.write(str(os.getpid()), Report(collected=_names(session.items), ran=self._ran))
-        return True
-
-    def _taken(self, items: list[pytest.Item]) -> Iterator[pytest.Item]:
-        """The tests of one file after another; pytest-django puts some files' tests in two places."""
-        for place, (_path, numbered) in enumerate(groupby(enumerate(items), key=lambda pair: pair[1].path)):
-            if self._share.claim(str(place)):
-                for number, item in numbered:
-                    self._ran.append(number)
-                    yield item
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
