@@ -95,6 +95,12 @@ def test_a_suite_that_cannot_be_collected_fails_the_run(
     assert "No module named 'nothing_of_this_name'" in capfd.readouterr().out
 
 
+def test_the_processes_have_this_projects_configuration(share: Path) -> None:
+    command = [*pytest_command(share), "--collect-only", "-q", "tests/unit/test_digest.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert listed.startswith("tests/unit/test_digest.py::"), listed
+
+
 @pytest.mark.parametrize(
     ("reports", "words"),
     [

@@ -38,7 +38,8 @@ def pytest_command(directory: Path) -> list[str]:
     # What one process failed is not what the run failed, so none of them keeps it for --last-failed.
     plugins = ["-p", "tests.sharing.plugin", "-p", "no:cacheprovider"]
     colour = ["--color=yes"] if sys.stdout.isatty() else []
-    return [sys.executable, "-u", "-m", "pytest", *plugins, "--share", str(directory), *colour]
+    # As a word of its own, the directory would be one of the paths from which pytest finds its configuration.
+    return [sys.executable, "-u", "-m", "pytest", *plugins, f"--share={directory}", *colour]
 
 
 def side_by_side(commands: list[list[str]], share: Share) -> int:

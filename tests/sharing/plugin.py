@@ -1,4 +1,4 @@
-"""The pytest plugin of a shared run: ``pytest -p tests.sharing.plugin --share DIRECTORY``."""
+"""The pytest plugin of a shared run: ``pytest -p tests.sharing.plugin --share=DIRECTORY``."""
 
 from __future__ import annotations
 
