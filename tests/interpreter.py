@@ -89,13 +89,15 @@ class _Interpreter:
         if len(request) > _LARGEST_PACKET:
             return None
         socket.send_fds(self._control, [request], [stream.fileno() for stream in streams])
-        pid = self._answer()
-        assert pid is not None
+        pid, status = self._answer(), None
         try:
-            return self._answer()
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)
-            raise
+            status = self._answer()
+        finally:
+            if status is None and pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        if status is None:
+            raise RuntimeError("The interpreter ended before what it ran.")
+        return status
 
     def end(self) -> None:
         """End it; what it ran has ended."""

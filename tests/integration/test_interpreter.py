@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.projects import ROOT, Project
+from tests.projects import ROOT, Project, wait_until
 
 PARENT = "import os\nanswer = os.getppid()"
 
@@ -90,3 +90,14 @@ def test_a_project_that_cannot_be_loaded_says_why(project: Project) -> None:
     done = project.manage("check")
     assert done.returncode == 1
     assert "No module named 'no'" in done.stderr
+
+
+def test_an_interpreter_that_ends_is_an_error_and_the_next_call_gets_another(project: Project) -> None:
+    begun = project.directory / "begun"
+    with pytest.raises(RuntimeError, match="ended before what it ran"):
+        project.call(
+            f"import os, pathlib, signal\npathlib.Path({str(begun)!r}).write_text(str(os.getpid()))\n"
+            "os.kill(os.getppid(), signal.SIGKILL)\nsignal.pause()"
+        )
+    wait_until(lambda: not Path(f"/proc/{begun.read_text()}").exists(), "the end of what it ran")
+    assert project.call("answer = 1") == 1
