@@ -23,8 +23,8 @@ demo: .venv-demo/stamp ## Snapshot a project with a real Celery worker, destroy 
 serve: .venv-demo/stamp ## Keep the demo's worker and beat running, with the admin on a local port
 	$(DEMO)/python -m tasks.demo --serve
 
-test: .venv/stamp ## Run all tests against private servers (PYTEST="..." for pytest's arguments)
-	$(BIN)/python -m tests.services run -- $(BIN)/python -m pytest $(PYTEST)
+test: .venv/stamp ## Run all tests against private servers (PYTEST="..." for some of them, in one process)
+	$(BIN)/python -m $(if $(strip $(PYTEST)),tests.services run -- $(BIN)/python -m pytest $(PYTEST),tests.sharing)
 
 lint: .venv/stamp ## Check style, types and the direction of imports
 	$(BIN)/ruff check
