@@ -65,9 +65,24 @@ def test_status_of_nothing_says_that_nobody_sweeps(project):
     assert (answer["live"], answer["ended"], answer["seconds_since_sweep"]) == ([], [], None)
     assert "Is beat running" in answer["warnings"][0]
     ok(project, "sweep")
-    assert told(project, "status")["warnings"] == []
+    assert not [sentence for sentence in told(project, "status")["warnings"] if "swept" in sentence]
     query(project, "default", "UPDATE django_snapshots_housekeeping SET swept_at = '2026-01-01 00:00:00'")
     assert "last swept" in told(project, "status")["warnings"][0]
+
+
+def test_status_says_when_nobody_would_take_a_task(project, broker_url):
+    assert "No worker answered" in " ".join(told(project, "status")["warnings"])
+    project.broker = broker_url
+    worker = WorkerProcess(project)
+    try:
+        worker.ready()
+        assert not [sentence for sentence in told(project, "status")["warnings"] if "No worker" in sentence]
+    finally:
+        worker.teardown()
+    project.broker = "redis://:hidden@127.0.0.1:1/0"
+    warned = " ".join(told(project, "status")["warnings"])
+    assert "can't be reached" in warned
+    assert "hidden" not in warned
 
 
 def test_status_tells_who_works_on_what_and_what_waits(project):
