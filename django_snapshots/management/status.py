@@ -25,7 +25,18 @@ def late_sweep() -> Iterator[str]:
         )
 
 
-TROUBLES: tuple[Callable[[], Iterable[str]], ...] = (late_sweep,)
+def nobody_works() -> Iterator[str]:
+    """Says when no worker takes tasks from the queue; asks them through the broker, for two seconds at most."""
+    from celery import current_app
+
+    from django_snapshots.brokers import worker_report
+
+    # Without an app of the project's own nobody here knows its broker; then there may be no workers at all.
+    if current_app.main != "default":
+        yield from worker_report(current_app).problems
+
+
+TROUBLES: tuple[Callable[[], Iterable[str]], ...] = (late_sweep, nobody_works)
 """Each looks for one thing that is wrong with what looks after the runs, and says it in a sentence."""
 
 
