@@ -10,6 +10,7 @@ from pathlib import Path
 BASE = Path(os.environ.get("SNAPSHOTS_TEST_DIRECTORY") or Path(tempfile.gettempdir()) / "django-snapshots-tests")
 
 SECRET_KEY = "only for tests"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # one that takes no time
 USE_TZ = True
 TIME_ZONE = "UTC"
 DATABASES = json.loads(os.environ.get("SNAPSHOTS_TEST_DATABASES", "null")) or {

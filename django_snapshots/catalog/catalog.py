@@ -282,12 +282,27 @@ class Catalog:
 
     # Deleting
 
-    def delete(self, name: str) -> None:
+    def run_of(self, name: str) -> str:
+        """The run that has made the snapshot called *name*, also if its delete has begun; raises as :meth:`delete`
+        does."""
+        check_name(name)
+        if not self._directory.exists(name) and not self._archive.exists(name):
+            with contextlib.suppress(SnapshotNotFoundError):
+                return self._directory.buried(name).run
+        return self.get(name).run
+
+    def delete(self, name: str, *, run: str | None = None) -> None:
         """Delete the snapshot called *name*: its manifest first, then what the manifest names, nothing else.
 
-        A snapshot whose manifest can't be read or understood is not touched.
+        With *run* only the one that this run has made. A snapshot whose manifest can't be read or understood is not
+        touched.
         """
         check_name(name)
+        if run is not None and self.run_of(name) != run:
+            raise SnapshotNotFoundError(
+                f"The snapshot {name!r} that was to be deleted from {label(self.storage)} is gone; another one has its "
+                "name, and stays."
+            )
         if self._archive.exists(name):
             self.get(name)
             self._archive.delete(name)

@@ -17,7 +17,6 @@ from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django calls it so
 from kombu.serialization import prepare_accept_content
 
-import django_snapshots.tasks  # noqa: F401 - registers the tasks with whichever app there is
 from django_snapshots.conf import get_queue, get_schedules
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.filesystem_broker import TRANSPORT
@@ -54,6 +53,9 @@ def _told_by(*checks: Check) -> list[CheckMessage]:
     app = app_or_default()
     if app.main == "default":
         return []
+    # Registers the tasks with it. Not before: who takes a snapshot without Celery's app needs none of them.
+    import django_snapshots.tasks  # noqa: F401
+
     return [message for check in checks for message in check(app)]
 
 
@@ -209,7 +211,7 @@ def _late(app: Celery) -> Iterator[CheckMessage]:
     if app.tasks[STEP].acks_late:
         yield Warning(
             "Celery's task_annotations set acks_late for the steps. A broker sends again what is not acknowledged: "
-            "RabbitMQ after half an hour, by which it ends the worker in the middle of its step, Redis after an hour.",
+            "RabbitMQ after half an hour, and the worker ends after its step, as does the next; Redis after an hour.",
             hint="Leave acks_late of the tasks of this package alone. The journal finds what was lost.",
             id="snapshots.W032",
         )
@@ -271,8 +273,8 @@ def _consumer_timeout(app: Celery) -> Iterator[CheckMessage]:
     if not _is_amqp(app) or _waits_long(app):
         return
     yield Warning(
-        "RabbitMQ ends the connection of a worker that holds a message for half an hour, and so the worker. A step "
-        "that waits behind one of hours is such a message, whatever is set for prefetching.",
+        "RabbitMQ ends the connection of a worker that holds a message for half an hour, and the worker ends after its "
+        "step. A step that waits behind a long one is such a message, also with a worker_prefetch_multiplier of 1.",
         hint="Raise consumer_timeout in rabbitmq.conf or by a policy, or give the queue the argument "
         "x-consumer-timeout in task_queues (RabbitMQ 3.12 and newer). Where the server has it, silence this.",
         id="snapshots.W041",

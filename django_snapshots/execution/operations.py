@@ -125,6 +125,10 @@ def delete_snapshot(name: str, *, run: uuid.UUID | None = None) -> None:
             runs.require_free(lock)
         Catalog(get_settings().storage).delete(name)
         return
+    catalog = Catalog(get_settings().storage)
+    # Seen before the journal has said that the run goes on. Whoever sleeps behind that deletes no other snapshot, that
+    # has got the name since.
+    seen = catalog.run_of(name)
     runs.add(run, lock)
-    Catalog(get_settings().storage).delete(name)
+    catalog.delete(name, run=seen)
     runs.drop(run, lock.key)

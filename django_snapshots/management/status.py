@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
+from celery import current_app
 from django.utils import timezone
 
 from django_snapshots import runs
+from django_snapshots.brokers import worker_report
 from django_snapshots.management.show import Screen
 from django_snapshots.models import FINAL_STATES, Run, State, Step
 from django_snapshots.sizes import human_duration, human_size
@@ -25,18 +27,18 @@ def late_sweep() -> Iterator[str]:
         )
 
 
-def nobody_works() -> Iterator[str]:
-    """Says when no worker takes tasks from the queue; asks them through the broker, for two seconds at most."""
-    from celery import current_app
+def silent_workers() -> Iterator[str]:
+    """Says when nobody would take a task, or when two workers have one name."""
+    if current_app.main == "default":
+        yield (
+            "The workers can't be asked: the project's Celery app is not loaded with Django. Import it in the "
+            "project's __init__.py, as Celery's page on Django shows."
+        )
+        return
+    yield from worker_report(current_app).problems
 
-    from django_snapshots.brokers import worker_report
 
-    # Without an app of the project's own nobody here knows its broker; then there may be no workers at all.
-    if current_app.main != "default":
-        yield from worker_report(current_app).problems
-
-
-TROUBLES: tuple[Callable[[], Iterable[str]], ...] = (late_sweep, nobody_works)
+TROUBLES: tuple[Callable[[], Iterable[str]], ...] = (late_sweep, silent_workers)
 """Each looks for one thing that is wrong with what looks after the runs, and says it in a sentence."""
 
 

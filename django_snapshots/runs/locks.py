@@ -15,8 +15,9 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotError
-from django_snapshots.models import FINAL_STATES, Housekeeping, Lock, Run
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError
+from django_snapshots.models import FINAL_STATES, Housekeeping, Lock, Run, State
+from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.place import alias
 
 _KEY_LENGTH = 255
@@ -79,10 +80,17 @@ def take(run: uuid.UUID, wanted: Sequence[Wanted]) -> None:
 
 
 def add(run: uuid.UUID, wanted: Wanted) -> None:
-    """Give a run that is at work one lock more, until ``drop`` or its end. Raises ``SnapshotBusyError``."""
+    """Give a run that is at work one lock more, until ``drop`` or its end.
+
+    Raises ``SnapshotBusyError``, and ``SnapshotCancelled`` if the run has ended: then it has slept, and nothing that it
+    saw before has to be so still.
+    """
     try:
         with transaction.atomic(using=alias()):
             take_turn()
+            # The update holds the row, so that the run can't end before it has the lock.
+            if not Run.objects.using(alias()).filter(pk=run, state=State.RUNNING).update(touched_at=DatabaseNow()):
+                raise SnapshotCancelled(f"Run {run} has ended in the meantime; nothing more is done for it.")
             take(run, [wanted])
     except InTheWay as busy:
         raise busy.error from None

@@ -397,6 +397,7 @@ def test_a_restore_names_its_target_and_has_it_typed(
     assert Run.objects.get().request == {"name": "nightly", "confirm": [str(media)], "granted": True}
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_restore_is_granted_by_the_journal_alone(storage: LocalFileSystemBackend, settings: SettingsWrapper) -> None:
     """The right was asked for here; the message does not say so, and could not."""
     settings.SNAPSHOTS = {**settings.SNAPSHOTS, "ALLOW_RESTORE": "requested"}

@@ -294,6 +294,7 @@ def test_beat_and_a_worker_take_prune_and_verify_by_schedule(project: Project) -
                 return bool(pruned) and {"snapshot", "verify", "prune"} <= {run["kind"] for run in runs}
 
             wait_until(done, "a snapshot, a verify and a prune that deleted something")
+        worker.kill("SIGTERM")  # what it is at comes to its end
     finally:
         worker.teardown()
     runs = scheduled(project)

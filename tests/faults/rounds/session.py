@@ -458,7 +458,10 @@ def main() -> int:
                 report.write(json.dumps(asdict(played)) + "\n")
             say(played)
             if played.problems:
-                keep_logs(directory, options.report, played)
+                keep_logs(directory, options.report, str(played.number))
+    except BaseException:
+        keep_logs(directory, options.report, "crash")
+        raise
     finally:
         if session is not None:
             session.close()
@@ -485,13 +488,15 @@ def say(played: Round) -> None:
     )
 
 
-def keep_logs(directory: Path, report: Path, played: Round) -> None:
-    """What the workers and the storage said, beside the report."""
-    kept = report.with_suffix(f".{played.broker}-{played.journal}-{played.number}")
+def keep_logs(directory: Path, report: Path, name: str) -> None:
+    """What the workers, the servers and the storage said, beside the report."""
+    kept = report.with_suffix(f".{name}")
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
-    for path in (*(directory / "project").glob("*.log"), *(directory / "control").iterdir()):
+    for path in (*(directory / "project").glob("*.log"), *(directory / "control").glob("*")):
         shutil.copy(path, kept)
+    for path in directory.glob("*/log"):
+        shutil.copy(path, kept / f"{path.parent.name}.server.log")
 
 
 if __name__ == "__main__":
