@@ -176,6 +176,8 @@ NOT_RUN: dict[str, str] = {
     f"{DEPLOYING} 'Under systemd' (bash)": "it adds a user and installs into the system",
     f"{DEPLOYING} 'Under systemd' (bash) 2": "systemd doesn't run here; the commands are run by test_containers.py",
     f"{DEPLOYING} 'Stopping a worker' (bash)": "no Docker, no systemd here; test_service.py sends a worker the signals",
+    f"{DEPLOYING} 'When a worker dies' (bash)": "no Docker here; test_run_commands.py runs both commands",
+    f"{DEPLOYING} 'Without beat' (text)": "cron doesn't run here; test_run_commands.py runs both commands",
     f"{DEPLOYING} 'Upgrading' (bash)": "no Docker here; test_containers.py runs what follows exec",
 }
 """The blocks that no test runs, each with the reason."""
