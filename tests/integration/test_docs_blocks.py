@@ -82,9 +82,6 @@ RUN: dict[str, tuple[str, ...]] = {
         f"{BY_HAND} 'The Python environment' (bash)",
         f"{BY_HAND} 'After it' (bash)",
     ),
-    "test_docs_by_hand.py::test_a_run_that_does_not_end_can_be_ended_by_hand": (
-        f"{ARCHITECTURE} 'A run that does not end' (python)",
-    ),
     "test_docs.py::test_the_example_connector_makes_a_round_trip": (f"{OWN_CONNECTOR} 'The two methods' (python)",),
     "test_docs_blocks.py::test_the_settings_name_a_connector_by_its_path": (
         f"{OWN_CONNECTOR} 'The two methods' (python) 2",
