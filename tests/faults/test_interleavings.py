@@ -1,0 +1,132 @@
+"""Two holders of one thing, in the order in which one of them could lose, doubt or undo what the other one did."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.management import call_command
+
+from django_snapshots import create_snapshot, execution, runs, verify_snapshot
+from django_snapshots import prune as pruning
+from django_snapshots.catalog import Catalog
+from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.models import Kind, Run, State, Step
+from django_snapshots.plan import Request
+from django_snapshots.testing import MemoryStorage
+
+
+class _Router:
+    """Puts the journal, and nothing else, into one alias."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    def db_for_read(self, model, **hints):
+        return self.alias if model._meta.app_label == "django_snapshots" else None
+
+    db_for_write = db_for_read
+
+
+@pytest.fixture(params=["sqlite"])
+def journal(request, settings):
+    """The alias of a real database with the journal's tables."""
+    alias = request.getfixturevalue(f"make_{request.param}")()
+    call_command("migrate", "django_snapshots", database=alias, verbosity=0)
+    settings.DATABASE_ROUTERS = [_Router(alias)]
+    return alias
+
+
+@pytest.fixture
+def storage(settings):
+    """Snapshots go into memory, and hold the environment alone."""
+    made = MemoryStorage()
+    settings.SNAPSHOTS = {"STORAGE": made, "ARTIFACTS": ["environment"]}
+    return made
+
+
+def launched(kind: Kind, name: str) -> Step:
+    """The one step of a run that a worker has begun, and that nobody works on yet."""
+    run, _ = runs.begin(kind, Request(name=name))
+    (step,) = execution.launch(run)
+    return step
+
+
+def run_of(step: Step) -> Run:
+    """Its run as the journal tells it now."""
+    return Run.objects.get(pk=step.run_id)
+
+
+def interrupted(monkeypatch, at: str, step: Step) -> None:
+    """Work on *step* with a worker that is told to end right before the move *at*."""
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(runs, at, lambda *_: (_ for _ in ()).throw(SystemExit))
+        execution.work(step.pk)
+
+
+def by_another_project(monkeypatch, name: str) -> str:
+    """A snapshot that whoever shares the storage has taken, of which the journal knows nothing; its run."""
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "available", lambda: False)
+        return create_snapshot(name).run
+
+
+# Deletes: a name that is used again
+
+
+def test_a_name_is_not_free_before_its_delete_has_ended(journal, storage, monkeypatch):
+    """Else the next attempt of the delete would find another snapshot there."""
+    create_snapshot("nightly")
+    step = launched(Kind.DELETE, "nightly")
+    interrupted(monkeypatch, "complete", step)
+    assert storage.list("nightly") == []
+    with pytest.raises(SnapshotBusyError, match="delete run"):
+        create_snapshot("nightly")
+    execution.finish(execution.work(step.pk))
+    assert run_of(step).state == State.SUCCEEDED
+    create_snapshot("nightly")
+
+
+def test_a_delete_that_is_begun_anew_leaves_another_projects_snapshot_alone(journal, storage, monkeypatch):
+    create_snapshot("nightly")
+    step = launched(Kind.DELETE, "nightly")
+    interrupted(monkeypatch, "complete", step)
+    theirs = by_another_project(monkeypatch, "nightly")
+    execution.finish(execution.work(step.pk))
+    assert Catalog(storage).get("nightly").run == theirs
+    verify_snapshot("nightly")
+
+
+def test_a_prune_leaves_a_snapshot_alone_that_has_got_the_name_since_it_was_planned(journal, storage, monkeypatch):
+    for name in ("old", "new"):
+        create_snapshot(name)
+    planned = pruning.plan_prune
+    taken = []
+
+    def and_then_the_name_is_used_again(catalog, request):
+        plan = planned(catalog, request)
+        if not taken:
+            catalog.delete("old")
+            taken.append(create_snapshot("old").run)
+        return plan
+
+    monkeypatch.setattr(pruning, "plan_prune", and_then_the_name_is_used_again)
+    report = execution.run_request(Kind.PRUNE, Request(retention={"keep_last": 1}))
+    assert report["deleted"] == []
+    assert [Catalog(storage).get("old").run] == taken
+
+
+def test_the_collector_leaves_a_snapshot_alone_that_has_got_the_name_of_a_half_deleted_one(
+    journal, storage, monkeypatch
+):
+    create_snapshot("nightly")
+    storage.atomic_move("nightly/manifest.json", "nightly/tombstone.json")
+    half_deleted = Catalog.half_deleted
+
+    def and_then_the_name_is_used_again(catalog):
+        found = list(half_deleted(catalog))
+        catalog.delete("nightly")
+        create_snapshot("nightly")
+        return iter(found)
+
+    monkeypatch.setattr(Catalog, "half_deleted", and_then_the_name_is_used_again)
+    assert execution.collect() == []
+    verify_snapshot("nightly")
