@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from django.core.management import call_command
+from django.db import connections, transaction
 
 from django_snapshots import create_snapshot, execution, runs, verify_snapshot
 from django_snapshots import prune as pruning
 from django_snapshots.catalog import Catalog
-from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled
 from django_snapshots.models import Kind, Run, State, Step
-from django_snapshots.plan import Request
+from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.testing import MemoryStorage
+from tests.projects import wait_until
 
 
 class _Router:
@@ -130,3 +134,40 @@ def test_the_collector_leaves_a_snapshot_alone_that_has_got_the_name_of_a_half_d
     monkeypatch.setattr(Catalog, "half_deleted", and_then_the_name_is_used_again)
     assert execution.collect() == []
     verify_snapshot("nightly")
+
+
+# The last move against a cancel
+
+
+@pytest.mark.parametrize("journal", ["postgres", "mariadb"], indirect=True)
+def test_a_restore_does_not_switch_once_a_cancel_was_granted(journal):
+    """Both ask for the row of the run at the same moment, and the cancel gets it."""
+    run, _ = runs.begin(Kind.RESTORE, Request(name="nightly"))
+    steps = [PlannedStep(position=0, type="restore", subject="nightly", phase=0)]
+    (step,) = runs.start(run, steps, name="nightly", storage_id="", storage_label="", reserve=False)
+    claimed = runs.claim(step.pk)
+
+    def switch():
+        try:
+            runs.close_the_way_back_of_step(claimed)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic(using=journal):
+            runs.request_cancel(run.pk, "olga")
+            switched = pool.submit(switch)
+            wait_until(lambda: waits_for_a_lock(journal), "the switch to wait for the cancel")
+        with pytest.raises(SnapshotCancelled, match="olga"):
+            switched.result()
+    assert run_of(step).publishing_at is None
+
+
+def waits_for_a_lock(alias: str) -> bool:
+    question = {
+        "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+        "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+    }[connections[alias].vendor]
+    with connections[alias].cursor() as cursor:
+        cursor.execute(question)
+        return cursor.fetchone()[0] > 0
