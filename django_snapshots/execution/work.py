@@ -179,7 +179,10 @@ class _Attempt:
         """The run has the lock from its start to its end: the name is not free as long as an attempt may follow."""
         catalog, name = Catalog(get_settings().storage), self.step.run.name
         try:
-            catalog.delete(name, run=self._to_delete(catalog, name))
+            seen = self._to_delete(catalog, name)
+            # A cancel that was granted in the middle of it would be a lie.
+            self.keeper.through_outages(lambda: runs.close_the_way_back_of_step(self.claimed))
+            catalog.delete(name, run=seen)
         except SnapshotNotFoundError:
             # Perhaps the attempt before this one was lost after its last move.
             if self.claimed.token == 1:

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.core.management import call_command
 from django.db import connections, transaction
+from django.utils import timezone
 
 from django_snapshots import create_snapshot, execution, runs, verify_snapshot
 from django_snapshots import prune as pruning
 from django_snapshots.catalog import Catalog
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.testing import MemoryStorage
@@ -171,3 +172,31 @@ def waits_for_a_lock(alias: str) -> bool:
     with connections[alias].cursor() as cursor:
         cursor.execute(question)
         return cursor.fetchone()[0] > 0
+
+
+def test_a_delete_can_not_be_cancelled_once_it_deletes(journal, settings):
+    """Else the run says that it was cancelled, and the snapshot is gone."""
+    refused = []
+
+    class Cancelling(MemoryStorage):
+        def atomic_move(self, src, dst):
+            if dst.endswith("tombstone.json"):
+                cancel()
+            super().atomic_move(src, dst)
+
+    def cancel():
+        asked_at = timezone.now()
+        try:
+            runs.request_cancel(step.run_id, "olga")
+        except SnapshotError as error:
+            refused.append(str(error))
+        else:
+            wait_until(lambda: Step.objects.get().heartbeat_at > asked_at, "the deleter to hear of it")
+
+    settings.SNAPSHOTS = {"STORAGE": Cancelling(), "ARTIFACTS": ["environment"], "LEASE": 4}
+    create_snapshot("nightly")
+    Run.objects.all().delete()
+    step = launched(Kind.DELETE, "nightly")
+    execution.finish(execution.work(step.pk))
+    assert (run_of(step).state, run_of(step).error) == (State.SUCCEEDED, "")
+    assert len(refused) == 1
