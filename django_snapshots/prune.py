@@ -94,7 +94,7 @@ def prune(
     catalog: Catalog,
     request: PruneRequest,
     *,
-    delete: Callable[[str], None],
+    delete: Callable[[Decision], None],
     check: Callable[[], None] = lambda: None,
 ) -> PruneReport:
     """Plan, then *delete* each snapshot that nothing keeps, the oldest first.
@@ -108,9 +108,9 @@ def prune(
     for decision in reversed(plan.deleted):
         check()
         try:
-            delete(decision.name)
+            delete(decision)
         except SnapshotNotFoundError:
-            continue  # somebody else has just deleted it
+            continue  # somebody else has just deleted it, and may have used its name again
         except SnapshotBusyError as error:
             busy.append(replace(decision, keep=True, reasons=(f"left for the next prune: {error}",)))
             continue

@@ -51,7 +51,8 @@ def _half_deleted(catalog: Catalog, storage_id: str, settings: Settings) -> Iter
             runs.require_free(runs.snapshot_lock(snapshot.name, exclusive=True))
         except SnapshotBusyError:
             continue  # its delete goes on
-        if _done(partial(catalog.delete, snapshot.name), snapshot.name):
+        # By its run: somebody may have ended the delete since, and another snapshot have got the name.
+        if _done(partial(catalog.delete, snapshot.name, run=snapshot.run), snapshot.name):
             yield snapshot.name
 
 

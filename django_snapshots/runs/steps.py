@@ -125,7 +125,9 @@ def local(moment: datetime) -> datetime:
 def close_the_way_back_of_step(claimed: Claim) -> None:
     """From here on the step goes to its end; a cancel comes too late. Raises ``SnapshotCancelled`` if one did come."""
     note(claimed)
-    runs = Run.objects.using(alias()).filter(steps=claimed.step)
+    # By the run's own columns: a condition that comes with a join becomes a subquery, and a database that waits for the
+    # cancel's lock then looks at the row as it was before.
+    runs = Run.objects.using(alias()).filter(pk=run_of(claimed.step))
     if not runs.filter(cancel_requested_at=None).update(publishing_at=timezone.now()):
         raise cancellation(runs.get())
 

@@ -1,0 +1,202 @@
+"""Two holders of one thing, in the order in which one of them could lose, doubt or undo what the other one did."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from django.core.management import call_command
+from django.db import connections, transaction
+from django.utils import timezone
+
+from django_snapshots import create_snapshot, execution, runs, verify_snapshot
+from django_snapshots import prune as pruning
+from django_snapshots.catalog import Catalog
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError
+from django_snapshots.models import Kind, Run, State, Step
+from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.testing import MemoryStorage
+from tests.projects import wait_until
+
+
+class _Router:
+    """Puts the journal, and nothing else, into one alias."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    def db_for_read(self, model, **hints):
+        return self.alias if model._meta.app_label == "django_snapshots" else None
+
+    db_for_write = db_for_read
+
+
+@pytest.fixture(params=["sqlite"])
+def journal(request, settings):
+    """The alias of a real database with the journal's tables."""
+    alias = request.getfixturevalue(f"make_{request.param}")()
+    call_command("migrate", "django_snapshots", database=alias, verbosity=0)
+    settings.DATABASE_ROUTERS = [_Router(alias)]
+    return alias
+
+
+@pytest.fixture
+def storage(settings):
+    """Snapshots go into memory, and hold the environment alone."""
+    made = MemoryStorage()
+    settings.SNAPSHOTS = {"STORAGE": made, "ARTIFACTS": ["environment"]}
+    return made
+
+
+def launched(kind: Kind, name: str) -> Step:
+    """The one step of a run that a worker has begun, and that nobody works on yet."""
+    run, _ = runs.begin(kind, Request(name=name))
+    (step,) = execution.launch(run)
+    return step
+
+
+def run_of(step: Step) -> Run:
+    """Its run as the journal tells it now."""
+    return Run.objects.get(pk=step.run_id)
+
+
+def interrupted(monkeypatch, at: str, step: Step) -> None:
+    """Work on *step* with a worker that is told to end right before the move *at*."""
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(runs, at, lambda *_: (_ for _ in ()).throw(SystemExit))
+        execution.work(step.pk)
+
+
+def by_another_project(monkeypatch, name: str) -> str:
+    """A snapshot that whoever shares the storage has taken, of which the journal knows nothing; its run."""
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "available", lambda: False)
+        return create_snapshot(name).run
+
+
+# Deletes: a name that is used again
+
+
+def test_a_name_is_not_free_before_its_delete_has_ended(journal, storage, monkeypatch):
+    """Else the next attempt of the delete would find another snapshot there."""
+    create_snapshot("nightly")
+    step = launched(Kind.DELETE, "nightly")
+    interrupted(monkeypatch, "complete", step)
+    assert storage.list("nightly") == []
+    with pytest.raises(SnapshotBusyError, match="delete run"):
+        create_snapshot("nightly")
+    execution.finish(execution.work(step.pk))
+    assert run_of(step).state == State.SUCCEEDED
+    create_snapshot("nightly")
+
+
+def test_a_delete_that_is_begun_anew_leaves_another_projects_snapshot_alone(journal, storage, monkeypatch):
+    create_snapshot("nightly")
+    step = launched(Kind.DELETE, "nightly")
+    interrupted(monkeypatch, "complete", step)
+    theirs = by_another_project(monkeypatch, "nightly")
+    execution.finish(execution.work(step.pk))
+    assert Catalog(storage).get("nightly").run == theirs
+    verify_snapshot("nightly")
+
+
+def test_a_prune_leaves_a_snapshot_alone_that_has_got_the_name_since_it_was_planned(journal, storage, monkeypatch):
+    for name in ("old", "new"):
+        create_snapshot(name)
+    planned = pruning.plan_prune
+    taken = []
+
+    def and_then_the_name_is_used_again(catalog, request):
+        plan = planned(catalog, request)
+        if not taken:
+            catalog.delete("old")
+            taken.append(create_snapshot("old").run)
+        return plan
+
+    monkeypatch.setattr(pruning, "plan_prune", and_then_the_name_is_used_again)
+    report = execution.run_request(Kind.PRUNE, Request(retention={"keep_last": 1}))
+    assert report["deleted"] == []
+    assert [Catalog(storage).get("old").run] == taken
+
+
+def test_the_collector_leaves_a_snapshot_alone_that_has_got_the_name_of_a_half_deleted_one(
+    journal, storage, monkeypatch
+):
+    create_snapshot("nightly")
+    storage.atomic_move("nightly/manifest.json", "nightly/tombstone.json")
+    half_deleted = Catalog.half_deleted
+
+    def and_then_the_name_is_used_again(catalog):
+        found = list(half_deleted(catalog))
+        catalog.delete("nightly")
+        create_snapshot("nightly")
+        return iter(found)
+
+    monkeypatch.setattr(Catalog, "half_deleted", and_then_the_name_is_used_again)
+    assert execution.collect() == []
+    verify_snapshot("nightly")
+
+
+# The last move against a cancel
+
+
+@pytest.mark.parametrize("journal", ["postgres", "mariadb"], indirect=True)
+def test_a_restore_does_not_switch_once_a_cancel_was_granted(journal):
+    """Both ask for the row of the run at the same moment, and the cancel gets it."""
+    run, _ = runs.begin(Kind.RESTORE, Request(name="nightly"))
+    steps = [PlannedStep(position=0, type="restore", subject="nightly", phase=0)]
+    (step,) = runs.start(run, steps, name="nightly", storage_id="", storage_label="", reserve=False)
+    claimed = runs.claim(step.pk)
+
+    def switch():
+        try:
+            runs.close_the_way_back_of_step(claimed)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic(using=journal):
+            runs.request_cancel(run.pk, "olga")
+            switched = pool.submit(switch)
+            wait_until(lambda: waits_for_a_lock(journal), "the switch to wait for the cancel")
+        with pytest.raises(SnapshotCancelled, match="olga"):
+            switched.result()
+    assert run_of(step).publishing_at is None
+
+
+def waits_for_a_lock(alias: str) -> bool:
+    question = {
+        "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+        "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+    }[connections[alias].vendor]
+    with connections[alias].cursor() as cursor:
+        cursor.execute(question)
+        return cursor.fetchone()[0] > 0
+
+
+def test_a_delete_can_not_be_cancelled_once_it_deletes(journal, settings):
+    """Else the run says that it was cancelled, and the snapshot is gone."""
+    refused = []
+
+    class Cancelling(MemoryStorage):
+        def atomic_move(self, src, dst):
+            if dst.endswith("tombstone.json"):
+                cancel()
+            super().atomic_move(src, dst)
+
+    def cancel():
+        asked_at = timezone.now()
+        try:
+            runs.request_cancel(step.run_id, "olga")
+        except SnapshotError as error:
+            refused.append(str(error))
+        else:
+            wait_until(lambda: Step.objects.get().heartbeat_at > asked_at, "the deleter to hear of it")
+
+    settings.SNAPSHOTS = {"STORAGE": Cancelling(), "ARTIFACTS": ["environment"], "LEASE": 4}
+    create_snapshot("nightly")
+    Run.objects.all().delete()
+    step = launched(Kind.DELETE, "nightly")
+    execution.finish(execution.work(step.pk))
+    assert (run_of(step).state, run_of(step).error) == (State.SUCCEEDED, "")
+    assert len(refused) == 1
