@@ -12,7 +12,11 @@ from django.utils import timezone
 from django_snapshots import create_snapshot, execution, runs, verify_snapshot
 from django_snapshots import prune as pruning
 from django_snapshots.catalog import Catalog
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotCancelled,
+    SnapshotError,
+)
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.testing import MemoryStorage
@@ -200,3 +204,30 @@ def test_a_delete_can_not_be_cancelled_once_it_deletes(journal, settings):
     execution.finish(execution.work(step.pk))
     assert (run_of(step).state, run_of(step).error) == (State.SUCCEEDED, "")
     assert len(refused) == 1
+
+
+# Finishers
+
+
+def worked_on(name: str) -> Step:
+    """The one step of a snapshot that only has to be finished."""
+    step = launched(Kind.SNAPSHOT, name)
+    assert execution.work(step.pk) == step.run_id
+    return step
+
+
+def test_a_finisher_that_could_not_reach_the_journal_leaves_the_run_to_the_next_one(journal, storage, monkeypatch):
+    """All is stored; the outage was longer than its lease, and nobody has cancelled anything."""
+    step = worked_on("nightly")
+    with monkeypatch.context() as patched:
+        moved = storage.atomic_move
+
+        def and_the_lease_is_over(src, dst):
+            moved(src, dst)
+            patched.setattr(runs.Lease, "holds", lambda _: False)
+
+        patched.setattr(storage, "atomic_move", and_the_lease_is_over)
+        assert execution.finish(step.run_id) is None
+    Run.objects.update(lease_until=None)
+    assert execution.finish(step.run_id).state == State.SUCCEEDED
+    verify_snapshot("nightly")
