@@ -108,8 +108,8 @@ def _lost() -> SnapshotCancelled:
 
 
 def succeed(claimed: Finish, result: Mapping[str, Any]) -> bool:
-    """End a run well; false if somebody else ended it before."""
-    return _end(_held(claimed), claimed.run, state=State.SUCCEEDED, result=dict(result))
+    """End a run well, whatever went wrong on the way; false if somebody else ended it before."""
+    return _end(_held(claimed), claimed.run, state=State.SUCCEEDED, result=dict(result), error="", error_type="")
 
 
 def end_with(claimed: Finish, error: BaseException) -> bool:

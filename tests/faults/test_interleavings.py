@@ -16,6 +16,7 @@ from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotCancelled,
     SnapshotError,
+    SnapshotStorageError,
 )
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
@@ -231,3 +232,15 @@ def test_a_finisher_that_could_not_reach_the_journal_leaves_the_run_to_the_next_
     Run.objects.update(lease_until=None)
     assert execution.finish(step.run_id).state == State.SUCCEEDED
     verify_snapshot("nightly")
+
+
+def test_a_run_that_has_succeeded_in_spite_of_an_error_does_not_show_it(journal, settings):
+    class Faltering(MemoryStorage):
+        def atomic_move(self, src, dst):
+            super().atomic_move(src, dst)
+            if dst.endswith("manifest.json"):
+                raise SnapshotStorageError("The answer was lost.")
+
+    settings.SNAPSHOTS = {"STORAGE": Faltering(), "ARTIFACTS": ["environment"]}
+    run = execution.finish(worked_on("nightly").run_id)
+    assert (run.state, run.error, run.error_type) == (State.SUCCEEDED, "", "")
