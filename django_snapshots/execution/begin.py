@@ -94,9 +94,7 @@ def _prepare_unless_in_the_way(run: Run) -> list[Step]:
 
 def settle_dead(run: Run) -> bool:
     """Bring a run to its end if nobody works on it any more; whether it has ended."""
-    swept = runs.Swept()
-    runs.sweep_run(run, swept)
-    for run_id in swept.finish:
+    for run_id in runs.end_dead(run):
         finish(run_id)
     run.refresh_from_db(using=runs.alias())
     return run.state in FINAL_STATES

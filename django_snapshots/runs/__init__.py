@@ -52,6 +52,7 @@ from django_snapshots.runs.steps import (
 )
 from django_snapshots.runs.sweep import (
     Swept,
+    end_dead,
     is_collection_due,
     is_due,
     is_late,
@@ -86,6 +87,7 @@ __all__ = [
     "dead_steps",
     "describe",
     "drop",
+    "end_dead",
     "end_dead_steps",
     "end_with",
     "ended_before",

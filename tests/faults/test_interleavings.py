@@ -244,3 +244,13 @@ def test_a_run_that_has_succeeded_in_spite_of_an_error_does_not_show_it(journal,
     settings.SNAPSHOTS = {"STORAGE": Faltering(), "ARTIFACTS": ["environment"]}
     run = execution.finish(worked_on("nightly").run_id)
     assert (run.state, run.error, run.error_type) == (State.SUCCEEDED, "", "")
+
+
+# Messages
+
+
+def test_who_waits_for_a_run_takes_none_of_its_messages(journal, storage):
+    """Whoever finds it in the way looks every half second whether it is dead; only a sweep sends what was lost."""
+    step = launched(Kind.SNAPSHOT, "nightly")
+    assert not execution.settle_dead(run_of(step))
+    assert runs.sweep().begin == [step.pk]
