@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
@@ -20,6 +21,7 @@ from django_snapshots.exceptions import (
 )
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.runs import DatabaseNow
 from django_snapshots.testing import MemoryStorage
 from tests.projects import wait_until
 
@@ -254,3 +256,26 @@ def test_who_waits_for_a_run_takes_none_of_its_messages(journal, storage):
     step = launched(Kind.SNAPSHOT, "nightly")
     assert not execution.settle_dead(run_of(step))
     assert runs.sweep().begin == [step.pk]
+
+
+# An inline run, and others that look at it
+
+
+def test_a_step_that_took_long_does_not_look_silent_when_it_ends(journal, storage, monkeypatch):
+    """A sweep in that moment would take the run for a dead one, give up its other steps, or finish it."""
+    step = launched(Kind.SNAPSHOT, "nightly")
+    Run.objects.update(inline=True)
+    Step.objects.create(run=run_of(step), position=1, phase=step.phase, type="environment", subject="more")
+    claimed = runs.claim(step.pk)
+    Run.objects.update(touched_at=DatabaseNow() - timedelta(hours=1))
+    touch = runs.steps._touch
+
+    def while_others_sweep(claim):
+        runs.sweep()
+        touch(claim)
+        runs.sweep()
+
+    monkeypatch.setattr(runs.steps, "_touch", while_others_sweep)
+    assert runs.complete(claimed, {})
+    runs.sweep()
+    assert Step.objects.get(position=1).state == State.QUEUED
