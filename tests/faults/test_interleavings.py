@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from threading import Event
 
 import pytest
 from django.core.management import call_command
@@ -279,3 +280,42 @@ def test_a_step_that_took_long_does_not_look_silent_when_it_ends(journal, storag
     assert runs.complete(claimed, {})
     runs.sweep()
     assert Step.objects.get(position=1).state == State.QUEUED
+
+
+def test_a_run_that_another_process_finishes_is_waited_for(journal, settings, monkeypatch):
+    """A sweep finds it between the end of its last step and the finish in its own process."""
+    inside, go_on = Event(), Event()
+
+    class Slow(MemoryStorage):
+        def atomic_move(self, src, dst):
+            if dst.endswith("manifest.json"):
+                inside.set()
+                assert go_on.wait(30)
+            super().atomic_move(src, dst)
+
+    settings.SNAPSHOTS = {"STORAGE": Slow(), "ARTIFACTS": ["environment"]}
+    finish, complete = execution.finish, runs.complete
+
+    def finish_elsewhere(run_id):
+        try:
+            return finish(run_id)
+        finally:
+            connections.close_all()
+
+    def and_a_sweep_comes(claimed, record):
+        assert complete(claimed, record)
+        elsewhere.append(pool.submit(finish_elsewhere, runs.run_of(claimed.step)))
+        assert inside.wait(30)
+        return True
+
+    def and_the_other_one_goes_on(run_id, hooks=None):
+        found = finish(run_id, hooks)
+        go_on.set()
+        return found
+
+    monkeypatch.setattr(runs, "complete", and_a_sweep_comes)
+    monkeypatch.setattr(execution.inline, "finish", and_the_other_one_goes_on)
+    elsewhere: list = []
+    with ThreadPoolExecutor(1) as pool:
+        assert create_snapshot("nightly").name == "nightly"
+        assert elsewhere[0].result().state == State.SUCCEEDED
