@@ -191,7 +191,8 @@ def plan_with_free_name(
     catalog, moment = Catalog(settings.storage), backup.utc_now()
     while True:
         plan = plan_snapshot(settings, request, run=run, now=moment)
-        if not catalog.exists(plan.name) and not reserved(plan.name):
+        # In this order: a run that publishes the name in between has it no longer reserved, but has a manifest there.
+        if not reserved(plan.name) and not catalog.exists(plan.name):
             return plan
         if not has_timestamp(settings, request):
             raise SnapshotExistsError(

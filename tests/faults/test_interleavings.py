@@ -18,6 +18,7 @@ from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotCancelled,
     SnapshotError,
+    SnapshotExistsError,
     SnapshotStorageError,
 )
 from django_snapshots.models import Kind, Run, State, Step
@@ -319,3 +320,15 @@ def test_a_run_that_another_process_finishes_is_waited_for(journal, settings, mo
     with ThreadPoolExecutor(1) as pool:
         assert create_snapshot("nightly").name == "nightly"
         assert elsewhere[0].result().state == State.SUCCEEDED
+
+
+# Names
+
+
+def test_a_name_that_a_dead_run_publishes_at_last_is_not_planned_again(journal, storage):
+    """Whoever asks for the name brings that run to its end; then the snapshot is there."""
+    step = worked_on("nightly")
+    Run.objects.update(touched_at=DatabaseNow() - timedelta(hours=1))
+    with pytest.raises(SnapshotExistsError, match="exists already"):
+        launched(Kind.SNAPSHOT, "nightly")
+    assert run_of(step).state == State.SUCCEEDED
