@@ -27,7 +27,15 @@ from django_snapshots.runs.finish import (
     succeed,
     told,
 )
-from django_snapshots.runs.history import ended_before, known_bad, known_storage_id, lately, live, reserved_by
+from django_snapshots.runs.history import (
+    ended_before,
+    known_bad,
+    known_storage_id,
+    lately,
+    live,
+    published,
+    reserved_by,
+)
 from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, snapshot_lock
 from django_snapshots.runs.place import (
     alias,
@@ -109,6 +117,7 @@ __all__ = [
     "live",
     "note",
     "planned",
+    "published",
     "ready",
     "rebuild",
     "refuse",

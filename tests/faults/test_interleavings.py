@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from io import BytesIO
 from threading import Event
 
 import pytest
@@ -332,3 +333,20 @@ def test_a_name_that_a_dead_run_publishes_at_last_is_not_planned_again(journal, 
     with pytest.raises(SnapshotExistsError, match="exists already"):
         launched(Kind.SNAPSHOT, "nightly")
     assert run_of(step).state == State.SUCCEEDED
+
+
+# Garbage
+
+
+def test_what_a_run_has_published_is_no_garbage_while_its_manifest_is_away(journal, settings):
+    """Somebody copies the storage back, and the manifest comes last."""
+    storage = MemoryStorage()
+    storage.move_is_copy = True
+    settings.SNAPSHOTS = {"STORAGE": storage, "ARTIFACTS": ["environment"], "SWEEP_GRACE": 0}
+    run = create_snapshot("nightly").run
+    lost = f"requirements.{run}-0-7.txt"
+    storage.write(f"nightly/{lost}", BytesIO(b"of an attempt that has lost"))
+    storage.atomic_move("nightly/manifest.json", "elsewhere/manifest.json")
+    assert execution.collect() == [f"nightly/{lost}"]
+    storage.atomic_move("elsewhere/manifest.json", "nightly/manifest.json")
+    verify_snapshot("nightly")
