@@ -1,8 +1,9 @@
 """What nobody will ever need: objects of runs that have ended, deletes that were interrupted, temporary directories.
 
 The rule is narrow, because a storage may be shared with others, whose journals this one doesn't know: only objects
-that carry this storage's id and a run that this journal has had in a final state for the grace period, and tombstoned
-deletes of this project; never what that run has published, never anything beside a manifest that can't be read, never what this package did not name.
+that carry this storage's id and a run that this journal has had in a final state for the grace period, unless this run
+has published them, and tombstoned deletes of this project. Never anything beside a manifest that can't be read, never
+what this package did not name.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def run_inline(
         runs.give_up(run, SnapshotError(parallel.INTERRUPTED))
         finish(run.pk, hooks)
         raise
-    # A sweep, or whoever cancels, may have come first: its end is the run's, and if it dies of it, this one's turn comes.
+    # A sweep, or whoever cancels, may have come first: its end is the run's; if it dies of it, this one's turn comes.
     while finish(run.pk, hooks) is None and runs.is_being_finished(run.pk):
         time.sleep(_POLL_SECONDS)
     return outcome(runs.get(run.pk))
