@@ -8,6 +8,7 @@ from io import BytesIO
 from threading import Event
 
 import pytest
+from django.core.files.storage import InMemoryStorage
 from django.core.management import call_command
 from django.db import connections, transaction
 from django.utils import timezone
@@ -25,6 +26,7 @@ from django_snapshots.exceptions import (
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.runs import DatabaseNow
+from django_snapshots.storage import DjangoStorageBackend
 from django_snapshots.testing import MemoryStorage
 from tests.projects import wait_until
 
@@ -349,4 +351,28 @@ def test_what_a_run_has_published_is_no_garbage_while_its_manifest_is_away(journ
     storage.atomic_move("nightly/manifest.json", "elsewhere/manifest.json")
     assert execution.collect() == [f"nightly/{lost}"]
     storage.atomic_move("elsewhere/manifest.json", "nightly/manifest.json")
+    verify_snapshot("nightly")
+
+
+# A storage of the basic tier
+
+
+def test_a_finisher_whose_connection_has_died_takes_no_manifest_of_the_next_one_away(journal, settings):
+    """It slept in the middle of its write, so the storage fails when it wakes up; half an object would be removed."""
+
+    class Sleeping(InMemoryStorage):
+        slept = False
+
+        def _save(self, name, content):
+            if not name.endswith("manifest.json") or self.slept:
+                return super()._save(name, content)
+            self.slept = True
+            Run.objects.update(lease_until=None)
+            assert execution.finish(step.run_id).state == State.SUCCEEDED
+            raise ConnectionResetError("The connection was reset.")
+
+    settings.SNAPSHOTS = {"STORAGE": DjangoStorageBackend(Sleeping()), "ARTIFACTS": ["environment"]}
+    step = worked_on("nightly")
+    assert execution.finish(step.run_id) is None
+    assert run_of(step).state == State.SUCCEEDED
     verify_snapshot("nightly")
