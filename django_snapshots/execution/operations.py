@@ -74,6 +74,7 @@ def prune_with_journal(
         catalog,
         wanted,
         delete=lambda decision: delete_snapshot(decision.name, run=run, made_by=decision.run),
+        hold=lambda decision: runs.add(run, runs.snapshot_lock(decision.name, exclusive=False)),
         check=check,
     )
     return report.to_json()

@@ -376,3 +376,43 @@ def test_a_finisher_whose_connection_has_died_takes_no_manifest_of_the_next_one_
     assert execution.finish(step.run_id) is None
     assert run_of(step).state == State.SUCCEEDED
     verify_snapshot("nightly")
+
+
+# A prune, and what it relies on
+
+
+def test_what_a_prune_keeps_can_not_be_deleted_while_it_prunes(journal, storage, monkeypatch):
+    """Else the newest is deleted by hand, and the older ones by the prune, which kept the newest instead of them."""
+    for name in ("older", "old", "new"):
+        create_snapshot(name)
+    refused = []
+    delete = execution.operations.delete_snapshot
+
+    def while_somebody_deletes_the_newest(name, **arguments):
+        if not refused:
+            with pytest.raises(SnapshotBusyError) as busy:
+                execution.run_request(Kind.DELETE, Request(name="new"))
+            refused.append(busy.value)
+        delete(name, **arguments)
+
+    monkeypatch.setattr(execution.operations, "delete_snapshot", while_somebody_deletes_the_newest)
+    execution.run_request(Kind.PRUNE, Request(retention={"keep_last": 1}))
+    assert [entry.name for entry in Catalog(storage).entries()] == ["new"]
+    execution.run_request(Kind.DELETE, Request(name="new"))
+
+
+def test_a_prune_whose_newest_is_deleted_before_it_begins_deletes_nothing(journal, storage, monkeypatch):
+    for name in ("old", "new"):
+        create_snapshot(name)
+    planned = pruning.plan_prune
+
+    def and_then_the_newest_is_deleted(catalog, request):
+        plan = planned(catalog, request)
+        if catalog.exists("new"):
+            catalog.delete("new")
+        return plan
+
+    monkeypatch.setattr(pruning, "plan_prune", and_then_the_newest_is_deleted)
+    with pytest.raises(SnapshotError, match="Nothing was deleted"):
+        execution.run_request(Kind.PRUNE, Request(retention={"keep_last": 1}))
+    verify_snapshot("old")
