@@ -94,9 +94,7 @@ def _prepare_unless_in_the_way(run: Run) -> list[Step]:
 
 def settle_dead(run: Run) -> bool:
     """Bring a run to its end if nobody works on it any more; whether it has ended."""
-    swept = runs.Swept()
-    runs.sweep_run(run, swept)
-    for run_id in swept.finish:
+    for run_id in runs.end_dead(run):
         finish(run_id)
     run.refresh_from_db(using=runs.alias())
     return run.state in FINAL_STATES
@@ -193,7 +191,8 @@ def plan_with_free_name(
     catalog, moment = Catalog(settings.storage), backup.utc_now()
     while True:
         plan = plan_snapshot(settings, request, run=run, now=moment)
-        if not catalog.exists(plan.name) and not reserved(plan.name):
+        # In this order: a run that publishes the name in between has it no longer reserved, but has a manifest there.
+        if not reserved(plan.name) and not catalog.exists(plan.name):
             return plan
         if not has_timestamp(settings, request):
             raise SnapshotExistsError(

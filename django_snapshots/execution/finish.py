@@ -128,7 +128,12 @@ class _Finisher:
         self.keeper.through_outages(lambda: runs.close_the_way_back(self.claimed))
 
     def _retreat(self, error: Exception) -> bool:
-        """Whether what was moved may be taken back: not while another finisher may go forward."""
+        """Whether what was moved may be taken back: not while another finisher may go forward.
+
+        One that has lost the run, or can't tell, leaves it to the next one: what was stored is not bad for that.
+        """
+        if self.keeper.lost:
+            return False
         cause = explained(error, f"{self.run.kind} {self.run.name}")
         try:
             self.keeper.through_outages(lambda: runs.retreat(self.claimed, cause))

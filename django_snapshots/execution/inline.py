@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from django_snapshots.manifest import Snapshot
 from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.storage.protocols import SnapshotStorage
+
+_POLL_SECONDS = 0.5
 
 
 def create_snapshot(
@@ -141,7 +144,9 @@ def run_inline(
         runs.give_up(run, SnapshotError(parallel.INTERRUPTED))
         finish(run.pk, hooks)
         raise
-    finish(run.pk, hooks)
+    # A sweep, or whoever cancels, may have come first: its end is the run's; if it dies of it, this one's turn comes.
+    while finish(run.pk, hooks) is None and runs.is_being_finished(run.pk):
+        time.sleep(_POLL_SECONDS)
     return outcome(runs.get(run.pk))
 
 

@@ -19,6 +19,7 @@ from django_snapshots.runs.finish import (
     close_the_way_back,
     end_with,
     first_failure,
+    is_being_finished,
     refuse,
     release_finish,
     renew_finish,
@@ -26,8 +27,16 @@ from django_snapshots.runs.finish import (
     succeed,
     told,
 )
-from django_snapshots.runs.history import ended_before, known_bad, known_storage_id, lately, live, reserved_by
-from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, snapshot_lock
+from django_snapshots.runs.history import (
+    ended_before,
+    known_bad,
+    known_storage_id,
+    lately,
+    live,
+    published,
+    reserved_by,
+)
+from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, require_unwanted, snapshot_lock
 from django_snapshots.runs.place import (
     alias,
     available,
@@ -52,6 +61,7 @@ from django_snapshots.runs.steps import (
 )
 from django_snapshots.runs.sweep import (
     Swept,
+    end_dead,
     is_collection_due,
     is_due,
     is_late,
@@ -86,6 +96,7 @@ __all__ = [
     "dead_steps",
     "describe",
     "drop",
+    "end_dead",
     "end_dead_steps",
     "end_with",
     "ended_before",
@@ -96,6 +107,7 @@ __all__ = [
     "give_up",
     "hinted",
     "holder",
+    "is_being_finished",
     "is_collection_due",
     "is_due",
     "is_late",
@@ -105,6 +117,7 @@ __all__ = [
     "live",
     "note",
     "planned",
+    "published",
     "ready",
     "rebuild",
     "refuse",
@@ -115,6 +128,7 @@ __all__ = [
     "request_cancel",
     "require_free",
     "require_no_transaction",
+    "require_unwanted",
     "reserved_by",
     "retreat",
     "run_of",

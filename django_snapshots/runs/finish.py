@@ -62,6 +62,12 @@ def claim_finish(run: uuid.UUID) -> Finish | None:
     return Finish(run=found, token=seen + 1, lease=lease, last=seen >= limits.attempts)
 
 
+def is_being_finished(run: uuid.UUID) -> bool:
+    """Whether somebody holds the right to finish a run."""
+    rows = Run.objects.using(alias()).filter(pk=run, state=State.RUNNING, lease_until__gte=DatabaseNow())
+    return rows.exists()
+
+
 def renew_finish(claimed: Finish) -> Verdict:
     """Show a sign of life; the verdict says whether to go on. Raises ``django.db.Error`` while the journal is away."""
     asked_at = seconds_since_boot()
@@ -108,8 +114,8 @@ def _lost() -> SnapshotCancelled:
 
 
 def succeed(claimed: Finish, result: Mapping[str, Any]) -> bool:
-    """End a run well; false if somebody else ended it before."""
-    return _end(_held(claimed), claimed.run, state=State.SUCCEEDED, result=dict(result))
+    """End a run well, whatever went wrong on the way; false if somebody else ended it before."""
+    return _end(_held(claimed), claimed.run, state=State.SUCCEEDED, result=dict(result), error="", error_type="")
 
 
 def end_with(claimed: Finish, error: BaseException) -> bool:

@@ -134,9 +134,10 @@ def close_the_way_back_of_step(claimed: Claim) -> None:
 
 def complete(claimed: Claim, record: Mapping[str, Any]) -> bool:
     """End a step well; false if it was not ours any more. A second call, after a lost answer, tells the same."""
+    # First, so that nobody sees a run of which nothing is held and nothing has moved for long: it would look dead.
+    _touch(claimed)
     ended = _held(claimed).update(state=State.SUCCEEDED, record=dict(record), finished_at=timezone.now())
     done = Step.objects.using(alias()).filter(pk=claimed.step, token=claimed.token, state=State.SUCCEEDED)
-    _touch(claimed)
     return bool(ended) or done.exists()
 
 

@@ -82,19 +82,26 @@ def sweep() -> Swept:
 
 
 def sweep_run(run: Run, swept: Swept) -> None:
-    """The same for one run that has not ended."""
+    """The same for one run that has not ended. What it says has to be sent: nobody else is told for a while."""
+    swept.finish += end_dead(run)
+    if run.inline:
+        return
+    if run.state == State.QUEUED:
+        _refuse_expired(run)
+        swept.ask_again += _queued(run)
+    else:
+        swept.begin += _due_steps(run)
+
+
+def end_dead(run: Run) -> list[uuid.UUID]:
+    """Take from the dead what they hold of one run; return it if it is to be finished. There is nothing to be sent."""
     if run.state == State.RUNNING:
         end_dead_steps(run)
     if run.cancel_requested_at is not None and run.publishing_at is None:
         cancel.drop_waiting(run)
     if run.inline:
         _sweep_inline(run)
-    elif run.state == State.QUEUED:
-        _refuse_expired(run)
-        swept.ask_again += _queued(run)
-    else:
-        swept.begin += _due_steps(run)
-    swept.finish += _to_finish(run)
+    return _to_finish(run)
 
 
 def _sweep_inline(run: Run) -> None:
