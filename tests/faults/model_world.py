@@ -124,8 +124,10 @@ class ModelKeeper(Keeper):
     def at_work(self, processes: Any = None) -> Iterator[None]:
         self._processes = processes
         _here.actor.keeper = self
-        yield
-        self._ended.set()
+        try:
+            yield
+        finally:
+            self._ended.set()
 
     def beat(self) -> None:
         """What the thread does in one round."""
