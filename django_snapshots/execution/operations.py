@@ -122,7 +122,8 @@ def delete_snapshot(name: str, *, run: uuid.UUID | None = None, made_by: str | N
     """Delete the snapshot called *name* now; *run* is the journal's run that does it, if one does.
 
     With *made_by* only the snapshot that this run has made, whatever else has got the name since. Raises
-    ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it, and refuses one whose manifest can't be read.
+    ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it or is to, and refuses one whose manifest can't
+    be read.
     """
     lock = runs.snapshot_lock(name, exclusive=True)
     # A journal that has this run says who uses the snapshot, or fails: one that is away now says nothing.
@@ -136,5 +137,6 @@ def delete_snapshot(name: str, *, run: uuid.UUID | None = None, made_by: str | N
     # has got the name since.
     seen = made_by or catalog.run_of(name)
     runs.add(run, lock)
+    runs.require_unwanted(name)
     catalog.delete(name, run=seen)
     runs.drop(run, lock.key)

@@ -36,7 +36,7 @@ from django_snapshots.runs.history import (
     published,
     reserved_by,
 )
-from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, snapshot_lock
+from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, require_unwanted, snapshot_lock
 from django_snapshots.runs.place import (
     alias,
     available,
@@ -128,6 +128,7 @@ __all__ = [
     "request_cancel",
     "require_free",
     "require_no_transaction",
+    "require_unwanted",
     "reserved_by",
     "retreat",
     "run_of",

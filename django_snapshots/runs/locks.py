@@ -16,7 +16,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError
-from django_snapshots.models import FINAL_STATES, Housekeeping, Lock, Run, State
+from django_snapshots.models import FINAL_STATES, Housekeeping, Kind, Lock, Run, State
 from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.place import alias
 
@@ -107,6 +107,14 @@ def require_free(wanted: Wanted) -> None:
     rival = others.filter(Q() if wanted.exclusive else Q(exclusive=True)).select_related("run").first()
     if rival is not None:
         raise _busy(rival.run, wanted)
+
+
+def require_unwanted(name: str) -> None:
+    """Raise ``SnapshotBusyError`` while somebody waits for a restore or verify of the snapshot called *name*, which
+    holds nothing before it has begun."""
+    waiting = Run.objects.using(alias()).filter(kind__in=(Kind.RESTORE, Kind.VERIFY), state=State.QUEUED, name=name)
+    if (rival := waiting.first()) is not None:
+        raise _busy(rival, snapshot_lock(name, exclusive=True))
 
 
 def free(run: Run) -> None:

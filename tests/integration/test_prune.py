@@ -211,10 +211,11 @@ def test_one_that_is_in_use_stays_for_the_next_time(project):
 def test_a_journal_that_is_away_does_not_make_one_free(project):
     week(project)
     told = project.call(
-        "import uuid\nfrom django.db import Error\nfrom django_snapshots import execution, runs\n"
+        "from django.db import Error\nfrom django_snapshots import execution, runs\n"
         "from django_snapshots.exceptions import SnapshotError\nfrom django_snapshots.plan import Request\n"
         "runs.begin('restore', Request(name='day3'))\nruns.available = lambda: False\n"
-        "try:\n    answer = execution.delete_snapshot('day3', run=uuid.uuid4())\n"
+        "pruning = runs.begin('prune', Request())[0]\nexecution.launch(pruning)\n"
+        "try:\n    answer = execution.delete_snapshot('day3', run=pruning.pk)\n"
         "except (SnapshotError, Error) as error:\n    answer = str(error)"
     )
     assert "in use by restore run" in told
