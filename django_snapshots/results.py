@@ -1,12 +1,50 @@
-"""What ``snapshot.delay()`` returns where the project has no result backend."""
+"""What whoever waits for ``snapshot.delay()`` is told: how far it is, what came of it, and that nobody can tell."""
 
 from __future__ import annotations
 
+import logging
+import uuid
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from celery import current_app, states
 from celery.backends.base import DisabledBackend
 
-from django_snapshots.exceptions import SnapshotConfigurationError
+from django_snapshots import execution, runs
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotError
+from django_snapshots.models import Run, State
+from django_snapshots.redaction import redact
+
+logger = logging.getLogger("django_snapshots")
+
+
+def store_result(run: Run) -> None:
+    """Give whoever waits for the task that was called its result, or its error; a backend that is away gets it by a
+    later sweep."""
+    if not run.task_id:
+        return
+    backend = current_app.backend
+    try:
+        try:
+            backend.store_result(run.task_id, execution.outcome(run), states.SUCCESS)
+        except SnapshotError as error:
+            backend.store_result(run.task_id, error, states.FAILURE)
+        runs.told(run)
+    except Exception as error:  # noqa: BLE001 - each backend has errors of its own
+        logger.warning("The result of run %s could not be stored: %s", run.pk, redact(str(error)))
+
+
+def store_results(ended: Iterable[Run]) -> None:
+    """The same for several."""
+    for run in ended:
+        store_result(run)
+
+
+def store_progress(run_id: uuid.UUID) -> None:
+    """Tell how far a run is, as the ``info`` of the task that was called."""
+    run = runs.get(run_id)
+    if run.task_id and run.state == State.RUNNING:
+        current_app.backend.store_result(run.task_id, execution.progress(run), "PROGRESS")
 
 
 class NoBackend(DisabledBackend):

@@ -8,7 +8,8 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 
-from django_snapshots import runs, tasks
+from django_snapshots import messages as sending
+from django_snapshots import runs
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.models import Kind, Run
 from django_snapshots.plan import Request
@@ -78,4 +79,4 @@ def submit(request: HttpRequest, kind: Kind, wanted: Request) -> Run:
         else:
             messages.error(request, f"{what}: {error}", fail_silently=True)
 
-    return tasks.send_on_commit(kind, wanted, requester, told=told)
+    return sending.send_on_commit(kind, wanted, requester, told=told)

@@ -17,7 +17,6 @@ from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django calls it so
 from kombu.serialization import prepare_accept_content
 
-import django_snapshots.tasks  # noqa: F401 - registers the tasks with whichever app there is
 from django_snapshots.conf import get_queue, get_schedules
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.filesystem_broker import TRANSPORT
@@ -54,6 +53,9 @@ def _told_by(*checks: Check) -> list[CheckMessage]:
     app = app_or_default()
     if app.main == "default":
         return []
+    # Registers the tasks with it. Not before: who takes a snapshot without Celery's app needs none of them.
+    import django_snapshots.tasks  # noqa: F401
+
     return [message for check in checks for message in check(app)]
 
 

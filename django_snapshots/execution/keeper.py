@@ -1,10 +1,11 @@
 """Keeps what one attempt holds: renews its lease, tells its progress, and ends the attempt when it has to end.
 
-Who can die when: the keeper is a thread of the process that works, so it shows life as long as that process lives,
-also while an index is built and no byte moves. If the process dies or sleeps, the lease runs out. If the journal is
-away, the attempt goes on for as long as its lease can only be its own, and then ends. If nothing moves for too long,
-the keeper ends the attempt; if even that doesn't wake the thread that works, because it waits for a storage that
-hangs, whoever made the attempt is told (``Hooks.stuck``).
+Who can die when: the keeper is two threads of the process that works. One shows life as long as that process lives,
+also while an index is built and no byte moves. If the process dies or sleeps, the lease runs out. The other watches,
+and asks nobody, so that a journal that doesn't answer can't hold it up: while the journal is away, the attempt goes on
+for as long as its lease can only be its own, and then ends. If nothing moves for too long, the attempt is ended too; if
+even that doesn't wake the thread that works, because it waits for a storage that hangs, whoever made the attempt is
+told (``Hooks.stuck``).
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ Answer = TypeVar("Answer")
 
 _STUCK_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
+_LOOKS = 40
+"""Looks in the time of a lease: often enough that an attempt ends within the margin of its lease."""
+_LONGEST_LOOK = 1.0
 
 
 class Keeper:
@@ -75,13 +79,18 @@ class Keeper:
         if not self._threaded:
             yield
             return
-        thread = threading.Thread(target=self._keep, name="snapshots-lease", daemon=True)
-        thread.start()
+        threads = [
+            threading.Thread(target=self._keep, name="snapshots-lease", daemon=True),
+            threading.Thread(target=self._watch, name="snapshots-watch", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             self._ended.set()
-            thread.join(self._limits.lease)
+            for thread in threads:
+                thread.join(self._limits.lease)
 
     def moved(self) -> None:
         """Something moves; raises what the attempt has to end with."""
@@ -114,7 +123,7 @@ class Keeper:
                     connections[runs.alias()].close()
                 time.sleep(_RETRY_SECONDS)
 
-    # The thread
+    # The threads
 
     def _keep(self) -> None:
         try:
@@ -122,10 +131,21 @@ class Keeper:
                 self._beat()
                 if self.must_end is not None and not self.shielded:
                     break
-            if not self._ended.is_set():
-                self._end_attempt()
         except Exception:  # a thread that dies in silence would let the lease run out
             logger.exception("The lease of an attempt is not kept any more.")
+        finally:
+            connections.close_all()
+
+    def _watch(self) -> None:
+        try:
+            while not self._ended.wait(min(_LONGEST_LOOK, self._limits.lease / _LOOKS)):
+                self._look_at_the_lease()
+                self._look_for_a_stall()
+                if self.must_end is not None and not self.shielded:
+                    self._end_attempt()
+                    break
+        except Exception:
+            logger.exception("Nobody watches over an attempt any more.")
         finally:
             connections.close_all()
 
@@ -133,13 +153,16 @@ class Keeper:
         self._beat_at = runs.seconds_since_boot()
         try:
             verdict = self._renew()
-            self.lost, self.must_end = verdict.lost, self.must_end or verdict.must_end
+            # An answer that came too late takes nothing back, but to one that nothing ends.
+            self.lost = verdict.lost or (self.lost and not self.shielded)
+            self.must_end = self.must_end or verdict.must_end
             self._beside()
         except DatabaseError as error:
             logger.warning("The journal does not answer: %s", redact(str(error)).strip())
             with contextlib.suppress(DatabaseError):
                 connections[runs.alias()].close()
-        self._look_at_the_lease()
+
+    def _look_for_a_stall(self) -> None:
         silent = runs.seconds_since_boot() - self._moved_at
         if self._stall is not None and silent > self._stall and self.must_end is None and not self.shielded:
             self.must_end = SnapshotError(

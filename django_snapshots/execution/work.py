@@ -49,16 +49,15 @@ def work(step_id: int, hooks: Hooks | None = None) -> uuid.UUID | None:
     try:
         with attempt.hooks.attempt() as processes, attempt.keeper.at_work(processes):
             record = attempt.work(processes)
-        attempt.keeper.check()
-        if not attempt.keeper.through_outages(lambda: runs.complete(claimed, record)):
-            return None
+            attempt.keeper.check()
+            ended = attempt.keeper.through_outages(lambda: runs.complete(claimed, record))
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must learn of it
         return attempt.failed(error)
     except BaseException:
         with contextlib.suppress(DatabaseError):
             attempt.interrupted()
         raise
-    return attempt.step.run.pk
+    return attempt.step.run.pk if ended else None
 
 
 class _Attempt:

@@ -43,9 +43,9 @@ def _user() -> str:
 
 
 def _follow(kind: Kind, request: Request, progress: Progress, output: OutputWrapper) -> dict[str, Any]:
-    from django_snapshots import tasks
+    from django_snapshots import messages
 
-    run = tasks.send(kind, request, requester())
+    run = messages.send(kind, request, requester())
     try:
         while run.state not in FINAL_STATES:
             time.sleep(_POLL_SECONDS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from django_snapshots import execution, runs, tasks
+from django_snapshots import execution, runs, working
 from django_snapshots.management.show import Screen
+from django_snapshots.messages import send_swept
 from django_snapshots.models import FINAL_STATES, Run, State, Step
+from django_snapshots.results import store_results
 
 _MOST_RUNS = 10_000
 
@@ -21,8 +23,9 @@ def sweep(*, collect: bool) -> dict[str, Any]:
     taken = [_told(step) for step in dead if _was_taken(step)]
     finish, swept.finish = swept.finish, []
     for run_id in finish:
-        tasks.conclude(run_id)
-    sent = tasks.send_swept(swept)
+        working.conclude(run_id)
+    sent = send_swept(swept)
+    store_results(swept.tell)
     removed = _collect() if collect else None
     return {
         "taken": taken,

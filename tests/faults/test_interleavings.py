@@ -179,7 +179,7 @@ def test_a_restore_does_not_switch_once_a_cancel_was_granted(journal):
 def waits_for_a_lock(alias: str) -> bool:
     question = {
         "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
-        "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+        "mysql": "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'UPDATE %publishing_at%'",
     }[connections[alias].vendor]
     with connections[alias].cursor() as cursor:
         cursor.execute(question)

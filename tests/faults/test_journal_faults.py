@@ -15,7 +15,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from django_snapshots import create_snapshot, list_snapshots, parallel, runs, tasks, verify_snapshot
+from django_snapshots import create_snapshot, list_snapshots, messages, parallel, runs, tasks, verify_snapshot
 from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotStorageError
 from django_snapshots.models import Kind, Run, State, Step
@@ -151,8 +151,7 @@ def received():
 def sent(monkeypatch):
     """The steps that messages were sent for; nobody receives them."""
     found = []
-    monkeypatch.setattr(tasks.step, "delay", found.append)
-    monkeypatch.setattr(tasks.step, "apply_async", lambda arguments, **_options: found.append(arguments[0]))
+    monkeypatch.setattr(messages, "_send", lambda task, *, args, **_options: found.append(args[0]))
     return found
 
 
@@ -175,18 +174,18 @@ def test_a_doubled_message_leaves_a_live_run_alone(journal, storage, sent):
 
 
 def test_a_broker_that_goes_away_costs_a_run_only_time(journal, storage, sent, monkeypatch, caplog):
-    def refused(step):
+    def refused(task, **_options):
         raise OperationalError("connection to amqp://user:hidden@broker refused")
 
     with monkeypatch.context() as away, received() as task:
-        away.setattr(tasks.step, "delay", refused)
+        away.setattr(messages, "_send", refused)
         with pytest.raises(Ignore):
             task.run("unsent")
     assert "could not be sent" in caplog.text
     assert "hidden" not in caplog.text
     run = Run.objects.using(journal).get()
     assert run.state == State.RUNNING
-    tasks.send_swept(runs.sweep())
+    messages.send_swept(runs.sweep())
     assert len(sent) == 1
     tasks.step.run(sent[0])
     run.refresh_from_db(using=journal)

@@ -245,7 +245,8 @@ def test_each_form_triggers_its_task_and_leads_to_the_run(
         "restore": {"name": "nightly"},
         "delete": {"name": "nightly"},
     }[action]
-    assert {key: value for key, value in message.items() if key not in ("task", "id")} == expected == run.request
+    assert {key: value for key, value in message.items() if key not in ("task", "id")} == expected
+    assert run.request == (expected | {"granted": True} if action == "restore" else expected)
     page = text(client.get(answer["Location"]))
     assert "the workers have been asked" in page
     assert "Waiting for a worker" in page
@@ -393,9 +394,10 @@ def test_a_restore_names_its_target_and_has_it_typed(
     assert "Choose at least one part" in text(nothing)
     assert not Run.objects.exists()
     assert client.post(address("restore"), {"part_0": "on", "typed_0": str(media)}).status_code == 302
-    assert Run.objects.get().request == {"name": "nightly", "confirm": [str(media)]}
+    assert Run.objects.get().request == {"name": "nightly", "confirm": [str(media)], "granted": True}
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_restore_is_granted_by_the_journal_alone(storage: LocalFileSystemBackend, settings: SettingsWrapper) -> None:
     """The right was asked for here; the message does not say so, and could not."""
     settings.SNAPSHOTS = {**settings.SNAPSHOTS, "ALLOW_RESTORE": "requested"}
@@ -414,7 +416,7 @@ def test_a_restore_from_elsewhere_has_to_be_said(storage: LocalFileSystemBackend
     refused = client.post(address("restore"), {"part_0": "on"})
     assert refused.status_code == 200 and "Say so, if it shall be restored here" in text(refused)
     assert client.post(address("restore"), {"part_0": "on", "elsewhere": "on"}).status_code == 302
-    assert Run.objects.get().request == {"name": "nightly", "elsewhere": True}
+    assert Run.objects.get().request == {"name": "nightly", "elsewhere": True, "granted": True}
 
 
 def test_a_restore_that_is_not_allowed_is_explained(storage: LocalFileSystemBackend, settings: SettingsWrapper) -> None:

@@ -133,8 +133,8 @@ def test_two_workers_of_one_name_are_warned_of(project: Project, start: Start) -
     second = start()
     assert "already using this process mailbox" in second.logs()
     assert "already using this process mailbox" not in first.logs()
-    first.teardown()
-    second.teardown()
+    first.kill("SIGTERM")
+    second.kill("SIGTERM")
     assert "already using this process mailbox" not in start().logs()
 
 

@@ -139,7 +139,7 @@ def test_a_run_at_work_elsewhere_is_cancelled_and_waited_for(project):
         (run,) = project.runs()
         answer = told(project, "cancel", run["id"], "--wait", "60")
         assert (answer["state"], bool(answer["cancel_requested_by"])) == ("cancelled", True)
-        words = process.communicate(timeout=60)[1]
+        words = process.communicate(timeout=180)[1]
     assert process.returncode == 8
     assert "Cancelled by" in words
     assert project.stored() == []
@@ -221,7 +221,7 @@ def test_one_in_the_way_is_waited_for_as_long_as_asked(project):
         ok(project, "cancel", run)
         query(project, "default", "UPDATE django_snapshots_step SET state = 'cancelled'")
         query(project, "default", "UPDATE django_snapshots_run SET touched_at = NULL WHERE kind = 'verify'")
-        assert process.communicate(timeout=60)[0] == "Deleted before.\n"
+        assert process.communicate(timeout=180)[0] == "Deleted before.\n"
     assert process.returncode == 0
     assert project.stored() == []
     assert [run["error"] for run in project.runs() if run["state"] == "succeeded"] == ["", ""]
@@ -245,7 +245,7 @@ def test_a_signal_ends_the_run_before_the_command(project, tmp_path, number, cod
     with started(project, "backup", "--artifact", "database", *chosen) as process:
         wait_until(lambda: len(list(tmp_path.glob("pid.*"))) == len(aliases), "the tools")
         process.send_signal(number)
-        words = process.communicate(timeout=60)[1]
+        words = process.communicate(timeout=180)[1]
     assert process.returncode == code, words
     assert f"Ended by {number.name}." in words
     assert "Traceback" not in words
@@ -282,7 +282,7 @@ def test_a_signal_that_is_ignored_stays_so(project, tmp_path):
         wait_until((tmp_path / "begun").exists, "the dump")
         process.send_signal(signal.SIGHUP)
         (tmp_path / "go").touch()
-        assert json.loads(process.communicate(timeout=60)[0])["name"] == "x"
+        assert json.loads(process.communicate(timeout=180)[0])["name"] == "x"
     assert process.returncode == 0
 
 
@@ -310,7 +310,7 @@ def test_who_stops_following_learns_that_the_run_goes_on(project, tmp_path, numb
         with redis.Redis.from_url(broker_url) as queue:
             wait_until(lambda: queue.llen("snapshots"), "the message")
         process.send_signal(number)
-        words = process.communicate(timeout=60)[1]
+        words = process.communicate(timeout=180)[1]
     assert process.returncode == 128 + number
     (run,) = project.runs()
     assert run["state"] == "queued"

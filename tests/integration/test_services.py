@@ -26,7 +26,7 @@ from tests.databases import Maker, mariadb_cursor, postgres_cursor
 from tests.projects import wait_until
 from tests.services import RABBITMQ_VIRTUAL_HOST, Server, ServiceError, read
 from tests.services.rabbitmq import control, fresh_virtual_host, wait_until_ready
-from tests.services.servers import free_port
+from tests.services.servers import MariaDB, free_port
 
 
 def _listening_addresses(port: int) -> set[str]:
@@ -75,6 +75,28 @@ def test_mariadb_is_new_enough(mariadb: Server) -> None:
         assert rest == ["ON", 0, 1024**3, "utf8mb4"]
         cursor.execute("SELECT User FROM mysql.user WHERE User IN ('', 'root')")
         assert cursor.fetchall() == ()
+
+
+def test_a_mariadb_that_starts_leaves_temporary_tables_of_others_alone(mariadb: Server, make_mariadb: Maker) -> None:
+    """It removes all that are in its ``tmpdir``; a server that is about to open one of them crashes."""
+    with (
+        connections[make_mariadb()].cursor() as cursor,
+        tempfile.TemporaryDirectory(prefix="snapshots-") as name,
+        contextlib.ExitStack() as stack,
+    ):
+        cursor.execute("SELECT @@tmpdir")
+        ((directory,),) = cursor.fetchall()
+        cursor.execute("CREATE TEMPORARY TABLE ours (a INTEGER) ENGINE=Aria")
+        files = list(Path(directory).glob("#sql*"))
+        Path(name).chmod(0o755)  # the server may run as another user
+        other = MariaDB(Path(name), lives_on=False)
+        stack.callback(other.stop)
+        other.make_directory()
+        other.prepare()
+        other.start()
+        other.wait_until_ready()
+        assert files
+        assert [path for path in files if not path.exists()] == []
 
 
 def test_redis_answers(redis: Server) -> None:

@@ -218,10 +218,19 @@ class Session:
         steps = Step.objects.filter(state=State.RUNNING).values_list("holder", flat=True)
         finishes = Run.objects.filter(state=State.RUNNING, lease_until__isnull=False).values_list("holder", flat=True)
         pids = [int(holder.rpartition(":")[2]) for holder in (*steps, *finishes) if holder]
-        alive = [pid for pid in pids if psutil.pid_exists(pid)]
-        if alive:
-            return self.random.choice(alive)
+        # The number of a holder that is dead may be anybody's by now.
+        ours = [pid for pid in pids if pid in self._children()]
+        if ours:
+            return self.random.choice(ours)
         return int(psutil.Process(self._any_worker().pid).children()[0].pid)
+
+    def _children(self) -> set[int]:
+        found: set[int] = set()
+        for worker in self.workers:
+            if worker.status == "running":
+                with contextlib.suppress(psutil.Error):
+                    found |= {child.pid for child in psutil.Process(worker.pid).children()}
+        return found
 
     def busy_worker(self) -> WorkerProcess:
         """The worker of that process."""
