@@ -190,7 +190,7 @@ def delete(self: SnapshotTask, name: str, wait: float | None = None) -> dict[str
 def cancel(run: str, by: str = "a task") -> None:
     """Cancel the run with this id. Where every worker is busy this waits behind them: ``django_snapshots.cancel_run``
     doesn't."""
-    execution.cancel_run(run, by=by)
+    working.cancel_run(run, by=by)
 
 
 @shared_task(name="django_snapshots.step", ignore_result=True, **_OPTIONS)

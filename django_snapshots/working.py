@@ -13,7 +13,7 @@ from billiard import current_process
 from django_snapshots import execution, runs
 from django_snapshots.conf import get_limits
 from django_snapshots.messages import aside, publish_again, publish_given_back, publish_ready, record, send_swept
-from django_snapshots.models import Kind, Run, State
+from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
 from django_snapshots.results import store_progress, store_result, store_results
@@ -45,6 +45,19 @@ def conclude(run_id: uuid.UUID) -> None:
     prune_after(finished)
     for waiting in runs.waiting():
         publish_again(waiting)
+
+
+def cancel_run(run: uuid.UUID | str, *, by: str = "") -> Run:
+    """Cancel the run with this id, or whose id begins so; return it as it is then.
+
+    What works on it ends within two seconds, wherever it is; what nobody has begun ends now. Needs the journal alone,
+    no broker. Raises ``SnapshotNotFoundError``, and ``SnapshotError`` for a run that has ended or can't go back.
+    """
+    found = execution.cancel_run(run, by=by)
+    if found.state in FINAL_STATES:
+        # Whoever waits for it should learn of it now; a backend that is away must not keep whoever cancels.
+        aside("result", lambda: store_result(found))
+    return found
 
 
 def prune_after(run: Run) -> None:

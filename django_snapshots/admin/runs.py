@@ -20,7 +20,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from django_snapshots import execution, runs
+from django_snapshots import runs, working
 from django_snapshots.admin.access import ReadOnly, may_cancel, require_view
 from django_snapshots.admin.progress import progress_of, snapshot_url
 from django_snapshots.admin.shown import run_badge, shown_duration, shown_json
@@ -84,7 +84,7 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             return HttpResponseNotAllowed(["POST"])
         self._run(request, run_id)
         try:
-            run = execution.cancel_run(run_id, by=request.user.get_username())
+            run = working.cancel_run(run_id, by=request.user.get_username())
         except SnapshotError as error:
             messages.error(request, str(error))
         else:

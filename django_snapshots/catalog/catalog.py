@@ -266,12 +266,13 @@ class Catalog:
                 continue
             for child in children:
                 match = _ATTEMPT_NAME.fullmatch(child)
-                if match and child not in named and is_safe_filename(child):
+                # An archive that is not published yet has a hidden name, which no artifact may have.
+                if match and child not in named and (match["assembled"] or is_safe_filename(child)):
                     yield Leftover(name=name, filename=child, run=match["run"] or match["assembled"])
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """Delete it; raises what the storage raises."""
-        self.storage.delete(path_of(leftover.name, leftover.filename))
+        self.storage.delete(f"{check_name(leftover.name)}/{leftover.filename}")
 
     def half_deleted(self) -> Iterator[Snapshot]:
         """Snapshots whose delete has begun and not ended, as far as their tombstones can be read."""

@@ -167,11 +167,7 @@ def _work_on_all(steps: Sequence[Step], hooks: Hooks) -> None:
 
 
 def cancel_run(run: uuid.UUID | str, *, by: str = "") -> Run:
-    """Cancel the run with this id, or whose id begins so; return it as it is then.
-
-    What works on it ends within two seconds, wherever it is; what nobody has begun ends now. Needs the journal alone,
-    no broker. Raises ``SnapshotNotFoundError``, and ``SnapshotError`` for a run that has ended or can't go back.
-    """
+    """``django_snapshots.cancel_run``, but for telling whoever waits for the task's result."""
     found = runs.find(str(run))
     runs.request_cancel(found.pk, by)
     finish(found.pk)

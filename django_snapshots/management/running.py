@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import OutputWrapper
 from django.utils import timezone
 
-from django_snapshots import execution, runs
+from django_snapshots import execution, runs, working
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.management.progress import Progress
 from django_snapshots.management.signals import ToldToEnd
@@ -75,7 +75,7 @@ def cancel(text: str, *, patience: float | None) -> Run:
     """
     if patience is not None and patience < 0:
         raise SnapshotError(f"--wait takes a number of seconds, not {patience:g}.")
-    run = execution.cancel_run(text, by=_user())
+    run = working.cancel_run(text, by=_user())
     end = time.monotonic() + (patience or 0.0)
     while run.state not in FINAL_STATES and time.monotonic() < end:
         time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))

@@ -112,3 +112,14 @@ def test_a_worker_that_is_there_takes_it(project: Project, queue: redis.Redis[An
     finally:
         worker.teardown()
     assert len(project.runs()) == 1
+
+
+def test_whoever_waits_learns_at_once_of_a_cancel(project: Project, queue: redis.Redis[Any]) -> None:
+    """Nobody has begun it, so nobody else would say so."""
+    told = project.call(
+        "pending = snapshot.delay('nightly')\n"
+        "django_snapshots.cancel_run(pending.id, by='olga')\n"
+        "try:\n    pending.get(timeout=20)\n"
+        "except SnapshotError as error:\n    answer = [type(error).__name__, str(error)]"
+    )
+    assert told == ["SnapshotCancelled", "Cancelled by olga."]
