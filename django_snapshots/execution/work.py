@@ -83,8 +83,10 @@ class _Attempt:
 
     def failed(self, error: Exception) -> uuid.UUID | None:
         """Tell the journal why; the keeper's reason comes first, for it is why the rest went wrong."""
-        cause = self.keeper.must_end or explained(error, str(self.step))
-        if self.keeper.lost:
+        cause = explained(error, str(self.step))
+        if not self.keeper.shielded:
+            cause = self.keeper.must_end or cause
+        if self.keeper.lost and not self.keeper.shielded:
             logger.warning("%s of run %s: %s", self.step, self.step.run.pk, cause)
             return None
         try:

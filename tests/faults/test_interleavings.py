@@ -168,7 +168,8 @@ def test_a_restore_does_not_switch_once_a_cancel_was_granted(journal):
 
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic(using=journal):
-            runs.request_cancel(run.pk, "olga")
+            # What a cancel does to the run; of the steps it may lock more than it changes.
+            Run.objects.filter(pk=run.pk).update(cancel_requested_at=timezone.now(), cancel_requested_by="olga")
             switched = pool.submit(switch)
             wait_until(lambda: waits_for_a_lock(journal), "the switch to wait for the cancel")
         with pytest.raises(SnapshotCancelled, match="olga"):
@@ -179,7 +180,7 @@ def test_a_restore_does_not_switch_once_a_cancel_was_granted(journal):
 def waits_for_a_lock(alias: str) -> bool:
     question = {
         "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
-        "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+        "mysql": "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'UPDATE %publishing_at%'",
     }[connections[alias].vendor]
     with connections[alias].cursor() as cursor:
         cursor.execute(question)
@@ -416,3 +417,24 @@ def test_a_prune_whose_newest_is_deleted_before_it_begins_deletes_nothing(journa
     with pytest.raises(SnapshotError, match="Nothing was deleted"):
         execution.run_request(Kind.PRUNE, Request(retention={"keep_last": 1}))
     verify_snapshot("old")
+
+
+# A restore behind its point of no return
+
+
+def test_a_switch_that_fails_while_the_journal_is_away_tells_what_the_target_is(journal, storage, monkeypatch):
+    """Behind that point nothing ends the attempt, so that its lease is over is not why it failed."""
+    create_snapshot("nightly")
+    run, _ = runs.begin(Kind.RESTORE, Request(name="nightly"))
+    steps = [PlannedStep(position=0, type="restore", subject="nightly", phase=0)]
+    (step,) = runs.start(run, steps, name="nightly", storage_id="", storage_label="", reserve=False)
+
+    def switch(*_arguments, observe, before_switch, **_more):
+        before_switch()
+        monkeypatch.setattr(runs.Lease, "holds", lambda _: False)
+        observe(1)
+        raise SnapshotError("default may be half restored; restore it again.")
+
+    monkeypatch.setitem(execution.work.__globals__, "restore_with_journal", switch)
+    execution.work(step.pk)
+    assert "half restored" in Step.objects.get(pk=step.pk).error

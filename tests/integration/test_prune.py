@@ -206,6 +206,19 @@ def test_one_that_is_in_use_stays_for_the_next_time(project):
     assert left(project) == ["day0", "day1", "day3"]
 
 
+def test_one_that_somebody_waits_to_restore_stays_too(project):
+    """A run that has not begun holds nothing yet."""
+    week(project)
+    project.call(
+        "from django_snapshots import runs\nfrom django_snapshots.plan import Request\n"
+        "runs.begin('restore', Request(name='day3'))"
+    )
+    told = prune(project)
+    assert names(told["deleted"]) == ["day4", "day2"]
+    assert "in use by restore run" in told["kept"][-1]["reasons"][0]
+    assert left(project) == ["day0", "day1", "day3"]
+
+
 def test_a_journal_that_is_away_does_not_make_one_free(project):
     week(project)
     at_work(project, "restore", "day3", "snapshot:day3", exclusive=False)
