@@ -154,7 +154,7 @@ def send_swept(swept: runs.Swept) -> bool:
     """Send what a sweep has found to be sent; whether it could. If the broker is away, the next one finds it again."""
     try:
         for run in swept.ask_again:
-            _send_run(run, expires=_EXPIRES)
+            _send_or_refuse(run)
         _begin(swept.begin, expires=_EXPIRES)
         for run_id in swept.finish:
             _send("finish", args=(str(run_id),), expires=_EXPIRES)
@@ -162,6 +162,14 @@ def send_swept(swept: runs.Swept) -> bool:
         logger.warning("What the sweep found could not be sent to the broker: %s", redact(str(error)))
         return False
     return True
+
+
+def _send_or_refuse(run: Run) -> None:
+    try:
+        _send_run(run, expires=_EXPIRES)
+    except SnapshotError as error:
+        # Asked for by another version, perhaps: no worker could begin it, and it must not be in the others' way.
+        runs.refuse(run, error)
 
 
 def aside(name: str, work: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -16,6 +17,8 @@ from django_snapshots.models import Run, State
 from django_snapshots.redaction import redact
 
 logger = logging.getLogger("django_snapshots")
+
+_SECONDS_FOR_RESULTS = 10.0
 
 
 def store_result(run: Run) -> None:
@@ -35,8 +38,12 @@ def store_result(run: Run) -> None:
 
 
 def store_results(ended: Iterable[Run]) -> None:
-    """The same for several."""
+    """The same for several, for some seconds: a backend that is slow or away must not keep a sweep."""
+    deadline = time.monotonic() + _SECONDS_FOR_RESULTS
     for run in ended:
+        if time.monotonic() > deadline:
+            logger.warning("The result backend is slow or away; the other results are stored by a later sweep.")
+            return
         store_result(run)
 
 

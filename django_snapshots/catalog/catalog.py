@@ -27,16 +27,19 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotVersionError,
 )
-from django_snapshots.manifest import ArtifactRecord, Snapshot, check_name, is_safe_filename
+from django_snapshots.manifest import MANIFEST_FILENAME, ArtifactRecord, Snapshot, check_name, is_safe_filename
 from django_snapshots.pipeline.stream import closing_chunks
 from django_snapshots.storage.protocols import SnapshotStorage
 
 Format = DirectoryFormat | ArchiveFormat
 
+_RUN = "[0-9a-f]{32}"
 _ATTEMPT_NAME = re.compile(
-    rf"(?:.+\.(?P<run>[0-9a-f]{{32}})-[0-9]+-[0-9]+\..+|{re.escape(ATTEMPT)}\.(?P<assembled>[0-9a-f]{{32}})-[0-9a-f]{{16}})"
+    rf".+\.(?P<run>{_RUN})-[0-9]+-[0-9]+\..+"
+    rf"|{re.escape(ATTEMPT)}\.(?P<assembled>{_RUN})-[0-9a-f]{{16}}"
+    rf"|{re.escape(MANIFEST_FILENAME)}\.(?P<manifest>{_RUN})"
 )
-"""What an attempt calls its object (``plan.attempt_filename``), or an archive that is not published yet."""
+"""What an attempt calls its object (``plan.attempt_filename``), an archive or a manifest that is not published yet."""
 
 
 class Catalog:
@@ -268,7 +271,9 @@ class Catalog:
                 match = _ATTEMPT_NAME.fullmatch(child)
                 # An archive that is not published yet has a hidden name, which no artifact may have.
                 if match and child not in named and (match["assembled"] or is_safe_filename(child)):
-                    yield Leftover(name=name, filename=child, run=match["run"] or match["assembled"])
+                    yield Leftover(
+                        name=name, filename=child, run=match["run"] or match["assembled"] or match["manifest"]
+                    )
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """Delete it; raises what the storage raises."""

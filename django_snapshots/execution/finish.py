@@ -63,6 +63,8 @@ class _Finisher:
             beside=lambda: hooks.beat(claimed.run.pk),
             stuck=hooks.stuck,
         )
+        # One before this one that has closed the way back may only sleep, and list at any moment what it has moved.
+        self._alone = claimed.run.publishing_at is None or claimed.run.retreating_at is not None
 
     def end(self) -> bool:
         """Bring the run to its end; whether it was this finisher who did."""
@@ -81,7 +83,7 @@ class _Finisher:
             # Written all the same: by a finisher before this one, or by a write that was reported as failed.
             return self._succeed(listed)
         # A storage that has cost every finisher its life is left alone; a later sweep removes what is in it.
-        if not self.claimed.last and not self._withdraw(failure):
+        if self._alone and not self.claimed.last and not self._withdraw(failure):
             return False
         if not self.keeper.through_outages(lambda: runs.end_with(self.claimed, failure)):
             return False
@@ -130,9 +132,10 @@ class _Finisher:
     def _retreat(self, error: Exception) -> bool:
         """Whether what was moved may be taken back: not while another finisher may go forward.
 
-        One that has lost the run, or can't tell, leaves it to the next one: what was stored is not bad for that.
+        One that has lost the run, or can't tell, leaves it to the next one: what was stored is not bad for that. What
+        is left then is removed by the collector, once the time of grace is over.
         """
-        if self.keeper.lost:
+        if self.keeper.lost or not self._alone:
             return False
         cause = explained(error, f"{self.run.kind} {self.run.name}")
         try:
@@ -167,7 +170,7 @@ class _Finisher:
             self._succeed(listed)
             return
         error = SnapshotError(f"{self.run.kind} {self.run.name} was interrupted while it was finished.")
-        if self._withdraw(error):
+        if not self._alone or self._withdraw(error):
             runs.end_with(self.claimed, error)
 
     def _withdraw(self, failure: SnapshotError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from threading import Barrier
 from zoneinfo import ZoneInfo
 
@@ -190,6 +191,21 @@ def test_a_broker_that_goes_away_costs_a_run_only_time(journal, storage, sent, m
     tasks.step.run(sent[0])
     run.refresh_from_db(using=journal)
     assert run.state == State.SUCCEEDED
+
+
+def test_a_request_that_nobody_understands_holds_up_no_other(journal, storage, sent):
+    odd, _ = runs.begin(Kind.VERIFY, Request(name="odd"))
+    Run.objects.using(journal).filter(pk=odd.pk).update(request={"colour": "blue"}, task_id=str(odd.pk))
+    with received() as task, pytest.raises(Ignore):
+        task.run("lost")
+    del sent[:]
+    Run.objects.using(journal).update(touched_at=timezone.now() - timedelta(days=1))
+    Step.objects.using(journal).update(hinted_at=timezone.now() - timedelta(days=1))
+    assert messages.send_swept(runs.sweep())
+    assert len(sent) == 1
+    odd.refresh_from_db(using=journal)
+    assert odd.state == State.FAILED
+    assert "colour" in odd.error
 
 
 def test_inside_a_transaction_it_is_refused_at_once(journal, storage):

@@ -77,6 +77,7 @@ def test_what_an_ended_run_has_left_is_removed(storage: Any) -> None:
     # A worker that slept, and wrote when another attempt had long won.
     left.append(put(storage, f"c/{attempt_of(succeeded, token=1)}"))
     left.append(put(storage, f"d/.django-snapshots-archive.{failed.pk.hex}-{'0' * 16}"))
+    left.append(put(storage, f"e/manifest.json.{failed.pk.hex}"))
     before = {path for path in walk(storage, "") if path not in left}
     assert sorted(collect()) == sorted(left)
     assert set(walk(storage, "")) == before
@@ -118,6 +119,7 @@ def test_nothing_of_anybody_else_is_ever_touched(storage: Any) -> None:
 
     # Strangers' files, in the root, beside snapshots, and under names that look almost like ours.
     put(storage, "readme.txt")
+    put(storage, "nightly/manifest.json.old")
     put(storage, "backups/2026/db.sql.gz")
     put(storage, f"nightly/{ended.pk.hex}.txt")
     put(storage, f"nightly/default.{ended.pk.hex}-0.pgdump.zst")

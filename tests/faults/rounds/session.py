@@ -360,7 +360,7 @@ class Session:
         log = self._log()
         if Run.objects.filter(name=self._name, state__in=FINAL_STATES).exists():
             return "ended"
-        return log[-1].split()[2] if log else "queued"
+        return log[-1].split()[2].lower() if log else "queued"
 
     def _log(self) -> list[str]:
         path = self.control / "log"
