@@ -269,11 +269,10 @@ class Catalog:
                 continue
             for child in children:
                 match = _ATTEMPT_NAME.fullmatch(child)
-                # An archive that is not published yet has a hidden name, which no artifact may have.
-                if match and child not in named and (match["assembled"] or is_safe_filename(child)):
-                    yield Leftover(
-                        name=name, filename=child, run=match["run"] or match["assembled"] or match["manifest"]
-                    )
+                # An archive or a manifest that is not published yet has a name that no artifact may have.
+                if match and child not in named and (not match["run"] or is_safe_filename(child)):
+                    run = match["run"] or match["assembled"] or match["manifest"]
+                    yield Leftover(name=name, filename=child, run=run)
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """Delete it; raises what the storage raises."""
