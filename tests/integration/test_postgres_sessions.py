@@ -275,5 +275,6 @@ def _command_line(server: Server, program: str) -> str:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             lines.append(path.read_text().replace("\0", " "))
-    (line,) = [item for item in lines if f"/{program} " in item and f"port='{server.port}'" in item]
+    # The launcher beside it has the program's command line at the end of its own.
+    (line,) = [item for item in lines if item.partition(" ")[0].endswith(f"/{program}") and f"'{server.port}'" in item]
     return line
