@@ -4,6 +4,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Arguments for pytest, such as: make test PYTEST="tests/unit -x"
 PYTEST ?=
+# Arguments for the rounds of faults
+FAULTS ?=
 export PYTHON
 
 BIN := .venv/bin
@@ -12,7 +14,7 @@ MAKE_ENVIRONMENT = rm -rf $(@D) && $(PYTHON) -m venv $(@D) && $(@D)/bin/python -
 INSTALL = $(@D)/bin/python -m pip install -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench docs constraints clean python system-packages
+.PHONY: help demo serve test faults lint bench docs constraints clean python system-packages
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +25,11 @@ demo: .venv-demo/stamp ## Snapshot a project with a real Celery worker, destroy 
 serve: .venv-demo/stamp ## Keep the demo's worker and beat running, with the admin on a local port
 	$(DEMO)/python -m tasks.demo --serve
 
-test: .venv/stamp ## Run all tests against private servers (PYTEST="..." for pytest's arguments)
-	$(BIN)/python -m tests.services run -- $(BIN)/python -m pytest $(PYTEST)
+test: .venv/stamp ## Run all tests against private servers (PYTEST="..." for some of them, in one process)
+	$(BIN)/python -m $(if $(strip $(PYTEST)),tests.services run -- $(BIN)/python -m pytest $(PYTEST),tests.sharing)
+
+faults: .venv/stamp ## Play long rounds of faults (FAULTS="--rounds 207 --seed 1")
+	$(BIN)/python -m tests.faults.rounds $(FAULTS)
 
 lint: .venv/stamp ## Check style, types and the direction of imports
 	$(BIN)/ruff check

@@ -10,17 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_snapshots.execution import (
-        cancel_run,
-        create_snapshot,
-        list_snapshots,
-        restore_snapshot,
-        verify_snapshot,
-    )
+    from django_snapshots.execution import create_snapshot, list_snapshots, restore_snapshot, verify_snapshot
     from django_snapshots.storage.django_storage import DjangoStorageBackend
     from django_snapshots.storage.local import LocalFileSystemBackend
     from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
     from django_snapshots.tasks import request_restore
+    from django_snapshots.working import cancel_run
 
 __all__ = [
     "AdvancedSnapshotStorage",
@@ -42,7 +37,7 @@ _HOMES = (
     ("DjangoStorageBackend", "storage.django_storage"),
     ("LocalFileSystemBackend", "storage.local"),
     ("SnapshotStorage", "storage.protocols"),
-    ("cancel_run", "execution"),
+    ("cancel_run", "working"),
     ("create_snapshot", "execution"),
     ("list_snapshots", "execution"),
     ("request_restore", "tasks"),

@@ -117,12 +117,12 @@ def publish(
     storage_id: str,
     gate: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
-    alone: Callable[[], bool] = lambda: True,
+    retreat: Callable[[Exception], bool] = lambda _error: True,
 ) -> Snapshot:
     """Write the manifest of a snapshot whose artifacts are all stored; only then does it exist.
 
     *gate* is passed once, before anything takes a name of the snapshot's own; *check* is called again and again until
-    the manifest is there. Both may raise. *alone* says whether nobody else may have passed the gate.
+    the manifest is there; both may raise. *retreat* is asked, with the error, before anything is taken back.
     """
     records = [artifact.record for artifact in stored]
     moments = [record.created_at for record in records if record.type == "database"]
@@ -141,7 +141,7 @@ def publish(
         metadata=dict(plan.metadata),
     )
     return Catalog(settings.storage).publish(
-        snapshot, stored, form=settings.format, gate=gate, check=check, alone=alone
+        snapshot, stored, form=settings.format, gate=gate, check=check, retreat=retreat
     )
 
 

@@ -9,11 +9,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from django.db import connections
 
+from django_snapshots.exceptions import SnapshotError
 from django_snapshots.plan import PlannedStep
 from django_snapshots.processes import Processes
 
 Work = Callable[[PlannedStep, Callable[[], None]], None]
 """Works on a step and calls the function that it is given as soon as the step's moment is fixed."""
+
+
+INTERRUPTED = "It was interrupted: the process that did it was told to end."
 
 
 class Stop:
@@ -26,14 +30,22 @@ class Stop:
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[Processes]:
-        """The programs of one attempt; one that begins after the end can start none."""
+        """The programs of one attempt; one that begins after the end can start none.
+
+        What fails after the end fails because of it, whatever its program or connector says.
+        """
         with Processes() as processes:
             with self._lock:
                 self._attempts.append(processes)
                 stopped = self._stopped
             if stopped:
                 processes.kill()
-            yield processes
+            try:
+                yield processes
+            except Exception as error:
+                if self._stopped:
+                    raise SnapshotError(INTERRUPTED) from error
+                raise
 
     def now(self) -> None:
         """End them all; each notices at its next chunk, or when its program is gone."""

@@ -81,7 +81,8 @@ def plan_prune(catalog: Catalog, request: PruneRequest) -> PruneReport:
         only = group_of(catalog.get(request.like))
         decisions = [decision for decision in decisions if decision.group == only]
     decisions = [_allowed(decision, request.only) for decision in decisions]
-    _require_whole(catalog, snapshots, decisions)
+    for decision in _relied_on(decisions):
+        _require_whole(catalog, decision)
     return PruneReport(
         dry_run=True,
         deleted=tuple(decision for decision in decisions if not decision.keep),
@@ -94,23 +95,29 @@ def prune(
     catalog: Catalog,
     request: PruneRequest,
     *,
-    delete: Callable[[str], None],
+    delete: Callable[[Decision], None],
+    hold: Callable[[Decision], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
 ) -> PruneReport:
     """Plan, then *delete* each snapshot that nothing keeps, the oldest first.
 
+    *hold* gets, before the first, each one that others are deleted for, and sees to it that it stays meanwhile.
     One that is in use (``SnapshotBusyError``) is kept for the next time. *check* is called before each delete and may
     raise. Raises ``SnapshotError`` at the first delete that fails, with what was deleted before.
     """
     plan = plan_prune(catalog, request)
+    for decision in _relied_on([*plan.kept, *plan.deleted]):
+        hold(decision)
+        # Looked at again, now that nobody can delete it any more.
+        _require_whole(catalog, decision)
     deleted: list[Decision] = []
     busy: list[Decision] = []
     for decision in reversed(plan.deleted):
         check()
         try:
-            delete(decision.name)
+            delete(decision)
         except SnapshotNotFoundError:
-            continue  # somebody else has just deleted it
+            continue  # somebody else has just deleted it, and may have used its name again
         except SnapshotBusyError as error:
             busy.append(replace(decision, keep=True, reasons=(f"left for the next prune: {error}",)))
             continue
@@ -139,19 +146,24 @@ def _foreign(snapshots: Sequence[Snapshot], request: PruneRequest) -> dict[str, 
     return found
 
 
-def _require_whole(catalog: Catalog, snapshots: Sequence[Snapshot], decisions: Sequence[Decision]) -> None:
-    """Look at the newest that is kept of every group of which something is to be deleted."""
-    named = {snapshot.name: snapshot for snapshot in snapshots}
-    for group in {decision.group for decision in decisions if not decision.keep}:
-        newest = next(item for item in decisions if item.group == group and item.keep and item.counted)
-        snapshot = named[newest.name]
-        try:
-            check_artifacts(catalog, snapshot, snapshot.artifacts, level=1)
-        except SnapshotIntegrityError as error:
-            raise SnapshotIntegrityError(
-                f"Nothing was deleted, because the newest snapshot that would be kept is not whole. {error} "
-                f"Take a new one, or delete {snapshot.name} by name."
-            ) from error
+def _relied_on(decisions: Sequence[Decision]) -> list[Decision]:
+    """Of *decisions*, the newest first, the newest that is kept of every group of which something is to be deleted."""
+    groups = {decision.group for decision in decisions if not decision.keep}
+    return [next(item for item in decisions if item.group == group and item.keep and item.counted) for group in groups]
+
+
+def _require_whole(catalog: Catalog, decision: Decision) -> None:
+    """Raise ``SnapshotIntegrityError`` unless the snapshot is there and whole."""
+    try:
+        snapshot = catalog.get(decision.name)
+        if snapshot.run != decision.run:
+            raise SnapshotNotFoundError(f"{decision.name} is another one by now.")
+        check_artifacts(catalog, snapshot, snapshot.artifacts, level=1)
+    except (SnapshotIntegrityError, SnapshotNotFoundError) as error:
+        raise SnapshotIntegrityError(
+            f"Nothing was deleted, because the newest snapshot that would be kept is not whole. {error} "
+            f"Take a new one, or delete {decision.name} by name."
+        ) from error
 
 
 def _unreadable(entries: Sequence[Entry]) -> dict[str, str]:

@@ -61,6 +61,8 @@ class Decision:
     """What becomes of one snapshot, and why."""
 
     name: str
+    run: str
+    """That of the snapshot that is meant; another one may get the name."""
     keep: bool
     reasons: tuple[str, ...]
     """At least one."""
@@ -100,6 +102,7 @@ def decide(
     return [
         Decision(
             name=snapshot.name,
+            run=snapshot.run,
             keep=snapshot.name in uncounted or snapshot.name in kept,
             reasons=_reasons(snapshot.name, kept, uncounted),
             group=group_of(snapshot),

@@ -326,20 +326,21 @@ def _last_time(cron: CrontabSchedule, now: datetime) -> datetime:
         day_of_week=cron.day_of_week,
         nowfun=lambda: now,
     )
-    zone = ZoneInfo(str(cron.timezone))
-    now = now.astimezone(zone) if timezone.is_aware(now) else now.replace(tzinfo=timezone.get_current_timezone())
+    zone, utc = ZoneInfo(str(cron.timezone)), ZoneInfo("UTC")
+    # In UTC: two times of one zone are compared by what the clock shows, which goes back by an hour once a year.
+    now = (now if timezone.is_aware(now) else now.replace(tzinfo=timezone.get_current_timezone())).astimezone(utc)
 
     def after(moment: datetime) -> datetime:
-        last, delta, _now = times.remaining_delta(moment, tz=zone)
+        last, delta, _now = times.remaining_delta(moment.astimezone(zone), tz=zone)
         following: datetime = last + delta
-        return following
+        return following.astimezone(utc)
 
     back = timedelta(hours=1)
     while (found := after(now - back)) > now and back < _LONGEST_GAP:
         back *= 4
     while (following := after(found)) <= now + min(_EARLY, (following - found) / 4):
         found = following
-    return found.astimezone(ZoneInfo("UTC"))
+    return found
 
 
 def _next_number(schedule: str, every: timedelta) -> str:

@@ -163,5 +163,5 @@ CELERY_WORKER_DISABLE_PREFETCH = CELERY_BROKER_URL.startswith(("redis:", "rediss
 CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = _env.float("CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT", default=60.0)
 # No message waits in these workers for a later time, so an idle one needn't wait before it ends.
 CELERY_WORKER_ENABLE_SOFT_SHUTDOWN_ON_IDLE = False
-# A step needs no broker, and its message is acknowledged already: a broker that restarts costs no dump of hours.
+# Its message is acknowledged when a step begins, so a broker that restarts costs no dump of hours.
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False

@@ -16,6 +16,8 @@ from typing import Any
 from celery import Celery
 from pytest_celery import CeleryTestWorker
 
+from tests import interpreter
+
 ROOT = Path(__file__).resolve().parent.parent
 READY = " ready."
 _DEADLINE = 60.0
@@ -78,16 +80,7 @@ class Project:
 
     def run(self, *argv: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a Python command line of the project to its end; the caller looks at its exit status."""
-        return subprocess.run(
-            [sys.executable, *argv],
-            env=self.environment(),
-            cwd=ROOT,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        return interpreter.run(argv, self.environment(), directory=ROOT, modules=self.directory, stdin=stdin)
 
     def manage(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """``manage.py`` with *arguments*."""
@@ -302,15 +295,11 @@ class WorkerProcess:
         self.ready()
 
     def teardown(self) -> None:
-        """End it: gently, then for good."""
+        """End it and its children at once: a warm shutdown takes seconds, and no test asks for anything after it."""
         if self._process is None or self.status == "exited":
             return
-        os.kill(self.pid, signal.SIGTERM)
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait(_DEADLINE)
+        os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait(_DEADLINE)
 
 
 def worker_node(project: Project, app: Celery | None = None, **options: Any) -> CeleryTestWorker:

@@ -10,6 +10,7 @@ from pathlib import Path
 BASE = Path(os.environ.get("SNAPSHOTS_TEST_DIRECTORY") or Path(tempfile.gettempdir()) / "django-snapshots-tests")
 
 SECRET_KEY = "only for tests"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # one that takes no time
 USE_TZ = True
 TIME_ZONE = "UTC"
 DATABASES = json.loads(os.environ.get("SNAPSHOTS_TEST_DATABASES", "null")) or {
@@ -23,6 +24,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.staticfiles",
     "django_celery_beat",
+    *(["django_celery_results"] if os.environ.get("SNAPSHOTS_TEST_RESULTS") == "django-db" else []),
     "django_snapshots",
     "tests.project",
 ]
@@ -57,6 +59,7 @@ SNAPSHOTS = json.loads(os.environ.get("SNAPSHOTS_TEST_SNAPSHOTS", "null")) or {
 }
 CELERY_BROKER_URL = os.environ.get("SNAPSHOTS_TEST_BROKER", "memory://")
 CELERY_RESULT_BACKEND = os.environ.get("SNAPSHOTS_TEST_RESULTS") or None
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # Whatever else a test sets: a transport with its options, limits.
 globals().update(
     {f"CELERY_{name}": value for name, value in json.loads(os.environ.get("SNAPSHOTS_TEST_CELERY", "{}")).items()}

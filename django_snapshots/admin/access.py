@@ -8,7 +8,8 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 
-from django_snapshots import runs, tasks
+from django_snapshots import messages as sending
+from django_snapshots import runs
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.models import Kind, Run
 from django_snapshots.plan import Request
@@ -47,6 +48,11 @@ def may(request: HttpRequest, action: str) -> bool:
     return may_view(request) and request.user.has_perm(f"django_snapshots.{action}_snapshot")
 
 
+def may_cancel(request: HttpRequest) -> bool:
+    """Whether this user may cancel runs. Nobody may who can't look."""
+    return may_view(request) and request.user.has_perm("django_snapshots.cancel_run")
+
+
 def require_view(request: HttpRequest) -> None:
     """Raise ``PermissionDenied`` for a user who may not look."""
     if not may_view(request):
@@ -73,4 +79,4 @@ def submit(request: HttpRequest, kind: Kind, wanted: Request) -> Run:
         else:
             messages.error(request, f"{what}: {error}", fail_silently=True)
 
-    return tasks.send_on_commit(kind, wanted, requester, told=told)
+    return sending.send_on_commit(kind, wanted, requester, told=told)

@@ -29,8 +29,10 @@ def progress_of(run: Run) -> dict[str, Any]:
         "done": sum(step.state in FINAL_STATES for step in steps),
         "total": len(steps),
         "steps": [_step(step) for step in steps],
-        "error": run.error,
+        "error": run.error if run.state in FINAL_STATES else "",
         "lines": _lines(run),
+        "cancellable": runs.can_be_cancelled(run),
+        "cancel": _cancel(run),
     }
 
 
@@ -44,6 +46,8 @@ def snapshot_url(run: Run, site: str) -> str:
 
 
 def _headline(run: Run, steps: list[Step]) -> str:
+    if run.state == State.QUEUED and run.error:
+        return run.error  # why it waits
     if run.state == State.QUEUED:
         return f"Waiting for a worker on the queue {get_queue()!r}, since {shown_time(run.created_at)}."
     if run.state == State.RUNNING:
@@ -51,6 +55,13 @@ def _headline(run: Run, steps: list[Step]) -> str:
         return f"{done} of {len(steps)} steps have ended; running for {shown_duration(run)}."
     ended = f"{State(run.state).label} at {shown_time(run.finished_at)}"
     return f"{ended}, after {shown_duration(run)}." if run.started_at else f"{ended}."
+
+
+def _cancel(run: Run) -> str:
+    """Who has asked it to end."""
+    if run.cancel_requested_at is None:
+        return ""
+    return f"Cancel requested by {run.cancel_requested_by or 'somebody'}, at {shown_time(run.cancel_requested_at)}."
 
 
 def _step(step: Step) -> dict[str, Any]:
@@ -63,6 +74,7 @@ def _step(step: Step) -> dict[str, Any]:
         "duration": shown_duration(step),
         "holder": step.holder,
         "attempts": str(step.attempts),
+        "alive": shown_time(step.heartbeat_at) if step.state == State.RUNNING else "",
         "error": step.error,
     }
 

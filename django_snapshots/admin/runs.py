@@ -5,18 +5,27 @@ from __future__ import annotations
 import uuid
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+    JsonResponse,
+)
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from django_snapshots import runs
-from django_snapshots.admin.access import ReadOnly, require_view
+from django_snapshots import runs, working
+from django_snapshots.admin.access import ReadOnly, may_cancel, require_view
 from django_snapshots.admin.progress import progress_of, snapshot_url
 from django_snapshots.admin.shown import run_badge, shown_duration, shown_json
-from django_snapshots.models import Kind, Run
+from django_snapshots.exceptions import SnapshotError
+from django_snapshots.models import FINAL_STATES, Kind, Run
 
 
 @admin.register(Run)
@@ -37,7 +46,7 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
                 "classes": ("collapse",),
                 "fields": (
                     *("id", "task_id", "requested_by_key", "storage_label", "storage_id", "holder", "error_type"),
-                    *("cancel_requested_at", "cancel_requested_by"),
+                    *("cancel_requested_at", "cancel_requested_by", "touched_at"),
                 ),
             },
         ),
@@ -53,20 +62,46 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return super().get_queryset(request).using(runs.alias())
 
     def get_urls(self) -> list[URLPattern]:
-        """With the page's own end point."""
-        view = self.admin_site.admin_view(self.progress_view)
+        """With the page's own end points."""
+        progress, cancel = (self.admin_site.admin_view(view) for view in (self.progress_view, self.cancel_view))
         return [
-            path("<uuid:run_id>/progress/", view, name="django_snapshots_run_progress"),
+            path("<uuid:run_id>/progress/", progress, name="django_snapshots_run_progress"),
+            path("<uuid:run_id>/cancel/", cancel, name="django_snapshots_run_cancel"),
             *super().get_urls(),
         ]
 
     def progress_view(self, request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
         """How far a run is, for the script of its page."""
         require_view(request)
+        run = self._run(request, run_id)
+        return JsonResponse({**progress_of(run), "snapshot": snapshot_url(run, self.admin_site.name)})
+
+    def cancel_view(self, request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
+        """Cancel a run, by the button on its page. Needs the journal alone, no broker."""
+        if not may_cancel(request):
+            raise PermissionDenied
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        self._run(request, run_id)
+        try:
+            run = working.cancel_run(run_id, by=request.user.get_username())
+        except SnapshotError as error:
+            messages.error(request, str(error))
+        else:
+            ended = run.state in FINAL_STATES
+            messages.success(
+                request, "The run is cancelled." if ended else "The run is told to end; it does so within seconds."
+            )
+        return HttpResponseRedirect(self._page_of(run_id, "change"))
+
+    def _run(self, request: HttpRequest, run_id: uuid.UUID) -> Run:
         run = self.get_queryset(request).filter(pk=run_id).first()
         if run is None:
             raise Http404("There is no such run.")
-        return JsonResponse({**progress_of(run), "snapshot": snapshot_url(run, self.admin_site.name)})
+        return run
+
+    def _page_of(self, run_id: uuid.UUID, page: str) -> str:
+        return reverse(f"admin:django_snapshots_run_{page}", args=(run_id,), current_app=self.admin_site.name)
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -79,9 +114,8 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
                 "title": f"{Kind(run.kind).label} {run.name}".strip(),
                 "subtitle": None,
                 "progress": progress_of(run),
-                "progress_url": reverse(
-                    "admin:django_snapshots_run_progress", args=(run.pk,), current_app=self.admin_site.name
-                ),
+                "progress_url": self._page_of(run.pk, "progress"),
+                "cancel_url": self._page_of(run.pk, "cancel") if may_cancel(request) else "",
                 "snapshot_url": snapshot_url(run, self.admin_site.name),
             }
         return super().change_view(request, object_id, form_url, context)

@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 
 from django_snapshots.manifest import ArtifactRecord
 from django_snapshots.models import FINAL_STATES, Run, State, Step
+from django_snapshots.sizes import human_duration
 
 _LONGEST_JSON = 200_000
 
@@ -34,12 +35,7 @@ def shown_duration(row: Run | Step) -> str:
     if row.started_at is None:
         return ""
     end = row.finished_at or (timezone.now() if row.state not in FINAL_STATES else row.started_at)
-    seconds = max(0, int((end - row.started_at).total_seconds()))
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+    return human_duration((end - row.started_at).total_seconds())
 
 
 def shown_json(value: object) -> str:

@@ -77,7 +77,7 @@ class ArchiveFormat:
         rival: Callable[[str], bool],
         gate: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
-        alone: Callable[[], bool] = lambda: True,
+        retreat: Callable[[Exception], bool] = lambda _error: True,
     ) -> Snapshot:
         """Stream what the attempts stored into one object, and move that to its name.
 

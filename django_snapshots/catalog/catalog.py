@@ -27,16 +27,19 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotVersionError,
 )
-from django_snapshots.manifest import ArtifactRecord, Snapshot, check_name, is_safe_filename
+from django_snapshots.manifest import MANIFEST_FILENAME, ArtifactRecord, Snapshot, check_name, is_safe_filename
 from django_snapshots.pipeline.stream import closing_chunks
 from django_snapshots.storage.protocols import SnapshotStorage
 
 Format = DirectoryFormat | ArchiveFormat
 
+_RUN = "[0-9a-f]{32}"
 _ATTEMPT_NAME = re.compile(
-    rf"(?:.+\.(?P<run>[0-9a-f]{{32}})-[0-9]+-[0-9]+\..+|{re.escape(ATTEMPT)}\.(?P<assembled>[0-9a-f]{{32}})-[0-9a-f]{{16}})"
+    rf".+\.(?P<run>{_RUN})-[0-9]+-[0-9]+\..+"
+    rf"|{re.escape(ATTEMPT)}\.(?P<assembled>{_RUN})-[0-9a-f]{{16}}"
+    rf"|{re.escape(MANIFEST_FILENAME)}\.(?P<manifest>{_RUN})"
 )
-"""What an attempt calls its object (``plan.attempt_filename``), or an archive that is not published yet."""
+"""What an attempt calls its object (``plan.attempt_filename``), an archive or a manifest that is not published yet."""
 
 
 class Catalog:
@@ -159,13 +162,13 @@ class Catalog:
         form: str = "directory",
         gate: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
-        alone: Callable[[], bool] = lambda: True,
+        retreat: Callable[[Exception], bool] = lambda _error: True,
     ) -> Snapshot:
         """Make *snapshot* exist in the format *form*.
 
         *gate* is passed before anything takes a name of the snapshot's own: whoever has passed it goes on to the end.
-        *check* is called at every piece of work, and last right before the manifest is written. Both may raise. After a
-        failure what was renamed is renamed back only while *alone* says that nobody else may have passed the gate.
+        *check* is called at every piece of work, and last right before the manifest is written. Both may raise. When
+        it fails, what was moved is moved back, unless *retreat* says that another finisher may be at it.
 
         May be called again after a death at any line; gives the same result. Raises ``SnapshotExistsError`` if the
         name belongs to another run, ``SnapshotIntegrityError`` if an object is not there as it was written, and
@@ -187,7 +190,7 @@ class Catalog:
                 rival=other.exists,
                 gate=gate,
                 check=check,
-                alone=alone,
+                retreat=retreat,
             )
         self._clear_copies(found, stored)
         return found
@@ -235,10 +238,7 @@ class Catalog:
     def take_back(self, name: str, run: str, *, unless_whole: bool) -> None:
         """Remove a manifest of *run* that was written too late; with *unless_whole* only if something that it names is
         missing: then the snapshot had been there, and was deleted."""
-        try:
-            snapshot = self.get(name)
-        except SnapshotNotFoundError:
-            return  # somebody else has removed it
+        snapshot = self.get(name)
         if snapshot.run != run or (unless_whole and self._is_whole(snapshot)):
             return
         self._archive.delete(name) if self._archive.exists(name) else self._directory.unwrite(name)
@@ -269,12 +269,14 @@ class Catalog:
                 continue
             for child in children:
                 match = _ATTEMPT_NAME.fullmatch(child)
-                if match and child not in named and is_safe_filename(child):
-                    yield Leftover(name=name, filename=child, run=match["run"] or match["assembled"])
+                # An archive or a manifest that is not published yet has a name that no artifact may have.
+                if match and child not in named and (not match["run"] or is_safe_filename(child)):
+                    run = match["run"] or match["assembled"] or match["manifest"]
+                    yield Leftover(name=name, filename=child, run=run)
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """Delete it; raises what the storage raises."""
-        self.storage.delete(path_of(leftover.name, leftover.filename))
+        self.storage.delete(f"{check_name(leftover.name)}/{leftover.filename}")
 
     def half_deleted(self) -> Iterator[Snapshot]:
         """Snapshots whose delete has begun and not ended, as far as their tombstones can be read."""

@@ -97,19 +97,19 @@ class DirectoryFormat:
         rival: Callable[[str], bool],
         gate: Callable[[], None] = lambda: None,
         check: Callable[[], None] = lambda: None,
-        alone: Callable[[], bool] = lambda: True,
+        retreat: Callable[[Exception], bool] = lambda _error: True,
     ) -> Snapshot:
         """Give every object its plain name, and write the manifest last.
 
         *published* reads back what is there of this run in this format or raises ``SnapshotExistsError``; *rival* says
-        whether the name exists in the other format.
+        whether the name exists in the other format. *retreat* says whether what was moved may be moved back.
         """
         records: list[ArtifactRecord] = []
         gate()
         try:
             for artifact in stored:
                 check()
-                records.append(self._settle(snapshot, artifact, alone))
+                records.append(self._settle(snapshot, artifact))
             check()
             found = self._commit(replace(snapshot, artifacts=tuple(records)), published)
             if rival(snapshot.name):
@@ -118,8 +118,9 @@ class DirectoryFormat:
                     f"A snapshot {snapshot.name!r} was published as an archive in {label(self.storage)} at the same "
                     "moment; choose another name."
                 )
-        except Exception:
-            self._unsettle(snapshot, stored[: len(records)], records, alone)
+        except Exception as error:
+            if retreat(error):
+                self._unsettle(snapshot, stored, records)
             raise
         return found
 
@@ -142,24 +143,37 @@ class DirectoryFormat:
         return found
 
     def _unsettle(
-        self,
-        snapshot: Snapshot,
-        stored: Sequence[StoredArtifact],
-        records: Sequence[ArtifactRecord],
-        alone: Callable[[], bool],
+        self, snapshot: Snapshot, stored: Sequence[StoredArtifact], records: Sequence[ArtifactRecord]
     ) -> None:
-        """Give back the plain names that were taken, unless the manifest is there after all, or another finisher may be
-        about to write it: to that one the names belong."""
+        """Give back the plain names that were taken, unless the manifest is there after all."""
         # The first error is the one to report, whatever goes wrong here.
         with contextlib.suppress(Exception):
             if not isinstance(self.storage, AdvancedSnapshotStorage) or self.is_mine(snapshot.name, snapshot.run):
                 return
-            for artifact, record in zip(stored, records, strict=True):
-                if record.filename != artifact.record.filename and alone():
-                    plain = path_of(snapshot.name, record.filename)
-                    self.storage.atomic_move(plain, path_of(snapshot.name, artifact.record.filename))
+            for artifact, record in zip(stored, records, strict=False):
+                if record.filename != artifact.record.filename:
+                    self._move_back(self.storage, snapshot, artifact)
+            if len(records) < len(stored):
+                self._unsettle_perhaps(self.storage, snapshot, stored[len(records)])
 
-    def _settle(self, snapshot: Snapshot, artifact: StoredArtifact, alone: Callable[[], bool]) -> ArtifactRecord:
+    def _unsettle_perhaps(self, storage: AdvancedSnapshotStorage, snapshot: Snapshot, artifact: StoredArtifact) -> None:
+        """A rename that took place may be reported as failed: where it could not be made to last."""
+        attempt = path_of(snapshot.name, artifact.record.filename)
+        plain = path_of(snapshot.name, artifact.plain_filename)
+        if not storage.exists(attempt):
+            for _ in proved(storage, plain, artifact.record):
+                pass
+            self._move_back(storage, snapshot, artifact)
+
+    def _move_back(self, storage: AdvancedSnapshotStorage, snapshot: Snapshot, artifact: StoredArtifact) -> None:
+        plain = path_of(snapshot.name, artifact.plain_filename)
+        try:
+            storage.atomic_move(plain, path_of(snapshot.name, artifact.record.filename))
+        except Exception:  # noqa: BLE001 - a storage that is full or broken may still let go
+            # Under its plain name nobody could tell later whose it is.
+            storage.delete(plain)
+
+    def _settle(self, snapshot: Snapshot, artifact: StoredArtifact) -> ArtifactRecord:
         """Bring one object under its final name; return its record with that name."""
         record = artifact.record
         attempt = path_of(snapshot.name, record.filename)
@@ -178,12 +192,6 @@ class DirectoryFormat:
         except SnapshotExistsError:
             # Left behind by a run that died before its manifest. The attempt's own name serves as well.
             return record
-        except Exception:
-            # A rename that took place may be reported as failed: where it could not be made to last.
-            with contextlib.suppress(Exception):
-                if not self.storage.exists(attempt) and alone():
-                    self.storage.atomic_move(plain, attempt)
-            raise
         return renamed
 
     # Deleting

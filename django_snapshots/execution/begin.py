@@ -28,16 +28,17 @@ _WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 
 
-def launch(run: Run) -> list[Step]:
+def launch(run: Run, *, waits: Callable[[str], None] = lambda _why: None) -> list[Step]:
     """Give a run its steps, or its end. One whose message came twice keeps the steps that it has.
 
-    A run that is asked to wait for another one, and that workers do, stays queued and gets none yet. Raises
+    A run that is asked to wait for another one, and that workers do, stays queued and gets none yet; an inline one is
+    waited for here, and *waits* hears why. Raises
     ``SnapshotError``; then the run has ended with it.
     """
     failure: SnapshotError
     try:
         if run.state == State.QUEUED:
-            return _prepare_or_wait(run)
+            return _prepare_or_wait(run, waits)
         return runs.steps_of(run)
     except SnapshotError as error:
         failure = error
@@ -52,18 +53,21 @@ def launch(run: Run) -> list[Step]:
     return runs.steps_of(run)
 
 
-def _prepare_or_wait(run: Run) -> list[Step]:
+def _prepare_or_wait(run: Run, waits: Callable[[str], None]) -> list[Step]:
     while True:
         try:
-            return prepare(run)
-        except SnapshotBusyError:
+            return _prepare_unless_in_the_way(run)
+        except runs.InTheWay as rival:
             patience = Request.from_json(run.request).wait
-            if (timezone.now() - run.created_at).total_seconds() >= patience:
-                raise
+            is_over = (timezone.now() - run.created_at).total_seconds() >= patience
+            if is_over or not isinstance(rival.error, SnapshotBusyError):
+                raise rival.error from None
+            why = rival.why()
         if not run.inline:
-            runs.wait(run, min(_WAIT_SECONDS, patience))
+            runs.wait(run, min(_WAIT_SECONDS, patience), why)
             return []
-        runs.touch(run.pk)
+        runs.wait(run, _POLL_SECONDS, why)
+        waits(why)
         time.sleep(_POLL_SECONDS)
         run.refresh_from_db(using=runs.alias())
         if run.state in FINAL_STATES:
@@ -73,19 +77,24 @@ def _prepare_or_wait(run: Run) -> list[Step]:
 def prepare(run: Run) -> list[Step]:
     """Give a new run its steps. Raises ``SnapshotError`` for a request that can't be filled, and
     ``SnapshotBusyError`` that names the run in its way."""
+    try:
+        return _prepare_unless_in_the_way(run)
+    except runs.InTheWay as rival:
+        raise rival.error from None
+
+
+def _prepare_unless_in_the_way(run: Run) -> list[Step]:
     while True:
         try:
             return _prepare(run, Request.from_json(run.request))
         except runs.InTheWay as rival:
             if not settle_dead(rival.run):
-                raise rival.error from None
+                raise
 
 
 def settle_dead(run: Run) -> bool:
     """Bring a run to its end if nobody works on it any more; whether it has ended."""
-    swept = runs.Swept()
-    runs.sweep_run(run, swept)
-    for run_id in swept.finish:
+    for run_id in runs.end_dead(run):
         finish(run_id)
     run.refresh_from_db(using=runs.alias())
     return run.state in FINAL_STATES
@@ -118,7 +127,7 @@ def _physical(settings: Settings, artifact_type: str, subject: str, *, exclusive
     """The lock on what an artifact physically is, if it is anything that can be shared."""
     try:
         identity = identity_of(settings.kind(artifact_type), subject)
-    except SnapshotError:
+    except Exception:  # noqa: BLE001 - an engine or a kind of somebody else's raises what it likes
         return  # whoever works on it says what is wrong
     what = artifact_type if artifact_type == subject else f"{artifact_type} {subject}"
     yield runs.Wanted(key=identity, what=f"{what[0].upper()}{what[1:]}", exclusive=exclusive)
@@ -182,7 +191,8 @@ def plan_with_free_name(
     catalog, moment = Catalog(settings.storage), backup.utc_now()
     while True:
         plan = plan_snapshot(settings, request, run=run, now=moment)
-        if not catalog.exists(plan.name) and not reserved(plan.name):
+        # In this order: a run that publishes the name in between has it no longer reserved, but has a manifest there.
+        if not reserved(plan.name) and not catalog.exists(plan.name):
             return plan
         if not has_timestamp(settings, request):
             raise SnapshotExistsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from django_snapshots import backup, runs
 from django_snapshots.catalog import Catalog, StoredArtifact, summary
 from django_snapshots.conf import Settings, get_limits, get_settings
 from django_snapshots.exceptions import (
+    SnapshotCancelled,
     SnapshotError,
 )
 from django_snapshots.execution.errors import explained
@@ -52,7 +54,6 @@ class _Finisher:
         self.claimed = claimed
         self.run = claimed.run
         self.hooks = hooks
-        self._had_a_way_back = claimed.run.publishing_at is None
         limits = get_limits()
         self.keeper = Keeper(
             claimed.lease,
@@ -62,6 +63,8 @@ class _Finisher:
             beside=lambda: hooks.beat(claimed.run.pk),
             stuck=hooks.stuck,
         )
+        # One before this one that has closed the way back may only sleep, and list at any moment what it has moved.
+        self._alone = claimed.run.publishing_at is None or claimed.run.retreating_at is not None
 
     def end(self) -> bool:
         """Bring the run to its end; whether it was this finisher who did."""
@@ -76,9 +79,12 @@ class _Finisher:
         if self.keeper.lost:
             logger.warning("The finish of run %s: %s", self.run.pk, failure)
             return False
+        if (listed := self._listed()) is not None:
+            # Written all the same: by a finisher before this one, or by a write that was reported as failed.
+            return self._succeed(listed)
         # A storage that has cost every finisher its life is left alone; a later sweep removes what is in it.
-        if not self.claimed.last and self._had_a_way_back:
-            self._withdraw()
+        if self._alone and not self.claimed.last and not self._withdraw(failure):
+            return False
         if not self.keeper.through_outages(lambda: runs.end_with(self.claimed, failure)):
             return False
         logger.error("%s %s failed: %s", self.run.kind, self.run.name or self.run.pk, failure)
@@ -86,25 +92,12 @@ class _Finisher:
 
     def _failure(self) -> SnapshotError | None:
         failure = runs.first_failure(self.run) or runs.cancelled(self.run)
-        if failure is None and self.claimed.last and not self._is_listed():
+        if failure is None and self.claimed.last:
             return SnapshotError(
                 f"{self.run.kind} {self.run.name}: everything was stored, but each of {self.claimed.token - 1} workers "
                 "that were to finish it was lost in the middle of it. Look into the worker's and the kernel's log."
             )
         return failure
-
-    def _is_listed(self) -> bool:
-        """Whether one of those that were lost had written the manifest.
-
-        Only the first of the last looks: a storage that has cost every finisher its life may cost this one its own.
-        """
-        if self._had_a_way_back or self.claimed.token > get_limits().attempts + 1:
-            return False
-        try:
-            return Catalog(get_settings().storage).get(self.run.name).run == self.run.pk.hex
-        except Exception as error:  # noqa: BLE001 - whatever the storage says, the run has to end
-            logger.warning("Run %s: %s", self.run.pk, redact(str(error)))
-            return False
 
     def _result(self) -> dict[str, Any]:
         steps = runs.steps_of(self.run)
@@ -118,21 +111,38 @@ class _Finisher:
                 storage_id=self.run.storage_id,
                 gate=self._close_the_way_back,
                 check=self.keeper.moved,
-                alone=self._is_alone,
+                retreat=self._retreat,
             )
         )
 
-    def _is_alone(self) -> bool:
-        """Whether no other finisher may have closed the way back, as far as this one can know.
-
-        An older one that has, and that only sleeps, may write the manifest at any moment; a newer one is writing it.
-        What it names must stay where it is.
-        """
-        return self._had_a_way_back and self.keeper.is_ours()
+    def _listed(self) -> dict[str, Any] | None:
+        """The snapshot of this run, if it is there in spite of everything."""
+        if self.run.kind != Kind.SNAPSHOT:
+            return None
+        with contextlib.suppress(Exception):
+            snapshot = Catalog(get_settings().storage).get(self.run.name)
+            if snapshot.run == self.run.pk.hex:
+                return summary(snapshot)
+        return None
 
     def _close_the_way_back(self) -> None:
         self.keeper.check()
         self.keeper.through_outages(lambda: runs.close_the_way_back(self.claimed))
+
+    def _retreat(self, error: Exception) -> bool:
+        """Whether what was moved may be taken back: not while another finisher may go forward.
+
+        One that has lost the run, or can't tell, leaves it to the next one: what was stored is not bad for that. What
+        is left then is removed by the collector, once the time of grace is over.
+        """
+        if self.keeper.lost or not self._alone:
+            return False
+        cause = explained(error, f"{self.run.kind} {self.run.name}")
+        try:
+            self.keeper.through_outages(lambda: runs.retreat(self.claimed, cause))
+        except (SnapshotCancelled, DatabaseError):
+            return False
+        return True
 
     def _succeed(self, result: dict[str, Any]) -> bool:
         if self.keeper.through_outages(lambda: runs.succeed(self.claimed, result)):
@@ -152,29 +162,30 @@ class _Finisher:
 
     def interrupted(self) -> None:
         """The process is told to end, or something went wrong that nothing explains: the next one goes on."""
-        if self.run.inline:
-            # Nobody else will: what was published counts, anything else is taken back.
-            _end_interrupted(self.claimed)
-        else:
+        if not self.run.inline:
             runs.release_finish(self.claimed)
+            return
+        # Nobody else will: what is listed counts, anything else is taken back.
+        if (listed := self._listed()) is not None:
+            self._succeed(listed)
+            return
+        error = SnapshotError(f"{self.run.kind} {self.run.name} was interrupted while it was finished.")
+        if not self._alone or self._withdraw(error):
+            runs.end_with(self.claimed, error)
 
-    def _withdraw(self) -> None:
+    def _withdraw(self, failure: SnapshotError) -> bool:
+        """Remove what the attempts stored; false if the run is another finisher's."""
         if self.run.kind == Kind.SNAPSHOT:
+            if not self._retreat(failure):
+                return False
             withdraw_objects(get_settings(), self.run.name, self.run.pk.hex, filenames_of(self.run))
+        return True
 
     def _clear_losers(self) -> None:
         """Remove what lost attempts have stored; what can't be removed now, a later sweep removes."""
         steps = runs.steps_of(self.run)
         if self.run.kind == Kind.SNAPSHOT and any(step.token > 1 for step in steps):
             withdraw_objects(get_settings(), self.run.name, self.run.pk.hex, [])
-
-
-def _end_interrupted(claimed: runs.Finish) -> None:
-    run = claimed.run
-    if run.kind == Kind.SNAPSHOT:
-        withdraw_objects(get_settings(), run.name, run.pk.hex, filenames_of(run))
-    what = f"{run.kind} {run.name} was interrupted while it was finished; the list says whether it is there."
-    runs.end_with(claimed, SnapshotError(what))
 
 
 def _stored(step: Step) -> StoredArtifact:

@@ -1,8 +1,9 @@
 """What nobody will ever need: objects of runs that have ended, deletes that were interrupted, temporary directories.
 
 The rule is narrow, because a storage may be shared with others, whose journals this one doesn't know: only objects
-that carry this storage's id and a run that this journal has had in a final state for the grace period, and tombstoned
-deletes of this project; never anything beside a manifest that can't be read, never what this package did not name.
+that carry this storage's id and a run that this journal has had in a final state for the grace period, unless this run
+has published them, and tombstoned deletes of this project. Never anything beside a manifest that can't be read, never
+what this package did not name.
 """
 
 from __future__ import annotations
@@ -37,8 +38,13 @@ def _leftovers(catalog: Catalog, storage_id: str, grace: float) -> Iterator[Left
         return
     found = list(catalog.leftovers())
     ended = runs.ended_before(storage_id, {uuid.UUID(item.run) for item in found}, grace)
+    published = runs.published(ended)
     for item in found:
-        if uuid.UUID(item.run) in ended and _done(partial(catalog.remove_leftover, item), item.filename):
+        run = uuid.UUID(item.run)
+        # A snapshot that has lost its manifest, or gets it last while it is copied back, can be put right by hand.
+        if run not in ended or (run, item.filename) in published:
+            continue
+        if _done(partial(catalog.remove_leftover, item), item.filename):
             yield item
 
 
@@ -51,7 +57,8 @@ def _half_deleted(catalog: Catalog, storage_id: str, settings: Settings) -> Iter
             runs.require_free(runs.snapshot_lock(snapshot.name, exclusive=True))
         except SnapshotBusyError:
             continue  # its delete goes on
-        if _done(partial(catalog.delete, snapshot.name), snapshot.name):
+        # By its run: somebody may have ended the delete since, and another snapshot have got the name.
+        if _done(partial(catalog.delete, snapshot.name, run=snapshot.run), snapshot.name):
             yield snapshot.name
 
 

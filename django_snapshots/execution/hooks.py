@@ -19,6 +19,8 @@ class Hooks:
     """A step of this run and phase has fixed its moment, or ended without; the next phase may have become ready."""
     moved: Callable[[str, int], None] = lambda _what, _count: None
     """So many bytes of this subject went by."""
+    waits: Callable[[str], None] = lambda _why: None
+    """The run has not begun: another one has what it needs."""
     attempt: Callable[[], AbstractContextManager[Processes]] = Processes
     """Makes what holds the programs of one attempt; whoever keeps it can end them."""
     beat: Callable[[uuid.UUID], None] = lambda _run: None

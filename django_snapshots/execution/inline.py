@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,9 +21,11 @@ from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.without_journal import request_without_journal
 from django_snapshots.execution.work import work
 from django_snapshots.manifest import Snapshot
-from django_snapshots.models import FINAL_STATES, Kind, Run, State
+from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.storage.protocols import SnapshotStorage
+
+_POLL_SECONDS = 0.5
 
 
 def create_snapshot(
@@ -31,16 +34,17 @@ def create_snapshot(
     databases: Sequence[str] | None = None,
     artifacts: Sequence[str] | None = None,
     metadata: dict[str, Any] | None = None,
+    wait: float | None = None,
     requester: runs.Requester | None = None,
     hooks: Hooks | None = None,
 ) -> Snapshot:
     """Take a snapshot in this process, several artifacts at once, and return it.
 
-    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. Raises
-    ``SnapshotError``; then nothing is listed.
+    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. With *wait*,
+    seconds, it waits for another run that has one of its databases. Raises ``SnapshotError``; then nothing is listed.
     """
     request = Request.from_json(
-        {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata or {}}
+        {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata or {}, "wait": wait}
     )
     result = run_request(Kind.SNAPSHOT, request, requester=requester, hooks=hooks)
     return Catalog(get_settings().storage).get(result["name"])
@@ -62,14 +66,16 @@ def restore_snapshot(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] = (),
     elsewhere: bool = False,
+    wait: float | None = None,
     requester: runs.Requester | None = None,
     hooks: Hooks | None = None,
 ) -> dict[str, Any]:
     """Restore the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
 
     *databases* and *artifacts* name parts of it. *confirm* holds the name of every target that isn't empty and may be
-    replaced. *elsewhere* allows a snapshot of another project or environment. Needs neither the journal nor, for an
-    artifact that is no database, a database. Raises ``SnapshotError``; its message says what state each target is in.
+    replaced. *elsewhere* allows a snapshot of another project or environment. With *wait*, seconds, it waits for
+    another run that has one of them. Needs neither the journal nor, for an artifact that is no database, a database.
+    Raises ``SnapshotError``; its message says what state each target is in.
     """
     request = Request.from_json(
         {
@@ -78,6 +84,7 @@ def restore_snapshot(
             "artifacts": artifacts,
             "confirm": confirm,
             "elsewhere": elsewhere,
+            "wait": wait,
         }
     )
     return run_request(Kind.RESTORE, request, requester=requester, hooks=hooks)
@@ -87,15 +94,17 @@ def verify_snapshot(
     name: str | None = None,
     *,
     level: int = 2,
+    wait: float | None = None,
     requester: runs.Requester | None = None,
     hooks: Hooks | None = None,
 ) -> dict[str, Any]:
     """Verify the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
 
-    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest.
+    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest. With
+    *wait*, seconds, it waits for a run that deletes it.
     Raises ``SnapshotIntegrityError`` that names everything that is wrong.
     """
-    request = Request.from_json({"name": name, "level": level})
+    request = Request.from_json({"name": name, "level": level, "wait": wait})
     return run_request(Kind.VERIFY, request, requester=requester, hooks=hooks)
 
 
@@ -127,10 +136,22 @@ def run_inline(
     run, _ = runs.begin(kind, request, run=run_id, requester=requester, inline=True)
     Run.objects.using(runs.alias()).filter(pk=run.pk, state=State.QUEUED).update(inline=True)
     run.inline = True
-    steps = launch(run)
-    rows = {step.position: step.pk for step in steps}
     hooks = hooks or Hooks()
+    try:
+        _work_on_all(launch(run, waits=hooks.waits), hooks)
+    except BaseException:
+        # Interrupted: what was begun has ended all the same; the rest, and the run, end with it.
+        runs.give_up(run, SnapshotError(parallel.INTERRUPTED))
+        finish(run.pk, hooks)
+        raise
+    # A sweep, or whoever cancels, may have come first: its end is the run's; if it dies of it, this one's turn comes.
+    while finish(run.pk, hooks) is None and runs.is_being_finished(run.pk):
+        time.sleep(_POLL_SECONDS)
+    return outcome(runs.get(run.pk))
 
+
+def _work_on_all(steps: Sequence[Step], hooks: Hooks) -> None:
+    rows = {step.position: step.pk for step in steps}
     stop = parallel.Stop()
 
     def work_on(step: PlannedStep, moment_fixed: Callable[[], None]) -> None:
@@ -142,22 +163,11 @@ def run_inline(
     planned = [
         PlannedStep(position=step.position, type=step.type, subject=step.subject, phase=step.phase) for step in steps
     ]
-    try:
-        parallel.run(planned, work_on, at_once=get_settings().parallel, stop=stop)
-    except BaseException:
-        # Interrupted: every step has ended all the same, and the run ends with them.
-        finish(run.pk, hooks)
-        raise
-    finish(run.pk, hooks)
-    return outcome(runs.get(run.pk))
+    parallel.run(planned, work_on, at_once=get_settings().parallel, stop=stop)
 
 
 def cancel_run(run: uuid.UUID | str, *, by: str = "") -> Run:
-    """Cancel the run with this id, or whose id begins so; return it as it is then.
-
-    What works on it ends within two seconds, wherever it is; what nobody has begun ends now. Needs the journal alone,
-    no broker. Raises ``SnapshotNotFoundError``, and ``SnapshotError`` for a run that has ended or can't go back.
-    """
+    """``django_snapshots.cancel_run``, but for telling whoever waits for the task's result."""
     found = runs.find(str(run))
     runs.request_cancel(found.pk, by)
     finish(found.pk)

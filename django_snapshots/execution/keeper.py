@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 
 from django_snapshots import runs
 from django_snapshots.conf import Limits
@@ -58,6 +58,8 @@ class Keeper:
         """Why the attempt has to end; the error to report, whatever the attempt itself then raises."""
         self.lost = False
         """Whether the right is gone: nothing that this attempt writes into the journal counts."""
+        self.shielded = False
+        """Whether nothing ends the attempt any more; then none of the above is why it failed."""
         self._lease = lease
         self._renew = renew
         self._limits = limits
@@ -67,7 +69,6 @@ class Keeper:
         self._ended = threading.Event()
         self._moved_at = runs.seconds_since_boot()
         self._beat_at = self._moved_at
-        self._shielded = False
         self._processes: Processes | None = None
         self._threaded = not runs.seen_by_this_thread_alone()
 
@@ -101,28 +102,25 @@ class Keeper:
     def check(self) -> None:
         """Raise what the attempt has to end with, if it has to."""
         self._look_at_the_lease()
-        if self.must_end is not None and not self._shielded:
+        if self.must_end is not None and not self.shielded:
             raise self.must_end
-
-    def is_ours(self) -> bool:
-        """Whether the right can only be this attempt's."""
-        return not self._threaded or (not self.lost and self._lease.holds())
 
     def shield(self) -> None:
         """From here on nothing ends the attempt: to stop half-way would be worse. Raises if it has to end now."""
         self.check()
-        self._shielded = True
+        self.shielded = True
 
     def through_outages(self, move: Callable[[], Answer]) -> Answer:
         """*move* the journal, again while it is away, as long as the lease can only be ours."""
         while True:
             try:
                 return move()
-            except DatabaseError:
+            except (OperationalError, InterfaceError) as error:
                 if not self._threaded or not self._lease.holds():
                     raise
-                logger.warning("The journal does not answer; trying again.", exc_info=True)
-                connections[runs.alias()].close()
+                logger.warning("The journal does not answer; trying again: %s", redact(str(error)).strip())
+                with contextlib.suppress(DatabaseError):
+                    connections[runs.alias()].close()
                 time.sleep(_RETRY_SECONDS)
 
     # The threads
@@ -131,7 +129,7 @@ class Keeper:
         try:
             while not self._ended.wait(self._limits.heartbeat()):
                 self._beat()
-                if self.must_end is not None and not self._shielded:
+                if self.must_end is not None and not self.shielded:
                     break
         except Exception:  # a thread that dies in silence would let the lease run out
             logger.exception("The lease of an attempt is not kept any more.")
@@ -143,7 +141,7 @@ class Keeper:
             while not self._ended.wait(min(_LONGEST_LOOK, self._limits.lease / _LOOKS)):
                 self._look_at_the_lease()
                 self._look_for_a_stall()
-                if self.must_end is not None and not self._shielded:
+                if self.must_end is not None and not self.shielded:
                     self._end_attempt()
                     break
         except Exception:
@@ -156,7 +154,7 @@ class Keeper:
         try:
             verdict = self._renew()
             # An answer that came too late takes nothing back, but to one that nothing ends.
-            self.lost = verdict.lost or (self.lost and not self._shielded)
+            self.lost = verdict.lost or (self.lost and not self.shielded)
             self.must_end = self.must_end or verdict.must_end
             self._beside()
         except DatabaseError as error:
@@ -166,7 +164,7 @@ class Keeper:
 
     def _look_for_a_stall(self) -> None:
         silent = runs.seconds_since_boot() - self._moved_at
-        if self._stall is not None and silent > self._stall and self.must_end is None and not self._shielded:
+        if self._stall is not None and silent > self._stall and self.must_end is None and not self.shielded:
             self.must_end = SnapshotError(
                 f"Nothing has moved for {silent:.0f} s: the program, the server or the storage hangs. It was ended, as "
                 f'SNAPSHOTS["STALL_LIMIT"] says.'
@@ -181,9 +179,9 @@ class Keeper:
             )
 
     def _end_attempt(self) -> None:
-        if self._shielded or self.must_end is None:
+        if self.shielded or self.must_end is None:
             return
         if self._processes is not None:
             self._processes.kill()
-        if not self._ended.wait(min(_STUCK_SECONDS, self._limits.lease)) and not self._shielded:
+        if not self._ended.wait(min(_STUCK_SECONDS, self._limits.lease)) and not self.shielded:
             self._stuck(self.must_end)

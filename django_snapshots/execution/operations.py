@@ -70,7 +70,13 @@ def prune_with_journal(
     wanted, catalog = _prune_request(settings, request), Catalog(settings.storage)
     if request.dry_run:
         return pruning.plan_prune(catalog, wanted).to_json()
-    report = pruning.prune(catalog, wanted, delete=lambda name: delete_snapshot(name, run=run), check=check)
+    report = pruning.prune(
+        catalog,
+        wanted,
+        delete=lambda decision: delete_snapshot(decision.name, run=run, made_by=decision.run),
+        hold=lambda decision: runs.add(run, runs.snapshot_lock(decision.name, exclusive=False)),
+        check=check,
+    )
     return report.to_json()
 
 
@@ -112,10 +118,11 @@ def require_journal() -> None:
         )
 
 
-def delete_snapshot(name: str, *, run: uuid.UUID | None = None) -> None:
+def delete_snapshot(name: str, *, run: uuid.UUID | None = None, made_by: str | None = None) -> None:
     """Delete the snapshot called *name* now; *run* is the journal's run that does it, if one does.
 
-    Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it, and refuses one whose manifest can't
+    With *made_by* only the snapshot that this run has made, whatever else has got the name since. Raises
+    ``SnapshotNotFoundError``, ``SnapshotBusyError`` while a run uses it or is to, and refuses one whose manifest can't
     be read.
     """
     lock = runs.snapshot_lock(name, exclusive=True)
@@ -128,7 +135,8 @@ def delete_snapshot(name: str, *, run: uuid.UUID | None = None) -> None:
     catalog = Catalog(get_settings().storage)
     # Seen before the journal has said that the run goes on. Whoever sleeps behind that deletes no other snapshot, that
     # has got the name since.
-    seen = catalog.run_of(name)
+    seen = made_by or catalog.run_of(name)
     runs.add(run, lock)
+    runs.require_unwanted(name)
     catalog.delete(name, run=seen)
     runs.drop(run, lock.key)

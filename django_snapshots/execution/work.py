@@ -24,7 +24,7 @@ from django_snapshots.exceptions import (
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.keeper import Keeper
-from django_snapshots.execution.operations import delete_snapshot, prune_with_journal, restore_with_journal
+from django_snapshots.execution.operations import prune_with_journal, restore_with_journal
 from django_snapshots.models import Kind, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.processes import Processes
@@ -83,8 +83,10 @@ class _Attempt:
 
     def failed(self, error: Exception) -> uuid.UUID | None:
         """Tell the journal why; the keeper's reason comes first, for it is why the rest went wrong."""
-        cause = self.keeper.must_end or explained(error, str(self.step))
-        if self.keeper.lost:
+        cause = explained(error, str(self.step))
+        if not self.keeper.shielded:
+            cause = self.keeper.must_end or cause
+        if self.keeper.lost and not self.keeper.shielded:
             logger.warning("%s of run %s: %s", self.step, self.step.run.pk, cause)
             return None
         try:
@@ -175,14 +177,26 @@ class _Attempt:
         )
 
     def _delete(self) -> dict[str, Any]:
-        name = self.step.run.name
+        """The run has the lock from its start to its end: the name is not free as long as an attempt may follow."""
+        catalog, name = Catalog(get_settings().storage), self.step.run.name
         try:
-            delete_snapshot(name, run=self.step.run.pk)
+            seen = self._to_delete(catalog, name)
+            # A cancel that was granted in the middle of it would be a lie.
+            self.keeper.through_outages(lambda: runs.close_the_way_back_of_step(self.claimed))
+            catalog.delete(name, run=seen)
         except SnapshotNotFoundError:
             # Perhaps the attempt before this one was lost after its last move.
             if self.claimed.token == 1:
                 raise
         return {"deleted": name}
+
+    def _to_delete(self, catalog: Catalog, name: str) -> str:
+        """The run that has made the snapshot which the first attempt saw: who shares the storage may use the name
+        again."""
+        seen = str((self.step.record or {}).get("made_by") or catalog.run_of(name))
+        # It is seen before the journal says that this attempt goes on; who sleeps behind that deletes no other one.
+        self.keeper.through_outages(lambda: runs.note(self.claimed, record={"made_by": seen}))
+        return seen
 
     def _close_the_way_back(self) -> None:
         self.keeper.through_outages(lambda: runs.close_the_way_back_of_step(self.claimed))

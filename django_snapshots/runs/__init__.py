@@ -8,9 +8,9 @@ may move them, are a table in ``docs/explanation/runs.md``.
 """
 
 from django_snapshots.runs.begin import Requester, begin, planned, start, steps_of, touch, wait
-from django_snapshots.runs.cancel import find, get, request_cancel
+from django_snapshots.runs.cancel import can_be_cancelled, find, get, request_cancel
 from django_snapshots.runs.clock import DatabaseNow, Lease, seconds_since_boot
-from django_snapshots.runs.dead import BEGUN_ANEW, end_dead_steps, give_up
+from django_snapshots.runs.dead import BEGUN_ANEW, dead_steps, end_dead_steps, give_up
 from django_snapshots.runs.errors import describe, rebuild
 from django_snapshots.runs.finish import (
     Finish,
@@ -19,14 +19,24 @@ from django_snapshots.runs.finish import (
     close_the_way_back,
     end_with,
     first_failure,
+    is_being_finished,
     refuse,
     release_finish,
     renew_finish,
+    retreat,
     succeed,
     told,
 )
-from django_snapshots.runs.history import ended_before, known_bad, known_storage_id, live, reserved_by
-from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, snapshot_lock
+from django_snapshots.runs.history import (
+    ended_before,
+    known_bad,
+    known_storage_id,
+    lately,
+    live,
+    published,
+    reserved_by,
+)
+from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, require_unwanted, snapshot_lock
 from django_snapshots.runs.place import (
     alias,
     available,
@@ -49,7 +59,17 @@ from django_snapshots.runs.steps import (
     renew,
     run_of,
 )
-from django_snapshots.runs.sweep import Swept, is_collection_due, is_due, sweep, sweep_run, waiting
+from django_snapshots.runs.sweep import (
+    Swept,
+    end_dead,
+    is_collection_due,
+    is_due,
+    is_late,
+    since_sweep,
+    sweep,
+    sweep_run,
+    waiting,
+)
 
 __all__ = [
     "BEGUN_ANEW",
@@ -66,14 +86,17 @@ __all__ = [
     "alias",
     "available",
     "begin",
+    "can_be_cancelled",
     "cancelled",
     "claim",
     "claim_finish",
     "close_the_way_back",
     "close_the_way_back_of_step",
     "complete",
+    "dead_steps",
     "describe",
     "drop",
+    "end_dead",
     "end_dead_steps",
     "end_with",
     "ended_before",
@@ -84,13 +107,17 @@ __all__ = [
     "give_up",
     "hinted",
     "holder",
+    "is_being_finished",
     "is_collection_due",
     "is_due",
+    "is_late",
     "known_bad",
     "known_storage_id",
+    "lately",
     "live",
     "note",
     "planned",
+    "published",
     "ready",
     "rebuild",
     "refuse",
@@ -101,10 +128,13 @@ __all__ = [
     "request_cancel",
     "require_free",
     "require_no_transaction",
+    "require_unwanted",
     "reserved_by",
+    "retreat",
     "run_of",
     "seconds_since_boot",
     "seen_by_this_thread_alone",
+    "since_sweep",
     "snapshot_lock",
     "start",
     "steps_of",

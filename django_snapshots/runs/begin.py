@@ -40,10 +40,12 @@ def begin(
     task_id: str = "",
     slot: str | None = None,
     inline: bool = False,
+    expires: float | None = None,
 ) -> tuple[Run, bool]:
     """Record that somebody asked; return the run and whether it is new. The same id twice is one run.
 
-    Raises ``SnapshotBusyError`` if another run has been made for *slot*: the time of a schedule.
+    After *expires* seconds nobody begins it any more. Raises ``SnapshotBusyError`` if another run has been made for
+    *slot*: the time of a schedule.
     """
     requester = requester or Requester()
     try:
@@ -64,6 +66,8 @@ def begin(
     except IntegrityError:
         raise SnapshotBusyError(f"There is a run for {slot} already; one is enough.") from None
     touch(made.pk)
+    if new and expires is not None:
+        Run.objects.using(alias()).filter(pk=made.pk).update(expires_at=DatabaseNow() + timedelta(seconds=expires))
     return made, new
 
 
@@ -96,6 +100,7 @@ def start(
         "started_at": timezone.now(),
         "touched_at": DatabaseNow(),
         "not_before": None,
+        "error": "",
     }
     try:
         _start(run, steps, fields, wanted)
@@ -106,7 +111,7 @@ def start(
         )
         if rival is None:
             raise taken from error
-        raise locks.InTheWay(rival, taken) from error
+        raise locks.InTheWay(rival, taken, f"The name {name!r}") from error
     run.refresh_from_db(using=alias())
     return steps_of(run)
 
@@ -122,10 +127,10 @@ def _start(run: Run, steps: Sequence[PlannedStep], fields: dict[str, Any], wante
             )
 
 
-def wait(run: Run, seconds: float) -> None:
-    """Leave a queued run queued for some seconds: something is in its way."""
+def wait(run: Run, seconds: float, why: str) -> None:
+    """Leave a queued run queued for some seconds; *why* stands where its error would, until it begins or ends."""
     waiting = Run.objects.using(alias()).filter(pk=run.pk, state=State.QUEUED)
-    waiting.update(not_before=DatabaseNow() + timedelta(seconds=seconds), touched_at=DatabaseNow())
+    waiting.update(not_before=DatabaseNow() + timedelta(seconds=seconds), touched_at=DatabaseNow(), error=why)
 
 
 def steps_of(run: Run) -> list[Step]:

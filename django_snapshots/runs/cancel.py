@@ -38,6 +38,11 @@ def find(text: str) -> Run:
     raise SnapshotNotFoundError(f"There is no run {text!r}, or more than one; `manage.py snapshots status` lists them.")
 
 
+def can_be_cancelled(run: Run) -> bool:
+    """Whether a cancel of *run* could still be asked for, and wasn't."""
+    return run.state not in FINAL_STATES and run.cancel_requested_at is None and run.publishing_at is None
+
+
 def request_cancel(run: uuid.UUID, by: str) -> Run:
     """Ask a run to end; return it. What works on it ends within two seconds, what nobody has begun at once.
 

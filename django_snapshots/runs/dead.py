@@ -34,6 +34,11 @@ def end_dead_steps(run: Run) -> bool:
     return sum(_take_from(run, step, limits) for step in dead) > 0
 
 
+def dead_steps() -> list[Step]:
+    """Every step that a worker holds whose lease is over."""
+    return list(Step.objects.using(alias()).filter(_DEAD, state=State.RUNNING).select_related("run"))
+
+
 _DEAD = Q(lease_until__lt=DatabaseNow()) | Q(lease_until=None)
 
 

@@ -1,8 +1,9 @@
 """The end of a run: exactly one holder at a time may bring it about, and nothing moves it out of a final state.
 
 Who can die when: a finisher dies, and its lease runs out; the next one does the same again, which gives the same
-result (``catalog``). From ``publishing_at`` on all of them go forward: an older finisher that only slept may write the
-manifest at any moment, so nobody removes what it names.
+result (``catalog``). From ``publishing_at`` on a cancel comes too late. What a finisher has moved is taken back only
+after ``retreating_at`` is written, which only the holder of the last token can: then no finisher after it goes
+forward, and none before it, awake again after a sleep, can take back what a later one has published.
 """
 
 from __future__ import annotations
@@ -61,12 +62,18 @@ def claim_finish(run: uuid.UUID) -> Finish | None:
     return Finish(run=found, token=seen + 1, lease=lease, last=seen >= limits.attempts)
 
 
+def is_being_finished(run: uuid.UUID) -> bool:
+    """Whether somebody holds the right to finish a run."""
+    rows = Run.objects.using(alias()).filter(pk=run, state=State.RUNNING, lease_until__gte=DatabaseNow())
+    return rows.exists()
+
+
 def renew_finish(claimed: Finish) -> Verdict:
     """Show a sign of life; the verdict says whether to go on. Raises ``django.db.Error`` while the journal is away."""
     asked_at = seconds_since_boot()
     lease_until = DatabaseNow() + timedelta(seconds=claimed.lease.seconds)
     if not _held(claimed).update(lease_until=lease_until, touched_at=DatabaseNow()):
-        return Verdict(lost=True, must_end=SnapshotCancelled("This finisher has lost the run to another one and ends."))
+        return Verdict(lost=True, must_end=_lost())
     claimed.lease.renewed(asked_at)
     return Verdict(must_end=cancelled(claimed.run))
 
@@ -86,16 +93,29 @@ def cancelled(run: Run) -> SnapshotCancelled | None:
 def close_the_way_back(claimed: Finish) -> None:
     """From here on the run is published, by this finisher or by another one; a cancel comes too late.
 
-    Raises ``SnapshotCancelled`` if it was cancelled, or is somebody else's.
+    Raises ``SnapshotCancelled`` if it was cancelled, is taken back, or is somebody else's.
     """
-    marked = _held(claimed).filter(Q(cancel_requested_at=None) | Q(publishing_at__isnull=False))
-    if not marked.update(publishing_at=timezone.now()):
-        raise cancelled(claimed.run) or SnapshotCancelled("This finisher has lost the run to another one and ends.")
+    forward = _held(claimed).filter(Q(cancel_requested_at=None) | Q(publishing_at__isnull=False), retreating_at=None)
+    if not forward.update(publishing_at=timezone.now()):
+        raise cancelled(claimed.run) or _lost()
+
+
+def retreat(claimed: Finish, error: BaseException) -> None:
+    """From here on the run is taken back, by this finisher or by another one, and ends with *error*.
+
+    Raises ``SnapshotCancelled`` if it is somebody else's: then nothing of it may be taken back.
+    """
+    if not _held(claimed).update(retreating_at=timezone.now(), **describe(error)):
+        raise _lost()
+
+
+def _lost() -> SnapshotCancelled:
+    return SnapshotCancelled("This finisher has lost the run to another one and ends.")
 
 
 def succeed(claimed: Finish, result: Mapping[str, Any]) -> bool:
-    """End a run well; false if somebody else ended it before."""
-    return _end(_held(claimed), claimed.run, state=State.SUCCEEDED, result=dict(result))
+    """End a run well, whatever went wrong on the way; false if somebody else ended it before."""
+    return _end(_held(claimed), claimed.run, state=State.SUCCEEDED, result=dict(result), error="", error_type="")
 
 
 def end_with(claimed: Finish, error: BaseException) -> bool:
@@ -129,7 +149,10 @@ def _held(claimed: Finish) -> Any:
 
 
 def first_failure(run: Run) -> SnapshotError | None:
-    """The error of the step that failed first, with what it worked on; ``None`` if all went well."""
+    """Why the run can't succeed: that of the finisher which has begun to take it back, or of the step that failed
+    first, with what it worked on; ``None`` if all went well."""
+    if run.retreating_at is not None:
+        return rebuild(run.error_type, run.error)
     ended = Step.objects.using(alias()).filter(run=run).exclude(state=State.SUCCEEDED)
     failed = ended.filter(state=State.FAILED).order_by("finished_at").first() or ended.order_by("finished_at").first()
     if failed is None:

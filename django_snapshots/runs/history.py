@@ -60,6 +60,22 @@ def ended_before(storage_id: str, wanted: Set[uuid.UUID], seconds: float) -> set
     return set(old.values_list("pk", flat=True))
 
 
+def published(wanted: Set[uuid.UUID]) -> set[tuple[uuid.UUID, str]]:
+    """The files that those of *wanted* which have succeeded have published, each with its run."""
+    rows = Run.objects.using(alias()).filter(pk__in=wanted, kind=Kind.SNAPSHOT, state=State.SUCCEEDED)
+    return {
+        (run, str(artifact["filename"]))
+        for run, result in rows.values_list("pk", "result")
+        for artifact in (result or {}).get("artifacts", ())
+    }
+
+
+def lately(limit: int) -> list[Run]:
+    """Runs that have ended, the last one first."""
+    ended = Run.objects.using(alias()).filter(state__in=FINAL_STATES, finished_at__isnull=False)
+    return list(ended.order_by("-finished_at")[:limit])
+
+
 def live(limit: int = 50) -> list[Run]:
     """Runs that have not ended, the oldest first."""
     rows = Run.objects.using(alias()).filter(state__in=(State.QUEUED, State.RUNNING))

@@ -16,7 +16,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError
-from django_snapshots.models import FINAL_STATES, Housekeeping, Lock, Run, State
+from django_snapshots.models import FINAL_STATES, Housekeeping, Kind, Lock, Run, State
 from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.place import alias
 
@@ -36,12 +36,18 @@ class Wanted:
 
 
 class InTheWay(Exception):
-    """Another run has what is wanted; *error* is what to tell the user, unless that run turns out to be dead."""
+    """Another run has *what* is wanted; *error* is what to tell the user, unless that run turns out to be dead."""
 
-    def __init__(self, run: Run, error: SnapshotError) -> None:
+    def __init__(self, run: Run, error: SnapshotError, what: str) -> None:
         super().__init__(str(error))
         self.run = run
         self.error = error
+        self.what = what
+
+    def why(self) -> str:
+        """What to tell of a run that waits."""
+        name = f" of {self.run.name!r}" if self.run.name else ""
+        return f"{self.what} is in use by the {self.run.kind} run {self.run.pk}{name}; waits for its end."
 
 
 def snapshot_lock(name: str, *, exclusive: bool) -> Wanted:
@@ -67,7 +73,7 @@ def take(run: uuid.UUID, wanted: Sequence[Wanted]) -> None:
         others = Lock.objects.using(alias()).filter(key=key).exclude(run=run).select_related("run")
         rival = others.filter(Q() if item.exclusive else Q(exclusive=True)).exclude(run__state__in=FINAL_STATES).first()
         if rival is not None:
-            raise InTheWay(rival.run, _busy(rival.run, item))
+            raise InTheWay(rival.run, _busy(rival.run, item), item.what)
         Lock.objects.using(alias()).update_or_create(
             run_id=run, key=key, defaults={"exclusive": item.exclusive, "what": item.what[:_KEY_LENGTH]}
         )
@@ -101,6 +107,14 @@ def require_free(wanted: Wanted) -> None:
     rival = others.filter(Q() if wanted.exclusive else Q(exclusive=True)).select_related("run").first()
     if rival is not None:
         raise _busy(rival.run, wanted)
+
+
+def require_unwanted(name: str) -> None:
+    """Raise ``SnapshotBusyError`` while somebody waits for a restore or verify of the snapshot called *name*, which
+    holds nothing before it has begun."""
+    waiting = Run.objects.using(alias()).filter(kind__in=(Kind.RESTORE, Kind.VERIFY), state=State.QUEUED, name=name)
+    if (rival := waiting.first()) is not None:
+        raise _busy(rival, snapshot_lock(name, exclusive=True))
 
 
 def free(run: Run) -> None:

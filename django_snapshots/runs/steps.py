@@ -125,16 +125,19 @@ def local(moment: datetime) -> datetime:
 def close_the_way_back_of_step(claimed: Claim) -> None:
     """From here on the step goes to its end; a cancel comes too late. Raises ``SnapshotCancelled`` if one did come."""
     note(claimed)
-    runs = Run.objects.using(alias()).filter(steps=claimed.step)
+    # By the run's own columns: a condition that comes with a join becomes a subquery, and a database that waits for the
+    # cancel's lock then looks at the row as it was before.
+    runs = Run.objects.using(alias()).filter(pk=run_of(claimed.step))
     if not runs.filter(cancel_requested_at=None).update(publishing_at=timezone.now()):
         raise cancellation(runs.get())
 
 
 def complete(claimed: Claim, record: Mapping[str, Any]) -> bool:
     """End a step well; false if it was not ours any more. A second call, after a lost answer, tells the same."""
+    # First, so that nobody sees a run of which nothing is held and nothing has moved for long: it would look dead.
+    _touch(claimed)
     ended = _held(claimed).update(state=State.SUCCEEDED, record=dict(record), finished_at=timezone.now())
     done = Step.objects.using(alias()).filter(pk=claimed.step, token=claimed.token, state=State.SUCCEEDED)
-    _touch(claimed)
     return bool(ended) or done.exists()
 
 

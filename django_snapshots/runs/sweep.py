@@ -25,6 +25,7 @@ from django_snapshots.runs.place import alias
 
 _LONGEST_PAUSE = 600.0
 _MOST_DOUBLINGS = 10
+_LATE = 5
 
 
 @dataclass(kw_only=True)
@@ -51,6 +52,20 @@ def is_collection_due(every: float) -> bool:
     return _turn("collected_at", every)
 
 
+def since_sweep() -> float | None:
+    """Seconds since the journal was last swept, by the database's clock; ``None`` if it never was."""
+    times = Housekeeping.objects.using(alias()).annotate(now=DatabaseNow()).values("now", "swept_at").first()
+    if times is None or times["swept_at"] is None:
+        return None
+    return max(0.0, (times["now"] - times["swept_at"]).total_seconds())
+
+
+def is_late() -> bool:
+    """Whether nobody has swept for so long that nobody may be going to."""
+    since = since_sweep()
+    return since is None or since > get_limits().sweep() * _LATE
+
+
 def _turn(name: str, every: float) -> bool:
     rows = Housekeeping.objects.using(alias())
     rows.get_or_create(pk=1)
@@ -67,18 +82,26 @@ def sweep() -> Swept:
 
 
 def sweep_run(run: Run, swept: Swept) -> None:
-    """The same for one run that has not ended."""
+    """The same for one run that has not ended. What it says has to be sent: nobody else is told for a while."""
+    swept.finish += end_dead(run)
+    if run.inline:
+        return
+    if run.state == State.QUEUED:
+        _refuse_expired(run)
+        swept.ask_again += _queued(run)
+    else:
+        swept.begin += _due_steps(run)
+
+
+def end_dead(run: Run) -> list[uuid.UUID]:
+    """Take from the dead what they hold of one run; return it if it is to be finished. There is nothing to be sent."""
     if run.state == State.RUNNING:
         end_dead_steps(run)
     if run.cancel_requested_at is not None and run.publishing_at is None:
         cancel.drop_waiting(run)
     if run.inline:
         _sweep_inline(run)
-    elif run.state == State.QUEUED:
-        swept.ask_again += _queued(run)
-    else:
-        swept.begin += _due_steps(run)
-    swept.finish += _to_finish(run)
+    return _to_finish(run)
 
 
 def _sweep_inline(run: Run) -> None:
@@ -109,6 +132,12 @@ def _free(name: str) -> Q:
 
 def _ago(times: float = 1.0) -> Any:
     return DatabaseNow() - timedelta(seconds=get_limits().lease * times)
+
+
+def _refuse_expired(run: Run) -> None:
+    late = Run.objects.using(alias()).filter(pk=run.pk, state=State.QUEUED, expires_at__lt=DatabaseNow())
+    if late.exists():
+        finish.refuse(run, SnapshotError("No worker took it in time: it was not begun when the next one was due."))
 
 
 def _queued(run: Run) -> list[Run]:

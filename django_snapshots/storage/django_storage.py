@@ -81,13 +81,13 @@ class DjangoStorageBackend:
         """Store what is left of *content*. A name that is taken, or that the storage changes, is refused."""
         check_path(path)
         with self._translated("write", path), ExitStack() as stack:
-            before = self.exists(path)
+            before, start = self.exists(path), _start(content)
             self._ensure_same(path, self.storage.get_available_name(path))
             file = self._from_here(path, content, stack)
             try:
                 saved = self.storage.save(path, file)
             except BaseException:
-                if not before:
+                if not before and self._is_half(path, content, start):
                     # Half an object, under a name that nobody had.
                     self._discard(path)
                 raise
@@ -158,6 +158,20 @@ class DjangoStorageBackend:
                 "Delete the object first, or choose another name."
             )
 
+    def _is_half(self, path: str, content: IO[bytes], start: int | None) -> bool:
+        """Whether what lies there is the beginning of *content*, and no more: somebody else may have written the object
+        meanwhile. What can't be read again is a stream, and those go to names of their own."""
+        if start is None:
+            return True
+        with suppress(Exception):
+            content.seek(start)
+            with self.storage.open(path, "rb") as stored:
+                while chunk := stored.read(CHUNK_SIZE):
+                    if content.read(len(chunk)) != chunk:
+                        return False
+            return bool(content.read(1))
+        return False
+
     def _discard(self, path: str) -> None:
         with suppress(Exception):
             self.storage.delete(path)
@@ -188,6 +202,14 @@ def _at_start(content: IO[bytes]) -> bool:
         return content.seekable() and content.tell() == 0
     except (AttributeError, OSError):
         return False
+
+
+def _start(content: IO[bytes]) -> int | None:
+    """Where *content* can be read from again; ``None`` if it can't."""
+    try:
+        return content.tell() if content.seekable() else None
+    except (AttributeError, OSError):
+        return None
 
 
 def _names(found: builtins.list[str]) -> builtins.list[str]:

@@ -14,12 +14,11 @@ from django.conf import settings
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.models import Run, Step
+from django_snapshots import runs
 
 LEFT_OUT = frozenset(
     {
-        Run._meta.db_table,
-        Step._meta.db_table,
+        *runs.tables(),
         "django_celery_results_taskresult",
         "django_celery_beat_periodictask",
         "django_celery_beat_periodictasks",

@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import Site, make_operator, picture
 from tests.browser.test_admin import ended_well, snapshots, status
-from tests.integration.sqlite_projects import sqlite_project
-from tests.projects import Project, WorkerProcess
+from tests.integration.sqlite_projects import query, sqlite_project
+from tests.projects import Project, WorkerProcess, wait_until
 
 
 @pytest.fixture
@@ -94,3 +94,31 @@ def test_without_javascript_the_page_loads_itself_anew(
     expect(status(plain)).to_contain_text("Succeeded")
     expect(plain.get_by_text("database default → SQLite database")).to_be_visible()
     context.close()
+
+
+def test_a_run_at_work_is_cancelled_by_its_button(project: Project, request: pytest.FixtureRequest) -> None:
+    """A dump that would go on for a minute; the page shows who asked, and its end, without a reload of its own."""
+    project.snapshots["DATABASE_CONNECTORS"] = {"local": "tests.integration.test_commands.EndlessConnector"}
+    page, site = request.getfixturevalue("page"), request.getfixturevalue("site")
+    request.getfixturevalue("worker")
+    snapshots(page)
+    page.get_by_role("link", name="Take a snapshot").click()
+    page.get_by_label("Name:").fill("given-up")
+    page.get_by_role("button", name="Take the snapshot").click()
+    expect(page.get_by_role("row", name=re.compile("database local.*Running.*kB"))).to_be_visible()
+    button = page.get_by_role("button", name="Yes, cancel the run")
+    expect(button).to_be_hidden()
+    page.get_by_text("Cancel this run").focus()
+    page.keyboard.press("Enter")
+    expect(button).to_be_visible()
+    picture(page, "cancel")
+    page.keyboard.press("Tab")
+    expect(button).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("The run is told to end")).to_be_visible()
+    expect(page.get_by_text("Cancel requested by olga")).to_be_visible()
+    expect(page.get_by_text("Cancel this run")).to_be_hidden()
+    expect(status(page)).to_contain_text("Cancelled at")
+    expect(page.locator("#snapshots-error")).to_have_text("Cancelled by olga.")
+    wait_until(lambda: site.project.stored() == [], "the objects to be removed")
+    assert query(project, "default", "SELECT state FROM django_snapshots_run") == [("cancelled",)]

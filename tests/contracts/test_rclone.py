@@ -228,16 +228,16 @@ def test_every_password_that_rclone_knows_is_taken_for_a_secret():
 def test_no_secret_is_on_a_command_line_while_it_runs(server, tmp_path):
     environment = {
         **server.environment,
-        "RCLONE_CONFIG_VAULT_TYPE": "crypt",
-        "RCLONE_CONFIG_VAULT_REMOTE": f"bucketstore:{tmp_path.name.replace('_', '-')}/vault",
+        "RCLONE_CONFIG_WATCHED_TYPE": "crypt",
+        "RCLONE_CONFIG_WATCHED_REMOTE": f"bucketstore:{tmp_path.name.replace('_', '-')}/vault",
     }
-    passwords = {"RCLONE_CONFIG_VAULT_PASSWORD": "correct horse battery staple"}
-    storage = RcloneBackend("vault:", environment=environment, passwords=passwords)
+    passwords = {"RCLONE_CONFIG_WATCHED_PASSWORD": "correct horse battery staple"}
+    storage = RcloneBackend("watched:", environment=environment, passwords=passwords)
     seen = []
 
     def chunks():
         yield b"x" * MEGABYTE
-        seen.extend(wait_until(lambda: commands_of("vault:"), "rclone to start"))
+        seen.extend(wait_until(lambda: commands_of("watched:"), "rclone to start"))
         yield b"x"
 
     storage.stream_write("marked/object", chunks())
@@ -245,7 +245,7 @@ def test_no_secret_is_on_a_command_line_while_it_runs(server, tmp_path):
     stream = storage.stream_read("marked/object")
     with closing(stream):
         next(stream)
-        seen.extend(commands_of("vault:"))
+        seen.extend(commands_of("watched:"))
     text = json.dumps(seen)
     assert SECRET_KEY not in text
     assert "battery" not in text

@@ -133,12 +133,12 @@ class ModelKeeper(Keeper):
         """What the thread does in one round."""
         if not self._ended.is_set():
             self._beat()
-            if self.must_end is not None and not self._shielded and self._processes is not None:
+            if self.must_end is not None and not self.shielded and self._processes is not None:
                 self._processes.kill()
 
     def hang(self) -> bool:
         """What the thread does when the one that works doesn't react; whether there was reason to."""
-        if self.must_end is None or self._shielded or self._ended.is_set():
+        if self.must_end is None or self.shielded or self._ended.is_set():
             return False
         self._stuck(self.must_end)
         return True

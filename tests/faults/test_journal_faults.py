@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from threading import Barrier
 from zoneinfo import ZoneInfo
 
@@ -15,7 +16,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from django_snapshots import create_snapshot, list_snapshots, parallel, runs, tasks, verify_snapshot
+from django_snapshots import create_snapshot, list_snapshots, messages, parallel, runs, tasks, verify_snapshot
 from django_snapshots.artifacts.environment import EnvironmentArtifact
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotStorageError
 from django_snapshots.models import Kind, Run, State, Step
@@ -151,8 +152,7 @@ def received():
 def sent(monkeypatch):
     """The steps that messages were sent for; nobody receives them."""
     found = []
-    monkeypatch.setattr(tasks.step, "delay", found.append)
-    monkeypatch.setattr(tasks.step, "apply_async", lambda arguments, **_options: found.append(arguments[0]))
+    monkeypatch.setattr(messages, "_send", lambda task, *, args, **_options: found.append(args[0]))
     return found
 
 
@@ -175,22 +175,37 @@ def test_a_doubled_message_leaves_a_live_run_alone(journal, storage, sent):
 
 
 def test_a_broker_that_goes_away_costs_a_run_only_time(journal, storage, sent, monkeypatch, caplog):
-    def refused(step):
+    def refused(task, **_options):
         raise OperationalError("connection to amqp://user:hidden@broker refused")
 
     with monkeypatch.context() as away, received() as task:
-        away.setattr(tasks.step, "delay", refused)
+        away.setattr(messages, "_send", refused)
         with pytest.raises(Ignore):
             task.run("unsent")
     assert "could not be sent" in caplog.text
     assert "hidden" not in caplog.text
     run = Run.objects.using(journal).get()
     assert run.state == State.RUNNING
-    tasks.send_swept(runs.sweep())
+    messages.send_swept(runs.sweep())
     assert len(sent) == 1
     tasks.step.run(sent[0])
     run.refresh_from_db(using=journal)
     assert run.state == State.SUCCEEDED
+
+
+def test_a_request_that_nobody_understands_holds_up_no_other(journal, storage, sent):
+    odd, _ = runs.begin(Kind.VERIFY, Request(name="odd"))
+    Run.objects.using(journal).filter(pk=odd.pk).update(request={"colour": "blue"}, task_id=str(odd.pk))
+    with received() as task, pytest.raises(Ignore):
+        task.run("lost")
+    del sent[:]
+    Run.objects.using(journal).update(touched_at=timezone.now() - timedelta(days=1))
+    Step.objects.using(journal).update(hinted_at=timezone.now() - timedelta(days=1))
+    assert messages.send_swept(runs.sweep())
+    assert len(sent) == 1
+    odd.refresh_from_db(using=journal)
+    assert odd.state == State.FAILED
+    assert "colour" in odd.error
 
 
 def test_inside_a_transaction_it_is_refused_at_once(journal, storage):
@@ -211,7 +226,7 @@ def test_inside_a_test_case_everything_happens_in_its_thread(journal, storage, s
 
 @pytest.mark.parametrize("at", ["artifact", "manifest"])
 def test_a_shutdown_in_the_middle_of_publishing_ends_the_run(journal, storage, monkeypatch, at):
-    """The manifest has its name, or nothing has: the journal frees the name, and the storage tells the truth."""
+    """The manifest has its name, or nothing has; the journal says which, and frees the name."""
     move = storage.atomic_move
 
     def shut_down(src, dst):
@@ -225,8 +240,9 @@ def test_a_shutdown_in_the_middle_of_publishing_ends_the_run(journal, storage, m
     with pytest.raises(SystemExit):
         create_snapshot("cut")
     run = Run.objects.using(journal).get(name="cut")
-    assert (run.state, run.reservation) == (State.FAILED, None)
-    assert "interrupted" in run.error
+    assert run.reservation is None
+    assert run.state == (State.SUCCEEDED if at == "manifest" else State.FAILED)
+    assert ("interrupted" in run.error) == (at == "artifact")
     whole = [entry.name for entry in list_snapshots(storage) if verify_snapshot(entry.name)]
     assert whole == (["cut", "before"] if at == "manifest" else ["before"])
 

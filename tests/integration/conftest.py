@@ -75,6 +75,11 @@ def entry(alias: str) -> dict[str, Any]:
     return {key: settings.DATABASES[alias][key] for key in keys if settings.DATABASES[alias].get(key)}
 
 
+def again(make: Maker, alias: str, name: str, **changes: Any) -> str:
+    """Another alias, called *name*, with the entry of *alias* but for *changes*."""
+    return make.register(name, {**entry(alias), **changes})
+
+
 @pytest.fixture
 def three_engines(
     make_postgres: Maker, make_mariadb: Maker, make_sqlite: Maker, tmp_path: Path, broker_url: str, postgres: Server

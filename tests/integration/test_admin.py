@@ -20,10 +20,10 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings as SettingsWrapper
 
-from django_snapshots import LocalFileSystemBackend, tasks
+from django_snapshots import LocalFileSystemBackend, runs, tasks
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.manifest import ArtifactRecord, Snapshot
-from django_snapshots.models import Kind, Run, State, Step
+from django_snapshots.models import Kind, Lock, Run, State, Step
 from django_snapshots.pipeline.digest import stored_tally
 from tests.celery_app import app
 
@@ -245,7 +245,8 @@ def test_each_form_triggers_its_task_and_leads_to_the_run(
         "restore": {"name": "nightly"},
         "delete": {"name": "nightly"},
     }[action]
-    assert {key: value for key, value in message.items() if key not in ("task", "id")} == expected == run.request
+    assert {key: value for key, value in message.items() if key not in ("task", "id")} == expected
+    assert run.request == (expected | {"granted": True} if action == "restore" else expected)
     page = text(client.get(answer["Location"]))
     assert "the workers have been asked" in page
     assert "Waiting for a worker" in page
@@ -393,7 +394,18 @@ def test_a_restore_names_its_target_and_has_it_typed(
     assert "Choose at least one part" in text(nothing)
     assert not Run.objects.exists()
     assert client.post(address("restore"), {"part_0": "on", "typed_0": str(media)}).status_code == 302
-    assert Run.objects.get().request == {"name": "nightly", "confirm": [str(media)]}
+    assert Run.objects.get().request == {"name": "nightly", "confirm": [str(media)], "granted": True}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_restore_is_granted_by_the_journal_alone(storage: LocalFileSystemBackend, settings: SettingsWrapper) -> None:
+    """The right was asked for here; the message does not say so, and could not."""
+    settings.SNAPSHOTS = {**settings.SNAPSHOTS, "ALLOW_RESTORE": "requested"}
+    publish(storage, "nightly")
+    user("view_run", "restore_snapshot").post(address("restore"), POSTED["restore"])
+    assert Run.objects.get().request["granted"] is True
+    (message,) = waiting()
+    assert "granted" not in message
 
 
 def test_a_restore_from_elsewhere_has_to_be_said(storage: LocalFileSystemBackend) -> None:
@@ -404,7 +416,7 @@ def test_a_restore_from_elsewhere_has_to_be_said(storage: LocalFileSystemBackend
     refused = client.post(address("restore"), {"part_0": "on"})
     assert refused.status_code == 200 and "Say so, if it shall be restored here" in text(refused)
     assert client.post(address("restore"), {"part_0": "on", "elsewhere": "on"}).status_code == 302
-    assert Run.objects.get().request == {"name": "nightly", "elsewhere": True}
+    assert Run.objects.get().request == {"name": "nightly", "elsewhere": True, "granted": True}
 
 
 def test_a_restore_that_is_not_allowed_is_explained(storage: LocalFileSystemBackend, settings: SettingsWrapper) -> None:
@@ -625,6 +637,81 @@ def test_a_run_s_progress_is_plain_json(storage: LocalFileSystemBackend) -> None
     assert client.get(f"{RUNS}{uuid.uuid4()}/progress/").status_code == 404
 
 
+def test_a_cancel_is_a_post_of_who_has_the_right(storage: LocalFileSystemBackend) -> None:
+    run = Run.objects.create(kind=Kind.SNAPSHOT, name="nightly")
+    page, cancel = f"{RUNS}{run.pk}/change/", f"{RUNS}{run.pk}/cancel/"
+    looker, canceller, blind = user("view_run", "take_snapshot"), user("view_run", "cancel_run"), user("cancel_run")
+    assert "Cancel this run" not in text(looker.get(page))
+    assert cancel not in text(looker.get(page))
+    for client in (looker, blind):
+        assert client.post(cancel).status_code == client.get(cancel).status_code == 403
+    assert f'action="{cancel}"' in text(canceller.get(page))
+    assert canceller.get(cancel).status_code == 405
+    strict = Client(enforce_csrf_checks=True)
+    strict.cookies = canceller.cookies
+    assert strict.post(cancel).status_code == 403
+    run.refresh_from_db()
+    assert (run.state, run.cancel_requested_at) == (State.QUEUED, None)
+    answer = canceller.post(cancel, follow=True)
+    assert answer.redirect_chain == [(page, 302)]
+    assert "The run is cancelled." in text(answer)
+    assert '<details id="snapshots-cancelling" hidden>' in text(answer)
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED
+    assert run.error == f"Cancelled by {run.cancel_requested_by}."
+    assert get_user_model().objects.filter(username=run.cancel_requested_by).exists()
+    assert "nothing to cancel" in text(canceller.post(cancel, follow=True))
+    assert canceller.post(f"{RUNS}{uuid.uuid4()}/cancel/").status_code == 404
+    assert waiting() == []
+
+
+def test_a_cancel_needs_no_broker(storage: LocalFileSystemBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.objects.create(kind=Kind.SNAPSHOT, name="nightly", state=State.RUNNING)
+    until = runs.DatabaseNow() + timedelta(minutes=10)
+    Step.objects.create(
+        run=run,
+        position=0,
+        type="database",
+        state=State.RUNNING,
+        lease_until=until,
+        heartbeat_at=MOMENT,
+        attempts=2,
+    )
+
+    def nobody(*_arguments: object, **_more: object) -> None:
+        raise AssertionError("a message was sent")
+
+    monkeypatch.setattr(Celery, "send_task", nobody)
+    monkeypatch.setattr("celery.app.task.Task.apply_async", nobody)
+    client = user("view_run", "cancel_run")
+    told = client.get(f"{RUNS}{run.pk}/progress/").json()
+    assert (told["cancellable"], told["cancel"], told["steps"][0]["attempts"]) == (True, "", "2")
+    assert told["steps"][0]["alive"].startswith("2026-03-01 12:00:00")
+    assert "is told to end" in text(client.post(f"{RUNS}{run.pk}/cancel/", follow=True))
+    told = client.get(f"{RUNS}{run.pk}/progress/").json()
+    assert (told["state"], told["cancellable"]) == ("running", False)
+    assert told["cancel"].startswith("Cancel requested by user-")
+
+
+def test_a_run_that_can_not_go_back_is_not_cancelled(storage: LocalFileSystemBackend) -> None:
+    run = Run.objects.create(kind=Kind.RESTORE, state=State.RUNNING, publishing_at=MOMENT)
+    client = user("view_run", "cancel_run")
+    assert client.get(f"{RUNS}{run.pk}/progress/").json()["cancellable"] is False
+    assert "can&#x27;t go back" in text(client.post(f"{RUNS}{run.pk}/cancel/", follow=True))
+    run.refresh_from_db()
+    assert run.cancel_requested_at is None
+
+
+def test_a_run_that_waits_says_for_whom(storage: LocalFileSystemBackend) -> None:
+    run = Run.objects.create(kind=Kind.SNAPSHOT, name="nightly")
+    client = user("view_run")
+    assert "Waiting for a worker" in client.get(f"{RUNS}{run.pk}/progress/").json()["headline"]
+    runs.wait(run, 10, "Database default is in use by the restore run 1; waits for its end.")
+    told = client.get(f"{RUNS}{run.pk}/progress/").json()
+    assert told["headline"] == "Database default is in use by the restore run 1; waits for its end."
+    assert told["error"] == ""
+
+
 def test_a_prune_tells_its_reasons(storage: LocalFileSystemBackend) -> None:
     result = {
         "dry_run": True,
@@ -667,6 +754,9 @@ def test_a_delete_is_a_run_in_the_journal(storage: LocalFileSystemBackend) -> No
     publish(storage, "nightly")
     publish(storage, "weekly")
     restoring = Run.objects.create(kind=Kind.RESTORE, name="weekly", state=State.RUNNING)
+    Lock.objects.create(run=restoring, key="snapshot:weekly", exclusive=False)
+    until = runs.DatabaseNow() + timedelta(minutes=10)
+    Step.objects.create(run=restoring, position=0, type="restore", state=State.RUNNING, lease_until=until)
     assert tasks.delete("nightly") == {"deleted": "nightly"}
     assert storage.list("nightly") == []
     with pytest.raises(SnapshotBusyError, match=f"in use by restore run {restoring.pk}"):

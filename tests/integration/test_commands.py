@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import pytest
 
 from django_snapshots import exceptions
-from django_snapshots.management.commands.snapshots import EXIT_CODES
+from django_snapshots.management.codes import EXIT_CODES
 from django_snapshots.transfer import Dump
 from tests.integration.sqlite_projects import BROKEN_CONNECTOR, content, path, query, sqlite_project, targets, write
 from tests.projects import ROOT, wait_until
@@ -257,12 +257,24 @@ def test_a_journal_that_does_not_answer_does_not_stop_it(project, tmp_path):
     fails(project, 1, "backup", "--queue")
 
 
+def at_work(project, kind, name, lock, *, exclusive=False, what="", seconds=600):
+    """A run of somebody else's worker, whose lease holds for some time, and that has one lock; returns its id."""
+    return project.call(
+        "from datetime import timedelta\n"
+        "from django_snapshots import runs\n"
+        "from django_snapshots.models import Lock, Run, State, Step\n"
+        f"run = Run.objects.create(kind={kind!r}, state=State.RUNNING, name={name!r})\n"
+        f"until = runs.DatabaseNow() + timedelta(seconds={seconds})\n"
+        "held = {'state': State.RUNNING, 'holder': 'elsewhere:1', 'lease_until': until, 'token': 1, 'attempts': 1}\n"
+        f"Step.objects.create(run=run, position=0, type='database', subject='default', **held)\n"
+        f"Lock.objects.create(run=run, key={lock!r}, exclusive={exclusive}, what={what!r})\n"
+        "answer = str(run.pk)"
+    )
+
+
 def test_a_run_in_the_way_is_7(project):
     ok(project, "backup", "before", "--artifact", "environment")
-    project.call(
-        "from django_snapshots.models import Kind, Run, State\n"
-        "Run.objects.create(kind=Kind.VERIFY, state=State.RUNNING, name='before')"
-    )
+    at_work(project, "verify", "before", "snapshot:before")
     fails(project, 7, "delete", "before", "--no-input", words=["verify run"])
     assert "before/manifest.json" in project.stored()
 
@@ -301,7 +313,7 @@ def test_a_cancelled_run_is_8(project):
         query(project, "default", "UPDATE django_snapshots_run SET cancel_requested_at = '2026-01-01 00:00:00'")
         words = process.communicate(timeout=30)[1]
     assert process.returncode == 8, words
-    assert "cancelled" in words
+    assert "Cancelled by somebody." in words
     assert project.stored() == []
     assert [run["state"] for run in project.runs()] == ["cancelled"]
 

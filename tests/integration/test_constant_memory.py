@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.bench.databases import fill
 from tests.bench.memory import PeakMemory
@@ -26,6 +27,7 @@ mount -t tmpfs -o size=1m none "$TMPDIR" && exec "$@"
 """
 
 
+@pytest.mark.alone
 def test_a_worker_with_a_megabyte_of_temporary_directory(
     make_postgres: Maker, tmp_path: Path, broker_url: str, postgres: Server
 ) -> None:

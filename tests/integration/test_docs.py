@@ -20,7 +20,8 @@ from django.test import override_settings
 import django_snapshots.storage
 from django_snapshots import conf, tasks
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
-from django_snapshots.management.commands.snapshots import EXIT_CODES, Command
+from django_snapshots.management.codes import EXIT_CODES
+from django_snapshots.management.commands.snapshots import Command
 from django_snapshots.manifest import Snapshot
 from tests.databases import Maker, mariadb_cursor
 from tests.integration.pages import PAGES, Block, blocks, part, text_of, the_block, told_fields
@@ -113,7 +114,7 @@ def test_commands_has_every_exit_code() -> None:
     assert sorted(told) == sorted((str(code), kind.__name__, meaning) for kind, code, meaning in EXIT_CODES)
 
 
-@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "delete", "prune"])
+@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "delete", "prune", "cancel"])
 def test_tasks_has_every_argument(task: str) -> None:
     import inspect
 
@@ -126,6 +127,21 @@ def test_tasks_has_every_argument(task: str) -> None:
         for name, parameter in signature.parameters.items()
     ]
     assert f"`{getattr(tasks, task).name}`" in text_of("docs/reference/tasks.md")
+
+
+@pytest.mark.django_db
+def test_tasks_has_every_task_and_the_keys_of_a_progress() -> None:
+    from celery import current_app
+
+    from django_snapshots import execution
+    from django_snapshots.models import Run
+
+    page = text_of("docs/reference/tasks.md")
+    ours = [name for name in current_app.tasks if name.startswith("django_snapshots.")]
+    assert len(ours) == 9
+    assert [name for name in ours if f"`{name}`" not in page] == []
+    (told,) = re.findall(r"^  `(\{.*?\})`", page, flags=re.MULTILINE)
+    assert re.findall(r'"(\w+)":', told) == list(execution.progress(Run.objects.create(kind="snapshot")))
 
 
 def test_tasks_has_the_form_of_every_result() -> None:
@@ -146,7 +162,7 @@ def test_the_python_interface_has_every_public_name() -> None:
     assert set(django_snapshots.__all__) <= told
     for name in django_snapshots.storage.__all__:
         assert {name, f"storage.{name}", f"storage.protocols.{name}"} & told, name
-    for name in ("snapshot", "restore", "verify", "delete", "prune"):
+    for name in ("snapshot", "restore", "verify", "delete", "prune", "cancel"):
         assert f"tasks.{name}" in told
     # The whole module, so every error.
     assert "exceptions" in told

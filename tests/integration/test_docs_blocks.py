@@ -82,9 +82,6 @@ RUN: dict[str, tuple[str, ...]] = {
         f"{BY_HAND} 'The Python environment' (bash)",
         f"{BY_HAND} 'After it' (bash)",
     ),
-    "test_docs_by_hand.py::test_a_run_that_does_not_end_can_be_ended_by_hand": (
-        f"{ARCHITECTURE} 'A run that does not end' (python)",
-    ),
     "test_docs.py::test_the_example_connector_makes_a_round_trip": (f"{OWN_CONNECTOR} 'The two methods' (python)",),
     "test_docs_blocks.py::test_the_settings_name_a_connector_by_its_path": (
         f"{OWN_CONNECTOR} 'The two methods' (python) 2",
@@ -147,6 +144,9 @@ RUN: dict[str, tuple[str, ...]] = {
         f"{TASKS} '`delete`' (json)",
         f"{TASKS} '`prune`' (json)",
     ),
+    "test_filesystem_broker.py::test_the_pages_settings_make_the_broker": (
+        "docs/reference/checks.md 'A broker without a server' (python)",
+    ),
     "test_containers.py::test_another_database_is_added_as_the_page_says": (f"{DEPLOYING} 'In containers' (yaml)",),
     "test_containers.py::test_the_environment_of_the_page_is_the_services": (f"{DEPLOYING} 'Under systemd' (text)",),
     "test_containers.py::test_the_units_pass_systemds_own_check": (
@@ -172,6 +172,9 @@ NOT_RUN: dict[str, str] = {
     f"{DEPLOYING} 'In containers' (bash) 3": "it gives a directory outside the tests to another user",
     f"{DEPLOYING} 'Under systemd' (bash)": "it adds a user and installs into the system",
     f"{DEPLOYING} 'Under systemd' (bash) 2": "systemd doesn't run here; the commands are run by test_containers.py",
+    f"{DEPLOYING} 'Stopping a worker' (bash)": "no Docker, no systemd here; test_service.py sends a worker the signals",
+    f"{DEPLOYING} 'When a worker dies' (bash)": "no Docker here; test_run_commands.py runs both commands",
+    f"{DEPLOYING} 'Without beat' (text)": "cron doesn't run here; test_run_commands.py runs both commands",
     f"{DEPLOYING} 'Upgrading' (bash)": "no Docker here; test_containers.py runs what follows exec",
 }
 """The blocks that no test runs, each with the reason."""

@@ -1,10 +1,9 @@
-"""The blocks of the pages that restore, and repair, by hand: run as they stand, against a real snapshot."""
+"""The blocks of the pages that restore by hand: run as they stand, against a real snapshot."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from tests.databases import Maker, mariadb_cursor, postgres_cursor
 from tests.integration.conftest import entry
-from tests.integration.pages import BY_HAND, Block, blocks, part, the_block, told_fields
+from tests.integration.pages import BY_HAND, Block, blocks, part, told_fields
 from tests.projects import Project
 from tests.services import Server
 
@@ -87,27 +86,6 @@ def test_the_readmes_commands(make_sqlite: Maker, tmp_path: Path) -> None:
     printed = run_block(project, project.directory, block, stdin=f"{project.databases['default']['NAME']}\n")
     for words in ("Took before-deploy", "before-deploy is whole", "Type ", "Restored before-deploy"):
         assert words in printed
-
-
-def test_a_run_that_does_not_end_can_be_ended_by_hand(make_sqlite: Maker, tmp_path: Path) -> None:
-    project = Project(directory=tmp_path / "project", databases={"default": entry(make_sqlite())})
-    project.migrate()
-    block = the_block("docs/explanation/architecture.md", "A run that does not end", "python")
-    (run,) = re.findall(r'pk="([0-9a-f-]+)"', block)
-    project.must("snapshots", "backup", "first", "--artifact", "database")  # gives the storage its id
-    project.call(
-        "from django_snapshots.models import Run, Step\n"
-        "storage = Run.objects.get().storage_id\n"
-        f"run = Run.objects.create(pk={run!r}, kind='snapshot', state='running', name='stuck', "
-        "reservation=f'{storage}/stuck')\n"
-        "Step.objects.create(run=run, position=0, type='database', subject='default', state='running')"
-    )
-    take = ("snapshots", "backup", "stuck", "--artifact", "database")
-    assert "exists already" in project.manage(*take).stderr
-    project.call(block)
-    assert [run["state"] for run in project.runs()][-2:] == ["failed", "failed"]
-    assert [step["state"] for step in project.steps()] == ["succeeded", "failed"]
-    project.must(*take)
 
 
 def run_block(project: Project, folder: Path, block: Block, stdin: str = "") -> str:

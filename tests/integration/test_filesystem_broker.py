@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from django_snapshots import filesystem_broker
 from tests.databases import Maker
 from tests.integration.conftest import Broker, entry
+from tests.integration.pages import the_block
 from tests.projects import ROOT, Project, WorkerProcess, wait_until
 
 NODE = "snapshots@here"
@@ -131,8 +133,8 @@ def test_two_workers_of_one_name_are_warned_of(project: Project, start: Start) -
     second = start()
     assert "already using this process mailbox" in second.logs()
     assert "already using this process mailbox" not in first.logs()
-    first.teardown()
-    second.teardown()
+    first.kill("SIGTERM")
+    second.kill("SIGTERM")
     assert "already using this process mailbox" not in start().logs()
 
 
@@ -231,6 +233,22 @@ def test_messages_keep_their_order_over_a_reboot(connection: Connection, monkeyp
     queue.put("after")
     monkeypatch.undo()
     assert [queue.get().payload for _ in range(2)] == ["before", "after"]
+
+
+def test_the_pages_settings_make_the_broker(tmp_path: Path) -> None:
+    block = the_block("docs/reference/checks.md", "A broker without a server", "python")
+    settings: dict[str, Any] = {}
+    exec(block.replace("/var/lib/project", str(tmp_path)), settings)
+    app = Celery("page", set_as_current=False)
+    app.config_from_object(
+        {key.removeprefix("CELERY_").lower(): value for key, value in settings.items() if key.startswith("CELERY_")}
+    )
+    with app.connection_for_write() as made:
+        assert isinstance(made.transport, filesystem_broker.Transport)
+        made.SimpleQueue("words").put("here")
+        assert made.SimpleQueue("words").get().payload == "here"
+    assert (tmp_path / "broker" / "messages").stat().st_mode & 0o777 == 0o700
+    app.close()
 
 
 def test_what_was_delivered_long_ago_is_thrown_away(connection: Connection) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 
@@ -24,17 +23,12 @@ from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.sqlite import SQLiteConnector
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotConfigurationError, SnapshotConnectorError
 from tests.databases import Maker, mariadb_cursor, postgres_cursor
+from tests.integration.conftest import again
 from tests.services import Server
 
 
 def named(alias: str) -> str:
     return str(connections[alias].settings_dict["NAME"])
-
-
-def again(make: Maker, alias: str, name: str, **changes: Any) -> str:
-    """Another alias, called *name*, with the entry of *alias* but for *changes*."""
-    keys = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
-    return make.register(name, {**{key: settings.DATABASES[alias][key] for key in keys}, **changes})
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,14 @@ from django.db import OperationalError, connections
 
 from django_snapshots.artifacts.capabilities import end_sessions_of
 from django_snapshots.artifacts.database import DatabaseArtifact
-from django_snapshots.connectors.mysql import MySQLConnector, sessions
-from django_snapshots.connectors.mysql.server import server_connection
+from django_snapshots.connectors.mysql import MySQLConnector, clearing, sessions
+from django_snapshots.connectors.mysql.moment import moment
+from django_snapshots.connectors.mysql.server import LOCKED_IDLE, LONGEST, Table, execute, server_connection, value
 from django_snapshots.connectors.mysql.sessions import Marks, prefix
 from django_snapshots.exceptions import SnapshotConnectorError
 from tests.databases import Maker, mariadb_cursor
 from tests.integration.holders import holding
-from tests.integration.mysql_support import dump_request, query
+from tests.integration.mysql_support import dump, dump_request, query, restore, source
 from tests.projects import wait_until
 from tests.services import Server
 
@@ -274,3 +276,69 @@ def test_a_server_that_is_away_and_a_database_that_is(mariadb: Server, make_mari
         MySQLConnector().end_sessions(away, [LABEL])
     missing = make_mariadb.register("missing", {**entry, "NAME": "not_there"})
     assert MySQLConnector().end_sessions(missing, [LABEL]) == 0
+
+
+def test_locks_of_one_that_is_cut_off_end_by_themselves(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_snapshots.connectors.mysql.moment.LOCKED_IDLE", 1)
+    alias = make_mariadb()
+    query(alias, "CREATE TABLE few (a INTEGER)")
+    query(alias, "SET SESSION lock_wait_timeout = 20")
+    with moment(alias, [Table(name="few", transactional=True, versioned=False)], LABEL) as opened:
+        assert opened.locked
+        query(alias, "INSERT INTO few VALUES (1)")
+        opened.release(tool_has_begun=True)
+        # Somebody wrote since, so the counts can't be the dump's.
+        assert not opened.exact
+        assert opened.row_counts() == {"few": 0}
+
+
+def test_a_load_that_outlasts_the_servers_patience(mariadb: Server, make_mariadb: Maker, tmp_path: Path) -> None:
+    """Neither the session that loads nor the one that counts afterwards is ended while the storage lets them wait."""
+    alias = make_mariadb()
+    fill(alias)
+    content, metadata = dump(alias)
+    forget(alias)
+    passes = itertools.count(1)
+
+    def slowly() -> Iterator[bytes]:
+        half = len(content) // 2
+        yield content[:half]
+        if next(passes) == 2:
+            wait_until(lambda: silence(mariadb, alias) is None or silence(mariadb, alias) >= 3, "three seconds", 10)
+        yield content[half:]
+
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("SET GLOBAL wait_timeout = 1")
+        try:
+            restore(alias, replace(source(content, metadata), open=slowly))
+        finally:
+            cursor.execute("SET GLOBAL wait_timeout = DEFAULT")
+    assert query(alias, "SELECT COUNT(*) FROM much") == [(10000,)]
+
+
+def silence(server: Server, alias: str) -> int | None:
+    """For how many seconds the sessions in the database of *alias* have said nothing."""
+    with mariadb_cursor(server) as cursor:
+        cursor.execute(
+            "SELECT MIN(time) FROM information_schema.processlist WHERE db = %s", [settings.DATABASES[alias]["NAME"]]
+        )
+        return cursor.fetchall()[0][0]
+
+
+def test_the_locks_of_a_restore_end_soon_and_its_session_does_not(
+    make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alias, found = make_mariadb(), []
+    query(alias, "CREATE TABLE few (a INTEGER)")
+
+    def noting(connection: Any, statement: str) -> None:
+        execute(connection, statement)
+        found.append((statement.split()[0], value(connection, "SELECT @@wait_timeout")))
+
+    monkeypatch.setattr(clearing, "execute", noting)
+    with server_connection(alias) as connection:
+        clearing.clear(connection, alias, frozenset())
+        assert value(connection, "SELECT @@wait_timeout") == LONGEST
+    assert {seconds for word, seconds in found if word in ("LOCK", "DROP", "UNLOCK")} == {LOCKED_IDLE}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -18,14 +19,43 @@ from django.db import connections
 from django_snapshots.artifacts.capabilities import end_sessions_of
 from django_snapshots.artifacts.database import DatabaseArtifact
 from django_snapshots.connectors.postgres import PostgresConnector, sessions
+from django_snapshots.connectors.postgres.access import access
 from django_snapshots.exceptions import SnapshotConnectorError
 from tests.databases import Maker, postgres_cursor
+from tests.integration.conftest import again
 from tests.integration.holders import holding
 from tests.integration.postgres_helpers import execute, fetch
+from tests.projects import wait_until
 from tests.services import Server
 
 LABEL = "django-snapshots 0123456789abcdef0123456789abcdef-2-1"
 OTHER = "django-snapshots 0123456789abcdef0123456789abcdef-2-2"
+
+
+class Keepalive(NamedTuple):
+    """When the two ends of a session's connection will ask whether the other one is there, in seconds."""
+
+    client: float
+    server: float
+
+
+def keepalives(server: Server, label: str = LABEL) -> list[Keepalive]:
+    """Those of every session that carries *label* and has nothing under way, by what the kernel says of its timers."""
+    with postgres_cursor(server) as cursor:
+        cursor.execute("SELECT client_port FROM pg_stat_activity WHERE application_name = %s ORDER BY 1", [label])
+        ports = [port for (port,) in cursor.fetchall()]
+    timers = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        kind, when = fields[5].split(":")
+        if kind == "02":  # a keepalive
+            timers[fields[1][-4:], fields[2][-4:]] = int(when, 16) / os.sysconf("SC_CLK_TCK")
+    pairs = [(f"{port:04X}", f"{server.port:04X}") for port in ports]
+    return [
+        Keepalive(timers[here, there], timers[there, here])
+        for here, there in pairs
+        if (here, there) in timers and (there, here) in timers
+    ]
 
 
 def fill(server: Server, alias: str) -> None:
@@ -202,3 +232,49 @@ def test_a_server_that_is_away_and_a_database_that_is(postgres: Server, make_pos
     assert time.monotonic() - began < 10
     missing = make_postgres.register("missing", {**entry, "NAME": "not_there"})
     assert PostgresConnector().end_sessions(missing, [LABEL]) == 0
+
+
+def test_a_dump_whose_network_goes_is_noticed(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+    """On both sides of the transaction that is open all the time, and on our side of ``pg_dump``, which writes."""
+    alias = make_postgres()
+    fill(postgres, alias)
+    with holding(tmp_path, alias, postgres, "dump", LABEL):
+        (found,) = wait_until(lambda: keepalives(postgres), "an idle session", 10)
+        assert max(found) <= 60
+        assert _command_line(postgres, "pg_dump").count("keepalives_idle='60'") == 1
+
+
+def test_a_restore_whose_network_goes_is_noticed(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+    alias = make_postgres()
+    fill(postgres, alias)
+    PostgresConnector(client_directory=postgres.bin_directory).dump(alias, tmp_path / "dump")
+    with holding(tmp_path, alias, postgres, "restore", LABEL, tmp_path / "dump"):
+        (found,) = wait_until(lambda: keepalives(postgres), "an idle session", 10)
+        assert max(found) <= 60
+
+
+def test_keepalives_of_the_alias_stay(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+    alias = make_postgres()
+    fill(postgres, alias)
+    options = {"keepalives_idle": 600, "options": "-c tcp_keepalives_idle=700"}
+    with holding(tmp_path, alias, postgres, "dump", LABEL, OPTIONS=options):
+        (found,) = wait_until(lambda: keepalives(postgres), "an idle session", 10)
+        assert 500 < found.client <= 600 < found.server <= 700
+        assert "keepalives_idle='600'" in _command_line(postgres, "pg_dump")
+        assert "keepalives_interval" not in _command_line(postgres, "pg_dump")
+
+
+def test_keepalives_of_the_programs_where_the_project_has_a_pool(make_postgres: Maker) -> None:
+    pooled = again(make_postgres, make_postgres(), "pooled", OPTIONS={"pool": True})
+    assert "keepalives_idle='60'" in access(connections[pooled], LABEL).conninfo
+
+
+def _command_line(server: Server, program: str) -> str:
+    """The command line of the only such process that reaches *server*."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_text().replace("\0", " "))
+    # The launcher beside it has the program's command line at the end of its own.
+    (line,) = [item for item in lines if item.partition(" ")[0].endswith(f"/{program}") and f"'{server.port}'" in item]
+    return line

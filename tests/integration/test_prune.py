@@ -14,6 +14,7 @@ from django_snapshots.pipeline.digest import stored_tally
 from django_snapshots.storage.streams import write_chunks
 from tests.integration.pages import the_block
 from tests.integration.sqlite_projects import sqlite_project, without_journal
+from tests.integration.test_commands import at_work
 from tests.projects import WorkerProcess
 
 CONTENT = b"what was dumped"
@@ -197,10 +198,7 @@ def test_others_are_left_alone(project):
 
 def test_one_that_is_in_use_stays_for_the_next_time(project):
     week(project)
-    project.call(
-        "from django_snapshots import runs\nfrom django_snapshots.plan import Request\n"
-        "runs.begin('restore', Request(name='day3'))"
-    )
+    at_work(project, "restore", "day3", "snapshot:day3", exclusive=False)
     told = prune(project)
     assert names(told["deleted"]) == ["day4", "day2"]
     assert told["kept"][-1]["name"] == "day3"
@@ -208,13 +206,27 @@ def test_one_that_is_in_use_stays_for_the_next_time(project):
     assert left(project) == ["day0", "day1", "day3"]
 
 
+def test_one_that_somebody_waits_to_restore_stays_too(project):
+    """A run that has not begun holds nothing yet."""
+    week(project)
+    project.call(
+        "from django_snapshots import runs\nfrom django_snapshots.plan import Request\n"
+        "runs.begin('restore', Request(name='day3'))"
+    )
+    told = prune(project)
+    assert names(told["deleted"]) == ["day4", "day2"]
+    assert "in use by restore run" in told["kept"][-1]["reasons"][0]
+    assert left(project) == ["day0", "day1", "day3"]
+
+
 def test_a_journal_that_is_away_does_not_make_one_free(project):
     week(project)
+    at_work(project, "restore", "day3", "snapshot:day3", exclusive=False)
+    deleting = at_work(project, "delete", "day3", "snapshot:other", exclusive=True)
     told = project.call(
         "import uuid\nfrom django.db import Error\nfrom django_snapshots import execution, runs\n"
-        "from django_snapshots.exceptions import SnapshotError\nfrom django_snapshots.plan import Request\n"
-        "runs.begin('restore', Request(name='day3'))\nruns.available = lambda: False\n"
-        "try:\n    answer = execution.delete_snapshot('day3', run=uuid.uuid4())\n"
+        "from django_snapshots.exceptions import SnapshotError\nruns.available = lambda: False\n"
+        f"try:\n    answer = execution.delete_snapshot('day3', run=uuid.UUID({deleting!r}))\n"
         "except (SnapshotError, Error) as error:\n    answer = str(error)"
     )
     assert "in use by restore run" in told

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -22,7 +23,9 @@ from pytest_django import Settings as SettingsWrapper
 
 from django_snapshots import schedules
 from django_snapshots.conf import get_schedules
+from django_snapshots.models import Kind, Run
 from django_snapshots.retention import Policy
+from django_snapshots.schedules import slot_of
 from django_snapshots.timetable import KEYS, TASKS
 from tests.databases import Maker
 from tests.integration.conftest import entry
@@ -39,7 +42,8 @@ def rows(settings: SettingsWrapper, db: None) -> Any:
     def write(entries: dict[str, Any] | None, **more: Any) -> dict[str, PeriodicTask]:
         settings.SNAPSHOTS = {"STORAGE": None, "SCHEDULES": entries, **more}
         schedules.write(get_schedules() or {})
-        return {row.name: row for row in PeriodicTask.objects.exclude(task="somebody.elses")}
+        besides = ("somebody.elses", "django_snapshots.sweep")  # which is there whatever the settings say
+        return {row.name: row for row in PeriodicTask.objects.exclude(task__in=besides)}
 
     return write
 
@@ -126,7 +130,7 @@ def test_what_leaves_the_settings_is_removed_and_nothing_else(rows: Any) -> None
 
 def test_one_that_an_operator_renamed_is_found_again(rows: Any) -> None:
     rows({"nightly": NIGHTLY})
-    PeriodicTask.objects.update(name="renamed")
+    PeriodicTask.objects.filter(name="snapshots: nightly").update(name="renamed")
     assert list(rows({"nightly": NIGHTLY})) == ["renamed"]
     assert rows({}) == {}
 
@@ -157,18 +161,20 @@ def test_beat_always_looks_at_it_whatever_its_hour(rows: Any) -> None:
     PeriodicTask.objects.update(last_run_at=timezone.now() - timedelta(days=5))
     scheduler = DatabaseScheduler(app=Celery("x", set_as_current=False), lazy=True)
     due = [row.name for row in scheduler.schedule.values() if row.is_due().is_due]
-    assert len([name for name in due if name.startswith("snapshots: ")]) == 24
+    assert len([name for name in due if name.startswith("snapshots: at ")]) == 24
 
 
 def test_a_beat_whose_database_has_never_changed_notices_the_rows(settings: SettingsWrapper, db: None) -> None:
     settings.SNAPSHOTS = {"SCHEDULES": {"nightly": NIGHTLY}}
+    # As in a database that no `migrate` with the settings has written to.
     PeriodicTasks.objects.all().delete()
+    PeriodicTask.objects.all().delete()
     app = Celery("x", set_as_current=False)
     app.conf.result_expires = None
     service = Service(app, scheduler_cls=DatabaseScheduler)
     assert service.scheduler.schedule == {}
     beat_init.send(sender=service)
-    assert set(service.scheduler.schedule) == {"snapshots: nightly"}
+    assert set(service.scheduler.schedule) == {"snapshots: nightly", "snapshots: housekeeping"}
 
 
 def test_settings_that_can_not_be_read_remove_nothing(
@@ -288,6 +294,7 @@ def test_beat_and_a_worker_take_prune_and_verify_by_schedule(project: Project) -
                 return bool(pruned) and {"snapshot", "verify", "prune"} <= {run["kind"] for run in runs}
 
             wait_until(done, "a snapshot, a verify and a prune that deleted something")
+        worker.kill("SIGTERM")  # what it is at comes to its end
     finally:
         worker.teardown()
     runs = scheduled(project)
@@ -303,7 +310,7 @@ def test_beat_and_a_worker_take_prune_and_verify_by_schedule(project: Project) -
 
 
 def test_rows_are_written_when_beat_starts_and_a_pause_survives_it(project: Project) -> None:
-    assert project.periodic_tasks() == {}
+    assert set(project.periodic_tasks()) == {"snapshots: housekeeping"}
     project.schedules({"tick": {"every": 1}, "nightly": NIGHTLY})
     with BeatProcess(project) as beat:
         # Beat itself has learned of the new rows, in a database that had none.
@@ -325,6 +332,63 @@ def test_rows_are_written_when_beat_starts_and_a_pause_survives_it(project: Proj
     assert "snapshots: nightly" not in after
 
 
+def test_two_beats_make_one_run_for_each_time(project: Project) -> None:
+    """Each sends its own message for the same times; the journal takes one of them."""
+    project.schedules({"tick": {"every": 4, "name": "tick-{timestamp}"}})
+    worker = WorkerProcess(project)
+    sent = "Scheduler: Sending due task snapshots: tick"
+    try:
+        worker.ready()
+        with BeatProcess(project) as one, BeatProcess(project) as other:
+            for beat in (one, other):
+                wait_until(lambda beat=beat: beat.logs().count(sent) >= 4, "four messages of each beat")
+        ticks = wait_until(lambda: settled(project), "the runs to end")
+    finally:
+        worker.teardown()
+    messages = sum(beat.logs().count(sent) for beat in (one, other))
+    slots = [tick["slot"] for tick in ticks]
+    assert len(set(slots)) == len(slots)
+    assert all(slot.startswith("tick#") for slot in slots)
+    assert {tick["state"] for tick in ticks} == {"succeeded"}
+    made = [datetime.fromisoformat(tick["created_at"]) for tick in ticks]
+    assert all(later - earlier >= timedelta(seconds=2) for earlier, later in pairwise(made))
+    assert len(ticks) < messages
+    assert "There is a run for tick#" in one.logs() + other.logs() + worker.logs()
+
+
+def settled(project: Project) -> list[dict[str, Any]]:
+    """The runs of the schedule, once all have ended."""
+    found: list[dict[str, Any]] = project.call(
+        "from django_snapshots.models import Run\n"
+        "answer = list(Run.objects.exclude(slot=None).order_by('created_at').values('slot', 'state', 'created_at'))"
+    )
+    return found if found and all(run["state"] not in ("queued", "running") for run in found) else []
+
+
+@pytest.mark.parametrize("every", [timedelta(minutes=10), timedelta(days=1)])
+def test_an_intervals_messages_are_told_apart_by_their_distance(
+    rows: Any, monkeypatch: pytest.MonkeyPatch, every: timedelta
+) -> None:
+    rows({"tick": {"every": int(every.total_seconds())}})
+    begin = timezone.now()
+
+    def slot_after(share: float) -> str | None:
+        monkeypatch.setattr(timezone, "now", lambda: begin + every * share)
+        slot = slot_of("tick")
+        Run.objects.get_or_create(slot=slot, defaults={"kind": Kind.SNAPSHOT})
+        return slot
+
+    shares = (0, 0.001, 0.4, 1, 1.3, 1.9, 3)
+    assert [slot_after(share) for share in shares] == [f"tick#{number}" for number in (1, 1, 1, 2, 2, 3, 4)]
+    assert slot_of("nobody's") is None
+
+
+def test_a_crontabs_messages_carry_their_time(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows({"nightly": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"}})
+    monkeypatch.setattr(timezone, "now", lambda: datetime(2026, 7, 1, 1, 0, 9, tzinfo=UTC))
+    assert slot_of("nightly") == "nightly@2026-07-01T01:00:00+00:00"
+
+
 def test_a_beat_that_reads_no_database_says_that_nothing_will_run(project: Project) -> None:
     project.schedules({"tick": {"every": 1}})
     with BeatProcess(project, "-S", "celery.beat:PersistentScheduler", "-s", str(project.directory / "own")) as beat:
@@ -340,4 +404,4 @@ def test_a_restored_database_has_the_schedules_of_today(project: Project) -> Non
     name = str(project.databases["default"]["NAME"])
     project.must("snapshots", "restore", "before", "--no-input", "--confirm", name)
     ours = [name for name in project.periodic_tasks() if name.startswith("snapshots: ")]
-    assert ours == ["snapshots: new"]
+    assert sorted(ours) == ["snapshots: housekeeping", "snapshots: new"]

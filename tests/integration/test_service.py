@@ -259,6 +259,16 @@ def test_a_worker_that_is_stopped_leaves_its_step_time_to_end(service: Service) 
     assert _runs(service) == [("snapshot", "held", "succeeded")]
 
 
+def test_a_worker_that_gets_sigterm_waits_for_its_step(service: Service) -> None:
+    with _worker_at_work(service, seconds="0.1") as process:
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        (service.directory / "go").touch()
+        assert process.wait(60) == 0
+    assert _runs(service) == [("snapshot", "held", "succeeded")]
+
+
 @pytest.mark.parametrize("broker", ["", "redis"])
 def test_a_worker_that_is_stopped_gives_up_a_step_that_takes_too_long(
     service: Service, broker: str, broker_url: str

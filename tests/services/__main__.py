@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(command: list[str]) -> int:
-    with _signals_end_this_process():
+    with signals_end_this_process():
         _remove_abandoned()
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
         try:
@@ -108,7 +108,7 @@ def _run_command(command: list[str], state: Path) -> int:
 
 
 @contextlib.contextmanager
-def _signals_end_this_process() -> Iterator[None]:
+def signals_end_this_process() -> Iterator[None]:
     """SIGTERM and SIGHUP raise ``SystemExit``, so that every ``finally`` runs; SIGINT raises ``KeyboardInterrupt``."""
 
     def leave(number: int, frame: FrameType | None) -> None:

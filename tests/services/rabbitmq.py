@@ -35,6 +35,9 @@ class RabbitMQ(Service):
     def __init__(self, directory: Path, *, lives_on: bool) -> None:
         super().__init__(directory, lives_on=lives_on)
         self.control_port = free_port()
+        self.epmd_port = (
+            free_port()
+        )  # where nobody listens; without it, the epmd of other people's nodes would be found
 
     @property
     def client_directory(self) -> Path:
@@ -88,6 +91,10 @@ class RabbitMQ(Service):
             "RABBITMQ_NODENAME": _NODE,
             # The start script then becomes the Erlang machine, which so is what the kernel kills with its parent.
             "RABBITMQ_ALLOW_INPUT": "1",
+            # For a second Erlang machine, which it runs once a minute to have an epmd started.
+            "ERL_FLAGS": "-start_epmd false",
+            "ERL_EPMD_ADDRESS": HOST,
+            "ERL_EPMD_PORT": str(self.epmd_port),
             **{f"RABBITMQ_{name}": str(self.directory / place) for name, place in places.items()},
         }
 

@@ -321,6 +321,7 @@ class MariaDB(Service):
             find_program("mariadb-install-db"),
             "--no-defaults",
             f"--datadir={self.data}",
+            f"--tmpdir={self.directory}",  # a server that starts removes temporary tables from there, whosever they are
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
             "--skip-name-resolve",
@@ -332,7 +333,7 @@ class MariaDB(Service):
             "init.sql",
             f"DELETE FROM mysql.global_priv WHERE User IN ('', 'root', 'PUBLIC');\n"
             f"FLUSH PRIVILEGES;\n"
-            f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{self.password}';\n"
+            f"CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{self.password}';\n"
             f"GRANT ALL PRIVILEGES ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n",
         )
 
@@ -341,6 +342,7 @@ class MariaDB(Service):
             str(find_program("mariadbd")),
             "--no-defaults",
             f"--datadir={self.data}",
+            f"--tmpdir={self.directory}",
             f"--socket={self.socket_file}",
             f"--pid-file={self.directory / 'pid'}",
             f"--init-file={self.directory / 'init.sql'}",

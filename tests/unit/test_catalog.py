@@ -16,6 +16,7 @@ from django_snapshots import DjangoStorageBackend, LocalFileSystemBackend, list_
 from django_snapshots.catalog import MARKER, Catalog, StoredArtifact
 from django_snapshots.catalog.directory import DirectoryFormat
 from django_snapshots.exceptions import (
+    SnapshotBusyError,
     SnapshotConfigurationError,
     SnapshotError,
     SnapshotExistsError,
@@ -205,6 +206,88 @@ def test_publishing_twice_is_publishing_once(storage):
     before = objects(storage)
     assert run.publish() == first
     assert objects(storage) == before
+
+
+@pytest.mark.parametrize("ahead", ["moved", "published"])
+def test_a_finisher_that_slept_takes_nothing_back_from_the_next_one(advanced, monkeypatch, ahead):
+    """Asleep in front of its first move, while another finisher of the run has moved everything, or published it."""
+    run = Run(advanced).store()
+    move, asked = advanced.atomic_move, []
+
+    def awake_too_late(src, dst):
+        monkeypatch.setattr(advanced, "atomic_move", move)
+        if ahead == "published":
+            run.publish()
+        else:
+            for item in run.stored:
+                move(f"nightly/{item.record.filename}", f"nightly/{item.plain_filename}")
+        move(src, dst)
+
+    def retreat(error):
+        asked.append(error)
+        return False
+
+    monkeypatch.setattr(advanced, "atomic_move", awake_too_late)
+    with pytest.raises(SnapshotNotFoundError):
+        Catalog(advanced).publish(run.snapshot, run.stored, retreat=retreat)
+    assert len(asked) == 1
+    assert run.publish().run == run.snapshot.run
+    assert list(nothing_or_whole(advanced)) == ["nightly"]
+
+
+def test_what_was_moved_is_taken_back_when_it_is_allowed(advanced, monkeypatch):
+    run = Run(advanced).store()
+    create = advanced.write
+
+    def full(path, content):
+        raise SnapshotStorageError("no room for the manifest")
+
+    monkeypatch.setattr(advanced, "write", full)
+    with pytest.raises(SnapshotStorageError, match="no room"):
+        run.publish()
+    monkeypatch.setattr(advanced, "write", create)
+    assert objects(advanced) == sorted(f"nightly/{name}" for name in run.filenames)
+
+
+def test_what_can_not_be_moved_back_is_removed(advanced, monkeypatch):
+    """Under its plain name nobody could tell later whose it is."""
+    run = Run(advanced).store()
+    move = advanced.atomic_move
+
+    def broken(src, dst):
+        if dst.endswith("part0.bin"):
+            return move(src, dst)
+        raise SnapshotStorageError("broken")
+
+    monkeypatch.setattr(advanced, "atomic_move", broken)
+    with pytest.raises(SnapshotStorageError, match="broken"):
+        run.publish()
+    assert objects(advanced) == [f"nightly/{run.filenames[1]}"]
+
+
+def test_nothing_is_moved_before_the_gate_and_nothing_written_without_a_check(storage):
+    run = Run(storage).store()
+    before = objects(storage)
+
+    def closed():
+        raise SnapshotBusyError("the lease is over")
+
+    for closing in ({"gate": closed}, {"check": closed}):
+        with pytest.raises(SnapshotBusyError):
+            Catalog(storage).publish(run.snapshot, run.stored, **closing)
+        assert objects(storage) == before
+
+
+def test_a_manifest_that_was_written_too_late_is_taken_back(storage):
+    run = Run(storage).store()
+    made = run.publish()
+    catalog = Catalog(storage)
+    catalog.take_back("nightly", "b" * 32, unless_whole=False)
+    catalog.take_back("nightly", made.run, unless_whole=True)
+    assert catalog.get("nightly") == made
+    storage.delete(f"nightly/{made.artifacts[0].filename}")
+    catalog.take_back("nightly", made.run, unless_whole=True)
+    assert not catalog.exists("nightly")
 
 
 @pytest.mark.parametrize("kind", ["local", "memory", "django"])

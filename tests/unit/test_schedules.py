@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import pytest
 from celery.schedules import crontab
+from django_celery_beat.models import CrontabSchedule
+from django_celery_beat.tzcrontab import TzAwareCrontab
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from django_snapshots.conf import get_schedules, get_settings
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.retention import Policy
-from django_snapshots.schedules import _expiry
+from django_snapshots.schedules import _expiry, _last_time
 from django_snapshots.testing import MemoryStorage
 from django_snapshots.timetable import Cron, parse_cron
 
@@ -223,3 +227,70 @@ def test_a_message_is_void_when_the_next_one_comes(text, seconds):
 def test_an_intervals_message_lives_as_long_as_the_interval():
     assert _expiry(timedelta(hours=6)) == 21600
     assert _expiry(timedelta(seconds=1)) == 60
+
+
+# The time that a message is for
+
+
+def crontab_row(text: str, zone: str) -> CrontabSchedule:
+    minute, hour, day, month, weekday = text.split()
+    return CrontabSchedule(
+        minute=minute, hour=hour, day_of_month=day, month_of_year=month, day_of_week=weekday, timezone=zone
+    )
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(f"{text}+00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "zone", "now", "slot"),
+    [
+        pytest.param("0 3 * * *", "UTC", "2026-03-01T03:00:05", "2026-03-01T03:00", id="on time"),
+        pytest.param("0 3 * * *", "UTC", "2026-03-01T22:10:00", "2026-03-01T03:00", id="late"),
+        pytest.param("0 3 * * *", "UTC", "2026-03-01T02:59:30", "2026-03-01T03:00", id="half a minute early"),
+        pytest.param("0 3 * * *", "UTC", "2026-03-01T02:58:30", "2026-02-28T03:00", id="too early"),
+        pytest.param("* * * * *", "UTC", "2026-03-01T03:00:40", "2026-03-01T03:00", id="every minute, late"),
+        pytest.param("* * * * *", "UTC", "2026-03-01T03:00:50", "2026-03-01T03:01", id="every minute, early"),
+        pytest.param("0 3-3 * * *", "Asia/Kathmandu", "2026-03-01T21:15:01", "2026-03-01T21:15", id="another zone"),
+        pytest.param("0 3 * * 1", "America/New_York", "2026-07-06T07:00:01", "2026-07-06T07:00", id="its weekday"),
+        pytest.param("0 0 29 2 *", "UTC", "2027-05-01T00:00:00", "2024-02-29T00:00", id="once in four years"),
+        pytest.param("30 2 * * *", "Europe/Berlin", "2026-03-29T01:30:05", "2026-03-29T01:30", id="an hour left out"),
+        pytest.param("30 2 * * *", "Europe/Berlin", "2026-03-29T01:00:05", "2026-03-28T01:30", id="before that hour"),
+        pytest.param("30 2 * * *", "Europe/Berlin", "2026-10-25T00:30:05", "2026-10-25T00:30", id="an hour twice"),
+        pytest.param("30 2 * * *", "Europe/Berlin", "2026-10-25T01:00:05", "2026-10-25T00:30", id="its repetition"),
+        pytest.param("30 2 * * *", "Europe/Berlin", "2026-10-25T01:30:05", "2026-10-25T00:30", id="the second 02:30"),
+    ],
+)
+def test_a_message_is_for_the_last_time_of_its_schedule(text, zone, now, slot):
+    assert _last_time(crontab_row(text, zone), at(now)) == at(slot)
+
+
+@pytest.mark.parametrize("text", ["30 2 * * *", "*/30 * * * *", "15 1,3 * * *"])
+@pytest.mark.parametrize("begin", ["2026-03-28T20:00", "2026-10-24T20:00"])
+def test_every_firing_of_beat_has_a_slot_of_its_own_whatever_the_clock_shows(text, begin):
+    """As beat itself decides it, through both changes of the clock; each message may come a little early, or late."""
+    moment = last = at(begin)
+    minute, hour, *_ = text.split()
+    times = TzAwareCrontab(minute=minute, hour=hour, tz=ZoneInfo("Europe/Berlin"))
+    times.nowfun = lambda: moment
+    fired = []
+    while moment < at(begin) + timedelta(hours=36):
+        if times.is_due(last).is_due:
+            fired.append(moment)
+            last = moment
+        moment += timedelta(seconds=60)
+    assert len(fired) > 1
+    row = crontab_row(text, "Europe/Berlin")
+    assert [_last_time(row, time) for time in fired] == fired
+    for time, following in pairwise(fired):
+        assert _last_time(row, time - timedelta(seconds=50)) == time
+        assert _last_time(row, following - timedelta(seconds=70)) == time
+        # It lies in the queue for most of the time until the next one.
+        assert _last_time(row, time + (following - time) * 0.9) == time
+
+
+def test_without_time_zones_a_slot_is_in_the_projects_own(settings):
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Berlin"
+    row = crontab_row("0 3 * * *", "Europe/Berlin")
+    assert _last_time(row, datetime(2026, 7, 1, 3, 0, 5)) == datetime(2026, 7, 1, 1, tzinfo=UTC)

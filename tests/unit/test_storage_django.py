@@ -224,6 +224,18 @@ class TestErrors:
             write_chunks(backend, "a/b", failing())
         assert [path.name for path in tmp_path.rglob("*")] == ["a"]
 
+    @pytest.mark.parametrize(("stored", "stays"), [(b"", False), (b"ne", False), (b"net", True), (b"newer", True)])
+    def test_half_of_a_small_object_is_removed_and_what_another_wrote_stays(self, tmp_path, stored, stays):
+        class Failing(FileSystemStorage):
+            def _save(self, name, content):
+                super()._save(name, ContentFile(stored))
+                raise VendorError("500")
+
+        backend = DjangoStorageBackend(Failing(location=tmp_path))
+        with pytest.raises(SnapshotStorageError, match="500"):
+            backend.write("a", io.BytesIO(b"new"))
+        assert backend.exists("a") == stays
+
     def test_a_failed_overwrite_does_not_delete(self, tmp_path):
         """The storage may still have the old object; if it hasn't, that is what overwriting storages are like."""
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,10 +69,31 @@ def test_it_is_private_and_removed_at_the_end(tmp_path: Path) -> None:
         assert list(path.iterdir()) == []
         (path / "below" / "deeper").mkdir(parents=True)
         (path / "below" / "deeper" / "file").write_text("x")
-        (path / "below" / "deeper").chmod(0)
-        (path / "below").chmod(0o500)
         (path / "link").symlink_to(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Path]:
+    """A directory of a user who isn't root, and this process as that user."""
+    with tempfile.TemporaryDirectory() as name:
+        was = os.geteuid()
+        if was == 0:
+            os.chown(name, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(was)
+
+
+def test_modes_that_forbid_it_do_not_keep_it(as_nobody: Path) -> None:
+    with private_directory(as_nobody) as path:
+        (path / "below" / "deeper").mkdir(parents=True)
+        (path / "below" / "deeper" / "file").write_text("x")
+        (path / "below" / "deeper").chmod(0)
+        (path / "below").chmod(0o500)
+    assert list(as_nobody.iterdir()) == []
 
 
 def test_it_is_removed_after_an_error(tmp_path: Path) -> None:
@@ -261,6 +283,22 @@ def test_only_a_lock_of_this_host_is_believed(tmp_path: Path, host: str, boot: s
     renamed = left.rename(tmp_path / "-".join(["django-snapshots", *parts, "abcdefgh"]))
     assert remove_abandoned(tmp_path) == ([renamed] if ours else [])
     assert renamed.exists() is not ours
+
+
+def test_a_name_that_became_anothers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is exchanged between the opening and the lock."""
+    left, aside = abandoned(tmp_path), tmp_path / "aside"
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        left.rename(aside)
+        left.mkdir(0o700)
+        real(descriptor, operation)
+
+    monkeypatch.setattr(temporary.fcntl, "flock", flock)
+    assert remove_abandoned(tmp_path) == []
+    assert left.is_dir()
+    assert (aside / "secret.cnf").exists()
 
 
 def test_what_cannot_be_removed_is_logged_and_left(

@@ -8,7 +8,16 @@ from typing import Any
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.connectors.mysql.server import Server, execute, explained, names, quote, rows
+from django_snapshots.connectors.mysql.server import (
+    LOCKED_IDLE,
+    LONGEST,
+    Server,
+    execute,
+    explained,
+    names,
+    quote,
+    rows,
+)
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError
 from django_snapshots.redaction import redact
 
@@ -23,7 +32,7 @@ def clear(connection: BaseDatabaseWrapper, db_alias: str, preserved: frozenset[s
     ``SnapshotBusyError`` then, and ``SnapshotConnectorError`` that says what state the database is in.
     """
     with explained(db_alias, "could not be asked what it holds; it was not touched"):
-        execute(connection, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
+        execute(connection, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}, wait_timeout = {LOCKED_IDLE}")
         found = _tables(connection, preserved)
     _lock(connection, db_alias, found)
     try:
@@ -33,6 +42,8 @@ def clear(connection: BaseDatabaseWrapper, db_alias: str, preserved: frozenset[s
         execute(connection, "UNLOCK TABLES")
         for statement in [*_drop_rest(connection), *_drop_sequences(found)]:
             execute(connection, statement)
+        # What comes next here comes after the load.
+        execute(connection, f"SET SESSION wait_timeout = {LONGEST}")
     except DatabaseError as error:
         raise SnapshotConnectorError(
             f"The database of {db_alias!r} could not be emptied: {redact(str(error))}. Part of it may be gone: restore "

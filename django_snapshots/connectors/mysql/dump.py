@@ -146,7 +146,11 @@ def _whole(plan: DumpPlan, tool: Tool, chunks: Iterator[bytes]) -> Iterator[byte
         tail = (tail + chunk[-_TAIL:])[-_TAIL:]
         yield chunk
     if tool.wait() != 0:
-        raise SnapshotConnectorError(f"The dump of {plan.db_alias!r} failed: {tool.explain()}")
+        # Seen with mariadb-dump 10.11: status 2, and not a word, when the server ends its session or is restarted.
+        hint = (
+            "" if tool.stderr else ". It may have lost its connection: was the server restarted, or its session ended?"
+        )
+        raise SnapshotConnectorError(f"The dump of {plan.db_alias!r} failed: {tool.explain()}{hint}")
     if not tail.rstrip().rsplit(b"\n", 1)[-1].startswith(END):
         how = "is cut off before its last line" if tail else "is empty"
         raise SnapshotConnectorError(f"The dump of {plan.db_alias!r} {how}, though {tool.explain()}")

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from typing import cast
 
 from django.db import DatabaseError
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.facts import applied_migrations
 from django_snapshots.connectors.mysql.server import (
+    LOCKED_IDLE,
+    LONGEST,
     Table,
     count_rows,
     execute,
@@ -31,7 +32,6 @@ from django_snapshots.connectors.mysql.sessions import Marks
 
 LOCK_WAIT = 3
 """Seconds to wait for the lock; the project's own writers wait behind us as long."""
-_LONGEST_DUMP = 7 * 24 * 3600
 
 
 class Moment:
@@ -44,7 +44,6 @@ class Moment:
         self._stack = contextlib.ExitStack()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="row-counts")
         self._counting: Future[dict[str, int]] | None = None
-        self._locker: BaseDatabaseWrapper | None = None
         self.locked = False
         self.exact = False
         """Whether writers were shut out from before our transaction began until after the tool's had."""
@@ -59,15 +58,14 @@ class Moment:
     def begin(self) -> None:
         """Take the lock if it can be had, and open our transaction. Raises ``SnapshotConnectorError``."""
         with explained(self._alias, "could not be locked and read"):
-            locker = self._stack.enter_context(server_connection(self._alias))
-            execute(locker, f"SET SESSION wait_timeout = {_LONGEST_DUMP}")
+            self._locker = self._stack.enter_context(server_connection(self._alias))
             # Before any lock or transaction, so that another worker finds whoever has one.
-            self.marks = Marks(locker, self._label)
+            self.marks = Marks(self._locker, self._label)
             self._reader = self._stack.enter_context(server_connection(self._alias))
             self.marks.add(self._reader)
-            self._lock(locker)
+            self._lock()
             execute(self._reader, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            execute(self._reader, f"SET SESSION wait_timeout = {_LONGEST_DUMP}")
+            execute(self._reader, f"SET SESSION wait_timeout = {LONGEST}")
             self._thread_id = int(value(self._reader, "SELECT CONNECTION_ID()"))
             execute(self._reader, "START TRANSACTION WITH CONSISTENT SNAPSHOT")
             self.started_at = cast(datetime, value(self._reader, "SELECT UTC_TIMESTAMP(6)")).replace(tzinfo=UTC)
@@ -76,10 +74,8 @@ class Moment:
 
     def release(self, *, tool_has_begun: bool) -> None:
         """End the lock; *tool_has_begun* says that the dump tool's transaction was open by now. Start counting."""
-        self.exact = self.locked and tool_has_begun
-        if self._locker is not None:
-            with contextlib.suppress(DatabaseError):
-                execute(self._locker, "UNLOCK TABLES")
+        # A lock whose session was ended meanwhile has let writers in.
+        self.exact = self._unlock() and self.locked and tool_has_begun
         self._counting = self._executor.submit(self._count)
 
     def row_counts(self) -> dict[str, int]:
@@ -95,21 +91,30 @@ class Moment:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._stack.close()
 
-    def _lock(self, locker: BaseDatabaseWrapper) -> None:
+    def _lock(self) -> None:
         # A reader of a MyISAM table queues behind a waiting writer, so the dump tool would wait for our own lock; and
         # the rows of such tables are read after it anyway.
         wanted = ", ".join(f"{quote(table.name)} READ" for table in self._tables if table.transactional)
         if not wanted:
             self.locked = True
             return
-        execute(locker, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
+        execute(self._locker, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}, wait_timeout = {LOCKED_IDLE}")
         try:
-            execute(locker, f"LOCK TABLES {wanted}")
+            execute(self._locker, f"LOCK TABLES {wanted}")
         except DatabaseError:
             # No right to, or a long transaction in the way: the dump itself needs no lock.
             return
-        self._locker = locker
         self.locked = True
+
+    def _unlock(self) -> bool:
+        """End the lock; whether it was there until now."""
+        try:
+            execute(self._locker, "UNLOCK TABLES")
+            # It holds the marks until the end of the dump.
+            execute(self._locker, f"SET SESSION wait_timeout = {LONGEST}")
+        except DatabaseError:
+            return False
+        return True
 
     def _count(self) -> dict[str, int]:
         counts = {}

@@ -17,6 +17,7 @@ from django_snapshots.connectors.mysql.options import connection_options, secret
 from django_snapshots.connectors.mysql.preflight import require_fit, require_restorable
 from django_snapshots.connectors.mysql.scan import Findings, scan, split, without_sandbox
 from django_snapshots.connectors.mysql.server import (
+    LONGEST,
     Server,
     count_rows,
     explained,
@@ -161,8 +162,9 @@ class _Loader:
         return self.restore.request.processes.start(command, stdin=subprocess.PIPE, stdout=stdout, secrets=self.secrets)
 
     def _session(self) -> str:
+        limits = f"lock_wait_timeout = {_LOAD_LOCK_WAIT}, wait_timeout = {LONGEST}"
         unlimited = ", max_statement_time = 0" if self.restore.server.mariadb else ""
-        return f"SET SESSION lock_wait_timeout = {_LOAD_LOCK_WAIT}{unlimited}{self.marks.assignment()}"
+        return f"SET SESSION {limits}{unlimited}{self.marks.assignment()}"
 
     def _failed(self, tool: Tool, how: str = "") -> SnapshotConnectorError:
         what = f"{tool.name} {how}; {tool.explain()}" if how else tool.explain()

@@ -18,6 +18,10 @@ from django_snapshots.redaction import redact
 
 JOURNAL_PREFIX = "django_snapshots_"
 """How the names of the journal's own tables begin; a database that holds nothing else is empty."""
+LOCKED_IDLE = 60
+"""Seconds of silence after which the server ends a session that holds locks on tables."""
+LONGEST = 7 * 24 * 3600
+"""Seconds of silence that the server must bear in a session whose turn comes when a dump or a load has ended."""
 _BRIEF_SECONDS = 5
 
 

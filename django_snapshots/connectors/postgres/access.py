@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -25,6 +26,22 @@ _KEYWORDS = frozenset(
         *("sslmode", "sslnegotiation", "sslrootcert", "sslsni", "target_session_attrs", "tcp_user_timeout", "user"),
     }
 )
+
+KEEPALIVES = {"keepalives_idle": "60", "keepalives_interval": "10", "keepalives_count": "6"}
+"""When the network is gone, each side learns of it after two minutes of silence instead of the system's two hours.
+
+Not ``tcp_user_timeout``: it also ends a connection whose other side is there and doesn't read for a while, as a dump
+that waits for its storage.
+"""
+SERVER_KEEPALIVES = """
+SELECT set_config(name, wanted, true)
+FROM (VALUES ('tcp_keepalives_idle', '60'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '6'))
+    AS t (name, wanted)
+WHERE current_setting(name)::integer > wanted::integer
+    AND (SELECT source FROM pg_settings s WHERE s.name = t.name) <> 'client'
+"""
+"""The same for the server's side, until the end of the transaction; what is less already stays, and what the alias has
+set itself."""
 
 MAINTENANCE = "postgres"
 """A database that every server has."""
@@ -61,13 +78,18 @@ def access(connection: BaseDatabaseWrapper, label: str) -> Access:
             "private. Use a client key without a passphrase, readable by its owner alone."
         )
     named = {key: str(value) for key, value in parameters.items() if key in _KEYWORDS and value not in (None, "")}
-    named.update(_connected_host(connection, named))
+    named = {**_keepalives(named), **named, **_connected_host(connection, named)}
     named["application_name"] = label
     env = {"PG_COLOR": "never"}
     if parameters.get("password"):
         env["PGPASSWORD"] = str(parameters["password"])
     role = (connection.settings_dict.get("OPTIONS") or {}).get("assume_role")
     return Access(conninfo=_conninfo(named), env=env, role=role)
+
+
+def _keepalives(named: Mapping[str, Any]) -> dict[str, str]:
+    """Ours, unless what the alias says, or the service that it names, may have others."""
+    return {} if any(key == "service" or key.startswith("keepalives") for key in named) else KEEPALIVES
 
 
 def _connected_host(connection: BaseDatabaseWrapper, named: Mapping[str, str]) -> dict[str, str]:
@@ -107,6 +129,10 @@ def _own_connection(alias: str) -> Iterator[BaseDatabaseWrapper]:
             "give it another connector in SNAPSHOTS['DATABASE_CONNECTORS']."
         )
     with facts.own_connection(alias) as connection:
+        options = connection.settings_dict.get("OPTIONS") or {}
+        if not options.get("pool"):  # a pool's connections are the project's
+            options = {**_keepalives(options), **options}
+            connection.settings_dict = {**connection.settings_dict, "OPTIONS": options}
         connection.ensure_connection()
         yield connection
 
@@ -180,4 +206,5 @@ def _begin(connection: BaseDatabaseWrapper, label: str) -> None:
             "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', "
             "'lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
         )
+        cursor.execute(SERVER_KEEPALIVES)
         cursor.execute("SET LOCAL row_security = off")

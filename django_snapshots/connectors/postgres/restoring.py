@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from django_snapshots.connectors.postgres import catalog, clearing
-from django_snapshots.connectors.postgres.access import access, connected
+from django_snapshots.connectors.postgres.access import SERVER_KEEPALIVES, access, connected
 from django_snapshots.connectors.postgres.archive import Contents, Entry, read_contents
 from django_snapshots.connectors.postgres.backend import WHO, Backend, outcome
 from django_snapshots.connectors.postgres.feeding import Feeder
@@ -146,6 +146,7 @@ class Restoring:
     def _open(self, kept: Collection[int], role: str | None) -> None:
         session = self._open_session
         self._backend = Backend.parse(session.ask(_OPENING + WHO)[-1])
+        session.ask(f"{SERVER_KEEPALIVES} \\g /dev/null")
         session.ask(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s';")
         if role:
             session.ask(f"SET LOCAL ROLE {_identifier(role)};")

@@ -38,6 +38,7 @@
             cell("td", step.duration),
             cell("td", step.holder),
             cell("td", step.attempts, "snapshots-number"),
+            cell("td", step.alive),
             cell("td", step.error, "snapshots-reason"),
         );
         return made;
@@ -59,6 +60,11 @@
         at("bar").value = run.done;
         at("bar").hidden = run.final;
         say(at("error"), run.error);
+        say(at("cancel"), run.cancel);
+        // Not there for who may not cancel.
+        if (at("cancelling")) {
+            at("cancelling").hidden = !run.cancellable;
+        }
         at("lines").replaceChildren(...run.lines.map((line) => cell("li", line)));
         at("lines").hidden = run.lines.length === 0;
         at("steps").tBodies[0].replaceChildren(...run.steps.map(row));

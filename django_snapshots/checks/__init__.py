@@ -18,6 +18,7 @@ from django.db import connections
 from django.db.models import Field, ForeignKey, Model
 
 from django_snapshots.artifacts.media_root import media_root
+from django_snapshots.checks.workers import check_deployment, check_workers
 from django_snapshots.conf import Settings, get_settings, storage_location
 from django_snapshots.connectors.auto import connector_for
 from django_snapshots.exceptions import SnapshotError
@@ -33,6 +34,8 @@ def connect() -> None:
     """Register the checks, from ``AppConfig.ready``."""
     register(check_settings, TAG)
     register(check_foreign_keys, TAG)
+    register(check_workers, TAG)
+    register(check_deployment, TAG, deploy=True)
 
 
 def check_settings(**_options: object) -> list[CheckMessage]:

@@ -1,0 +1,145 @@
+"""The subcommands of ``manage.py snapshots`` and their options."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any, cast
+
+from django_snapshots.retention import Policy
+
+RULES = tuple(Policy.__dataclass_fields__)
+"""The rules of a retention policy, each of which is an option of ``prune``."""
+
+
+def add_commands(parser: ArgumentParser) -> None:
+    """Add every subcommand to *parser*."""
+    commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    for add in (
+        *(_add_backup, _add_restore, _add_verify, _add_list, _add_info, _add_delete, _add_prune),
+        *(_add_status, _add_cancel, _add_sweep),
+    ):
+        command = add(commands)
+        command.add_argument("--format", choices=("text", "json"), default="text", help="for people or programs")
+
+
+def _add_backup(commands: Any) -> ArgumentParser:
+    backup = _command(commands, "backup", "take a snapshot")
+    backup.add_argument("name", nargs="?", help="its name; the default is SNAPSHOTS['NAME']")
+    _add_parts(backup, "take")
+    backup.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the manifest")
+    _add_wait(backup)
+    _add_queue(backup)
+    return backup
+
+
+def _add_restore(commands: Any) -> ArgumentParser:
+    restore = _command(commands, "restore", "restore a snapshot")
+    restore.add_argument("name", nargs="?", help="its name; the default is the latest")
+    _add_parts(restore, "restore")
+    restore.add_argument(
+        "--confirm",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="the name of a target that isn't empty and may be replaced; once for each",
+    )
+    restore.add_argument("--no-input", action="store_true", help="never ask; every target needs its --confirm")
+    restore.add_argument("--elsewhere", action="store_true", help="allow a snapshot of another project or environment")
+    _add_wait(restore)
+    _add_queue(restore)
+    return restore
+
+
+def _add_verify(commands: Any) -> ArgumentParser:
+    verify = _command(commands, "verify", "prove that what is stored is what was written")
+    verify.add_argument("name", nargs="?", help="its name; the default is the latest")
+    verify.add_argument(
+        "--level", type=int, choices=(1, 2), default=2, help="1: manifest and presence; 2: every stored byte"
+    )
+    _add_wait(verify)
+    _add_queue(verify)
+    return verify
+
+
+def _add_list(commands: Any) -> ArgumentParser:
+    return _command(commands, "list", "list the snapshots in the storage, the newest first")
+
+
+def _add_info(commands: Any) -> ArgumentParser:
+    info = _command(commands, "info", "show one snapshot")
+    info.add_argument("name", nargs="?", help="its name; the default is the latest")
+    return info
+
+
+def _add_delete(commands: Any) -> ArgumentParser:
+    delete = _command(commands, "delete", "delete a snapshot")
+    delete.add_argument("name", help="its name")
+    delete.add_argument("--no-input", action="store_true", help="do not ask")
+    _add_wait(delete)
+    return delete
+
+
+def _add_prune(commands: Any) -> ArgumentParser:
+    prune = _command(commands, "prune", "delete the snapshots that the retention policy no longer keeps")
+    prune.add_argument("--dry-run", action="store_true", help="say what would be deleted, and why the rest is kept")
+    _add_policy(prune)
+    prune.add_argument("--no-input", action="store_true", help="do not ask")
+    _add_queue(prune)
+    return prune
+
+
+def _add_status(commands: Any) -> ArgumentParser:
+    status = _command(commands, "status", "show the runs that are at work, that wait, and that ended lately")
+    status.add_argument("run", nargs="?", help="the id of one run, or its beginning; the default is all")
+    return status
+
+
+def _add_cancel(commands: Any) -> ArgumentParser:
+    cancel = _command(commands, "cancel", "cancel a run, wherever it is at work")
+    cancel.add_argument("run", help="its id, or the beginning of it")
+    cancel.add_argument("--wait", type=float, metavar="SECONDS", help="wait so long, at most, until it has ended")
+    return cancel
+
+
+def _add_sweep(commands: Any) -> ArgumentParser:
+    sweep = _command(commands, "sweep", "end or begin again what dead workers held")
+    sweep.add_argument("--collect", action="store_true", help="also remove what nobody needs from the storage")
+    return sweep
+
+
+def _command(commands: Any, name: str, words: str) -> ArgumentParser:
+    return cast(ArgumentParser, commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}."))
+
+
+def _add_parts(parser: ArgumentParser, verb: str) -> None:
+    parser.add_argument(
+        "--database", action="append", dest="databases", metavar="ALIAS", help=f"{verb} this alias; may be repeated"
+    )
+    parser.add_argument(
+        "--artifact", action="append", dest="artifacts", metavar="KIND", help=f"{verb} this kind; may be repeated"
+    )
+
+
+def _add_wait(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait",
+        type=float,
+        metavar="SECONDS",
+        help="wait so long, at most, for another run that is in the way; the default is not at all",
+    )
+
+
+def _add_queue(parser: ArgumentParser) -> None:
+    parser.add_argument("--queue", action="store_true", help="hand it to the workers and follow the progress")
+
+
+def _add_policy(parser: ArgumentParser) -> None:
+    for rule in RULES:
+        parser.add_argument(
+            f"--{rule.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help="the least that is kept of each group"
+            if rule == "minimum"
+            else "a rule of a policy that takes the place of SNAPSHOTS['RETENTION']",
+        )

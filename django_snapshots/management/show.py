@@ -1,0 +1,111 @@
+"""Answers of the commands, for people: lines of text without anything that a terminal obeys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.core.management.base import OutputWrapper
+from django.core.management.color import Style
+
+from django_snapshots.catalog import Entry, label
+from django_snapshots.manifest import Snapshot, to_iso
+from django_snapshots.sizes import human_size
+
+
+class Screen:
+    """Writes to a command's output."""
+
+    def __init__(self, output: OutputWrapper, style: Style) -> None:
+        self._output = output
+        self._style = style
+
+    def say(self, text: str, style: Callable[[str], str] = str) -> None:
+        """One line: names and texts may come from storage."""
+        self._output.write(style(_printable(text)))
+
+    def good(self, text: str) -> None:
+        """A line that tells of success."""
+        self.say(text, self._style.SUCCESS)
+
+    def heading(self, text: str) -> None:
+        """A line above others."""
+        self.say(text, self._style.MIGRATE_HEADING)
+
+    def warn(self, text: str) -> None:
+        """A line that should be read."""
+        self.say(text, self._style.WARNING)
+
+    def bad(self, text: str) -> None:
+        """A line that tells of a failure."""
+        self.say(text, self._style.ERROR)
+
+    def taken(self, result: dict[str, Any]) -> None:
+        """A snapshot that was taken."""
+        for artifact in result["artifacts"]:
+            self.say(f"  {artifact['filename']}  {human_size(artifact['size'])}")
+            self._warnings(artifact["metadata"])
+        self.good(f"Took {result['name']}, {human_size(result['size'])}.")
+
+    def restored(self, result: dict[str, Any]) -> None:
+        """A restore's report."""
+        for sentence in result["notes"]:
+            self.say(f"  {sentence}")
+        for item in result["restored"]:
+            self.say(f"  {item['type']} {item['subject']} -> {item['target']}")
+        self.good(f"Restored {result['name']}.")
+
+    def pruned(self, result: dict[str, Any]) -> None:
+        """A prune's, each snapshot with its reasons."""
+        verb = "would be deleted" if result["dry_run"] else "deleted"
+        for what, items in (("kept", result["kept"]), (verb, result["deleted"])):
+            for item in items:
+                self.say(f"  {item['name']}  {what}: {'; '.join(item['reasons'])}")
+        self.good(f"{len(result['deleted'])} {verb}, {len(result['kept'])} kept.")
+
+    def entries(self, entries: list[Entry], storage: Any) -> None:
+        """What lies in the storage."""
+        if not entries:
+            self.say(f"There are no snapshots in {label(storage)}.")
+        width = max((len(entry.name) for entry in entries), default=0)
+        for entry in entries:
+            if entry.snapshot is None:
+                self.bad(f"{entry.name:<{width}}  can't be read: {entry.error}")
+                continue
+            taken = to_iso(entry.snapshot.created_at)[:19]
+            parts = ", ".join(artifact.subject for artifact in entry.snapshot.artifacts)
+            self.say(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """One snapshot."""
+        self.heading(snapshot.name)
+        lines: tuple[tuple[str, str], ...] = (
+            ("taken", f"{to_iso(snapshot.created_at)} on {snapshot.hostname}"),
+            ("project", " ".join(filter(None, (snapshot.project, snapshot.environment)))),
+            ("run", snapshot.run),
+            ("Django, Python", f"{snapshot.django_version}, {snapshot.python_version}"),
+            ("size", human_size(snapshot.size)),
+            ("metadata", json.dumps(dict(snapshot.metadata), ensure_ascii=False) if snapshot.metadata else ""),
+        )
+        for title, value in lines:
+            if value:
+                self.say(f"  {title}: {value}")
+        for artifact in snapshot.artifacts:
+            self.say(f"  {artifact.filename}  {human_size(artifact.size)}  {artifact.checksum}")
+            self._warnings(artifact.metadata)
+
+    def _warnings(self, metadata: Mapping[str, Any]) -> None:
+        """What a dump left out or could not be sure of."""
+        for key in ("warnings", "unreadable"):
+            sentences = metadata.get(key)
+            for sentence in sentences if isinstance(sentences, list) else ():
+                self.warn(f"    {sentence}")
+
+
+def _printable(text: str) -> str:
+    """*text*, which may come from a file's name or from storage, without anything that a terminal obeys."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
