@@ -26,7 +26,7 @@ logger = logging.getLogger("django_snapshots")
 
 PREFIX = "django_snapshots."
 """How the names of our tasks begin."""
-_EXPIRES = 600.0
+EXPIRES = 600.0
 """Seconds after which a message that was sent again is void: the next sweep sends another."""
 
 
@@ -92,9 +92,12 @@ def _publish(run: Run) -> None:
 
 
 def publish_again(run: Run, **options: Any) -> None:
-    """Send the message of a queued run that is in the journal; if the broker is away, a later sweep does it."""
+    """Send the message of a queued run that is in the journal; if the broker is away, a later sweep does it.
+
+    The first message of a run is never void by itself: there may be nobody who sweeps.
+    """
     try:
-        _send_run(run, **{"expires": _EXPIRES, **options})
+        _send_run(run, **options)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own
         logger.warning("The message of run %s could not be sent: %s", run.pk, redact(str(error)))
 
@@ -155,9 +158,9 @@ def send_swept(swept: runs.Swept) -> bool:
     try:
         for run in swept.ask_again:
             _send_or_refuse(run)
-        _begin(swept.begin, expires=_EXPIRES)
+        _begin(swept.begin, expires=EXPIRES)
         for run_id in swept.finish:
-            _send("finish", args=(str(run_id),), expires=_EXPIRES)
+            _send("finish", args=(str(run_id),), expires=EXPIRES)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own
         logger.warning("What the sweep found could not be sent to the broker: %s", redact(str(error)))
         return False
@@ -166,7 +169,7 @@ def send_swept(swept: runs.Swept) -> bool:
 
 def _send_or_refuse(run: Run) -> None:
     try:
-        _send_run(run, expires=_EXPIRES)
+        _send_run(run, expires=EXPIRES)
     except SnapshotError as error:
         # Asked for by another version, perhaps: no worker could begin it, and it must not be in the others' way.
         runs.refuse(run, error)

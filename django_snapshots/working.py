@@ -12,7 +12,15 @@ from billiard import current_process
 
 from django_snapshots import execution, runs
 from django_snapshots.conf import get_limits
-from django_snapshots.messages import aside, publish_again, publish_given_back, publish_ready, record, send_swept
+from django_snapshots.messages import (
+    EXPIRES,
+    aside,
+    publish_again,
+    publish_given_back,
+    publish_ready,
+    record,
+    send_swept,
+)
 from django_snapshots.models import FINAL_STATES, Kind, Run, State
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
@@ -44,7 +52,7 @@ def conclude(run_id: uuid.UUID) -> None:
     store_result(finished)
     prune_after(finished)
     for waiting in runs.waiting():
-        publish_again(waiting)
+        publish_again(waiting, expires=EXPIRES)
 
 
 def cancel_run(run: uuid.UUID | str, *, by: str = "") -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def test_the_run_is_there_before_anybody_takes_the_message(project: Project, que
     assert (run["id"], run["state"], run["name"], run["requested_from"]) == (task, "queued", "nightly", "task")
     assert run["request"] == {"name": "nightly", "databases": ["default"]}
     assert waiting(queue) == 1
+    # It waits for a worker as long as it takes: nobody may sweep.
+    message = json.loads(queue.lindex("snapshots", 0))
+    assert message["headers"]["expires"] is None
 
 
 def test_a_request_outlives_a_broker_that_is_away_or_forgets(project: Project, queue: redis.Redis[Any]) -> None:
