@@ -222,7 +222,8 @@ class Session:
         ours = [pid for pid in pids if pid in self._children()]
         if ours:
             return self.random.choice(ours)
-        return int(psutil.Process(self._any_worker().pid).children()[0].pid)
+        # A pool whose child has ended starts another one within a moment.
+        return int(wait_until(lambda: sorted(self._children()), "a worker to have a child")[0])
 
     def _children(self) -> set[int]:
         found: set[int] = set()
