@@ -187,7 +187,12 @@ class BeatProcess:
 
     def __exit__(self, *_error: object) -> None:
         self._process.terminate()
-        self._process.wait(_DEADLINE)
+        try:
+            self._process.wait(_DEADLINE)
+        finally:
+            # One that lives on would send to the queue of the next test.
+            self._process.kill()
+            self._process.wait(_DEADLINE)
 
     def logs(self) -> str:
         """What it has printed."""

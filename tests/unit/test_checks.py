@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from celery import Celery, current_app
 from django.core.checks import Error, run_checks
 from django.core.files.storage import FileSystemStorage
 from django.core.management import call_command
@@ -18,6 +19,7 @@ from django_snapshots.checks import TAG, check_foreign_keys, check_settings
 from django_snapshots.models import Run, Step
 from django_snapshots.testing import MemoryStorage
 from tests.unit.test_catalog import OnlyBasic
+from tests.unit.test_checks_of_workers import GOOD
 
 LOCAL = "django_snapshots.storage.LocalFileSystemBackend"
 PAGE = Path(__file__).parents[2] / "docs/reference/checks.md"
@@ -41,7 +43,18 @@ def ids(messages):
     return [message.id.removeprefix("snapshots.") for message in messages]
 
 
-def test_a_project_where_all_is_well_hears_nothing(project):
+@pytest.fixture
+def celery():
+    """An app of Celery where all is well too, whatever app other tests have loaded."""
+    before = current_app._get_current_object()
+    app = Celery("well")
+    app.conf.update(GOOD)
+    yield app
+    before.set_current()
+    app.close()
+
+
+def test_a_project_where_all_is_well_hears_nothing(project, celery):
     assert project() == []
     assert run_checks(tags=[TAG]) == []
 
