@@ -147,7 +147,8 @@ def _begin(steps: Sequence[int], **options: Any) -> None:
 
 
 def _send(task: str, **options: Any) -> None:
-    current_app.send_task(f"{PREFIX}{task}", queue=get_queue(), serializer="json", **options)
+    # An operator may have given a periodic task a queue of its own; a message is JSON whoever asks.
+    current_app.send_task(f"{PREFIX}{task}", **{"queue": get_queue(), **options, "serializer": "json"})
 
 
 # Sweeps

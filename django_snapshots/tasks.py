@@ -68,7 +68,7 @@ class SnapshotTask(Task):  # type: ignore[type-arg]
             logger.info("%s", doubled)
             return self.AsyncResult(task_id)
         if connections[runs.alias()].in_atomic_block:
-            transaction.on_commit(lambda: publish_again(run), using=runs.alias())
+            transaction.on_commit(lambda: publish_again(run, **options), using=runs.alias())
         else:
             publish_again(run, **options)
         return self.AsyncResult(task_id)

@@ -82,6 +82,15 @@ def test_in_a_transaction_it_is_sent_when_that_is_committed(project: Project, qu
     assert project.call(code) == [[0, 0], 0, [1, 1]]
 
 
+def test_a_queue_that_is_named_is_the_one(project: Project, queue: redis.Redis[Any]) -> None:
+    """By code, or by an operator in a periodic task; in a transaction too."""
+    project.call(
+        "from django.db import transaction\nsnapshot.apply_async(queue='elsewhere', serializer='yaml')\n"
+        "with transaction.atomic():\n    snapshot.apply_async(queue='elsewhere')"
+    )
+    assert (waiting(queue), queue.llen("elsewhere")) == (0, 2)
+
+
 def test_what_nobody_begins_in_time_is_not_begun(project: Project, queue: redis.Redis[Any]) -> None:
     project.call("snapshot.apply_async(('late',), expires=60)")
     project.must("snapshots", "sweep")
