@@ -72,6 +72,22 @@ class RestoreRequest:
     temporary_directory: Callable[[], AbstractContextManager[Path]]
     report: Callable[[str], None] = field(default=lambda _: None)
     """Takes one plain sentence that belongs in the restore's report: a warning, a file that was left out."""
+    mark: str = ""
+    """Names what this restore leaves on servers and disks: at most 40 of ``[0-9a-z_]``, different for every subject
+    and every attempt. Empty where nothing may be left: what is replaced is gone with ``discard`` then."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON that is written with the kept state: which restore has replaced it, by what, when it may go."""
+    note: Callable[[Mapping[str, Any]], None] = field(default=lambda _: None)
+    """Writes plain JSON where a later process finds it, and returns when it is durable: what proves the outcome of a
+    switch that leaves no mark of its own, such as the number of its transaction."""
+    safety: Callable[[], None] = field(default=lambda: None)
+    """Takes a safety copy of the subject. A ``prepare`` that can't keep what it replaces calls it once: after it has
+    shut writers out, if it can, and before it changes anything. Raises, and then nothing may be changed."""
+    drill: bool = False
+    """Whether the state is built only to be looked at: nothing is asked of the target, nothing there is locked or has
+    to be there, and ``switch`` is never called."""
+    owner: bool | None = None
+    """Whether owners and grants are restored; ``None`` is as the connector was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +133,8 @@ class Prepared(Protocol):
         """After ``switch``: bring back what the target was; raise ``SnapshotError`` where that can't be done."""
 
     def discard(self) -> None:
-        """Drop everything that was built and not switched in, and what was replaced; always called last, any number
-        of times, and never raises for something that is gone already."""
+        """Drop everything that was built and not switched in; always called last, any number of times, and never raises
+        for something that is gone already. What was replaced goes with it, unless it is kept under a mark."""
 
 
 class Transferable(Protocol):

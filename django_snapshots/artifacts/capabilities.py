@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from django_snapshots.artifacts.protocols import ArtifactKind
-from django_snapshots.transfer import EndsSessions, Identified
+from django_snapshots.exceptions import SnapshotNotFoundError
+from django_snapshots.replaced import Beside, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.transfer import EndsSessions, Identified, Prepared, RestoreRequest, Source
 
 
 def identity_of(kind: ArtifactKind, subject: str) -> str:
@@ -19,3 +22,36 @@ def end_sessions_of(kind: ArtifactKind, subject: str, labels: Sequence[str]) -> 
     Raises ``SnapshotError`` if they are there and can't be ended: then the step must not be taken over yet.
     """
     return kind.end_sessions(subject, labels) if isinstance(kind, EndsSessions) else 0
+
+
+def keeps_of(kind: ArtifactKind, subject: str) -> bool:
+    """Whether a restore of *subject* keeps what it replaces beside it."""
+    return isinstance(kind, KeepsReplaced) and kind.keeps(subject)
+
+
+def beside_of(kind: ArtifactKind, subject: str) -> Sequence[Beside]:
+    """What restores have left beside *subject*, the newest first."""
+    return kind.beside(subject) if isinstance(kind, KeepsReplaced) else ()
+
+
+def settle_of(kind: ArtifactKind, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
+    """End what a dead attempt has begun on *subject*, and say what came of it."""
+    return kind.settle(subject, mark, noted) if isinstance(kind, KeepsReplaced) else Outcome.UNSEEN
+
+
+def bring_back_of(kind: ArtifactKind, subject: str, mark: str, request: RestoreRequest) -> Prepared:
+    """Prepare to put a kept state in the place of *subject*. Raises ``SnapshotNotFoundError``."""
+    if not isinstance(kind, KeepsReplaced):
+        raise SnapshotNotFoundError(f"Nothing is kept beside {kind.type} {subject!r}.")
+    return kind.bring_back(subject, mark, request)
+
+
+def remove_of(kind: ArtifactKind, subject: str, mark: str) -> None:
+    """Remove what carries *mark* beside *subject*."""
+    if isinstance(kind, KeepsReplaced):
+        kind.remove(subject, mark)
+
+
+def preflight_of(kind: ArtifactKind, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+    """What stands in the way of a restore of *subject*, as far as its kind can say beforehand."""
+    return kind.preflight(subject, source, request) if isinstance(kind, Preflights) else ()

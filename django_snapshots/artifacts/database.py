@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from django_snapshots.connectors.auto import connector_for, connector_name
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.protocols import StreamingConnector
-from django_snapshots.exceptions import SnapshotPreflightError
+from django_snapshots.exceptions import SnapshotNotFoundError, SnapshotPreflightError
+from django_snapshots.replaced import Beside, Finding, KeepsReplaced, Outcome, Preflights
 from django_snapshots.transfer import (
     Dump,
     DumpRequest,
@@ -73,10 +74,48 @@ class DatabaseArtifact:
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Restore the alias *subject*; refuses a dump that another connector wrote."""
         connector = self.connector(subject)
-        written_by, here = source.metadata.get("connector"), connector_name(connector)
-        if written_by is not None and written_by != here:
-            raise SnapshotPreflightError(
-                f"{source.filename} was dumped by {written_by}, but the connector of {subject!r} is {here}. "
-                'Name the connector that wrote it in SNAPSHOTS["DATABASE_CONNECTORS"], on a database of that engine.'
-            )
+        if (stranger := _written_by_another(subject, source, connector)) is not None:
+            raise SnapshotPreflightError(stranger)
         return connector.prepare(subject, source, request)
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """What the alias's connector has to say; that another connector wrote the dump stops everything else."""
+        connector = self.connector(subject)
+        if (stranger := _written_by_another(subject, source, connector)) is not None:
+            return [Finding(text=stranger, stops=True)]
+        return connector.preflight(subject, source, request) if isinstance(connector, Preflights) else ()
+
+    # What restores leave beside the alias's database; nothing where its connector keeps nothing.
+
+    def keeps(self, subject: str) -> bool:
+        connector = self.connector(subject)
+        return isinstance(connector, KeepsReplaced) and connector.keeps(subject)
+
+    def beside(self, subject: str) -> Sequence[Beside]:
+        connector = self.connector(subject)
+        return connector.beside(subject) if isinstance(connector, KeepsReplaced) else ()
+
+    def settle(self, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
+        connector = self.connector(subject)
+        return connector.settle(subject, mark, noted) if isinstance(connector, KeepsReplaced) else Outcome.UNSEEN
+
+    def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> Prepared:
+        connector = self.connector(subject)
+        if not isinstance(connector, KeepsReplaced):
+            raise SnapshotNotFoundError(f"Nothing is kept beside the database of {subject!r}.")
+        return connector.bring_back(subject, mark, request)
+
+    def remove(self, subject: str, mark: str) -> None:
+        connector = self.connector(subject)
+        if isinstance(connector, KeepsReplaced):
+            connector.remove(subject, mark)
+
+
+def _written_by_another(subject: str, source: Source, connector: StreamingConnector) -> str | None:
+    written_by, here = source.metadata.get("connector"), connector_name(connector)
+    if written_by is None or written_by == here:
+        return None
+    return (
+        f"{source.filename} was dumped by {written_by}, but the connector of {subject!r} is {here}. "
+        'Name the connector that wrote it in SNAPSHOTS["DATABASE_CONNECTORS"], on a database of that engine.'
+    )

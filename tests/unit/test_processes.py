@@ -185,7 +185,7 @@ def test_the_environment_of_this_process_is_kept(processes, monkeypatch):
 
 
 def named(mask: str) -> set[int]:
-    """The signals of a mask of /proc/<pid>/status, but for the two that the C library keeps for itself and lets nobody set."""
+    """The signals of a mask of /proc/<pid>/status, but for the two that the C library keeps for itself."""
     return {number for number in signal.valid_signals() if int(mask, 16) >> (number - 1) & 1}
 
 
