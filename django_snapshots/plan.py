@@ -58,6 +58,10 @@ class Request:
     """The schedule that asked."""
     wait: float = 0.0
     """Seconds that the run waits, at most, for another one that has what it needs; else it is refused at once."""
+    into: Mapping[str, str] = field(default_factory=dict)
+    """For an alias of the snapshot, the alias whose database a restore replaces instead."""
+    database_names: Mapping[str, str] = field(default_factory=dict)
+    """For an alias of the snapshot, the name of another database on the same server to restore into."""
     migrate: bool = False
     """Whether a restore runs the migrations that the snapshot's databases lack."""
     no_owner: bool = False
@@ -102,6 +106,8 @@ class Request:
             dry_run=data.get("dry_run") is True,
             wait=_wait(data.get("wait")),
             granted=data.get("granted") is True,
+            into=_pairs("into", data.get("into")),
+            database_names=_pairs("database_names", data.get("database_names")),
             migrate=data.get("migrate") is True,
             no_owner=data.get("no_owner") is True,
             undo=_run_id(data.get("undo")),
@@ -127,6 +133,14 @@ def _wait(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_WAIT:
         return float(value)
     raise SnapshotConfigurationError(f"wait is a number of seconds, at most a week, not {value!r}.")
+
+
+def _pairs(key: str, value: object) -> Mapping[str, str]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping) and all(isinstance(item, str) and item for pair in value.items() for item in pair):
+        return dict(value)
+    raise SnapshotConfigurationError(f"{key} is a dict of an alias and a name each, not {value!r}.")
 
 
 def _run_id(value: object) -> str | None:

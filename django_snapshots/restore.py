@@ -16,6 +16,7 @@ from django_snapshots.artifacts.capabilities import keeps_of, preflight_of
 from django_snapshots.backup import utc_now
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
+from django_snapshots.connectors.derived import base_of, beside, ensure
 from django_snapshots.exceptions import (
     SnapshotConfirmationError,
     SnapshotError,
@@ -33,8 +34,6 @@ from django_snapshots.switching import Change, Moves, carry_out, request_for
 from django_snapshots.transfer import RestoreRequest, Source, Target
 from django_snapshots.verify import check_artifacts
 
-_NO_TABLES: Mapping[str, frozenset[str]] = {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -42,6 +41,8 @@ class Selection:
 
     record: ArtifactRecord
     target: Target
+    subject: str
+    """What is replaced: the record's own subject, unless it is restored into another database."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,8 @@ class RestoreAttempt:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     """32 hex digits; with *token* it makes the marks of what is left beside the targets."""
     token: int = 1
-    preserve_tables: Mapping[str, frozenset[str]] = field(default_factory=lambda: _NO_TABLES)
-    """For each alias, the tables that stay as they are."""
+    preserve_tables: frozenset[str] = frozenset()
+    """The tables of every database that stay as they are."""
     announce: Callable[[Sequence[Change]], None] = lambda _: None
     """Hears of every target and its mark before anything is built."""
     note: Callable[[str, Mapping[str, Any]], None] = lambda _mark, _facts: None
@@ -107,11 +108,14 @@ def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Select
     Raises ``SnapshotNotFoundError``, or ``SnapshotPreflightError`` with everything that stands in the way.
     """
     snapshot, records = chosen(settings, request)
-    problems = [*_of_elsewhere(settings, snapshot, request), *_not_in(snapshot, request)]
+    problems = [*_nowhere(records, request), *_of_elsewhere(settings, snapshot, request), *_not_in(snapshot, request)]
     selections: list[Selection] = []
     for record in records:
         try:
-            selections.append(Selection(record=record, target=target_of(settings, record.type, record.subject)))
+            subject = subject_of(request, record)
+            selections.append(
+                Selection(record=record, subject=subject, target=target_of(settings, record.type, subject))
+            )
         except SnapshotError as error:
             problems.append(str(error))
     if problems:
@@ -230,16 +234,16 @@ def _change(
     kind = settings.kind(record.type)
     source = source_of(settings, snapshot, record, attempt.observe)
     mark = mark_of(attempt, position)
-    request = request_of(settings, attempt, record.type, record.subject, item.target, mark, snapshot.name, notes)
+    request = request_of(settings, attempt, record.type, item.subject, item.target, mark, snapshot.name, notes)
     return Change(
         type=record.type,
-        subject=record.subject,
+        subject=item.subject,
         target=item.target,
         mark=mark,
-        keeps=keeps_of(kind, record.subject),
+        keeps=keeps_of(kind, item.subject),
         request=request,
-        prepare=lambda request: kind.prepare(record.subject, source, request),
-        preflight=lambda source: preflight_of(kind, record.subject, source, request),
+        prepare=lambda request: kind.prepare(item.subject, source, request),
+        preflight=lambda source: preflight_of(kind, item.subject, source, request),
     )
 
 
@@ -265,7 +269,7 @@ def request_of(
         processes=attempt.processes,
         label=attempt.label,
         report=lambda sentence: notes.append(f"{subject}: {sentence}"),
-        preserve_tables=attempt.preserve_tables.get(subject, frozenset()) if kind == "database" else frozenset(),
+        preserve_tables=attempt.preserve_tables if kind == "database" else frozenset(),
         mark=mark,
         about={
             "run": attempt.run,
@@ -407,10 +411,27 @@ def _is_asked_for(record: ArtifactRecord, request: Request) -> bool:
     return request.artifacts is not None
 
 
+def subject_of(request: Request, record: ArtifactRecord) -> str:
+    """What a restore of *record* replaces. Raises ``SnapshotConfigurationError``."""
+    if record.type != "database":
+        return record.subject
+    alias = request.into.get(record.subject, record.subject)
+    name = request.database_names.get(record.subject)
+    return alias if name is None else beside(alias, name)
+
+
+def _nowhere(records: Sequence[ArtifactRecord], request: Request) -> list[str]:
+    """What is to go into another database, and isn't restored at all."""
+    restored = {record.subject for record in records if record.type == "database"}
+    unknown = sorted({*request.into, *request.database_names} - restored)
+    return [f"{', '.join(map(repr, unknown))} is to go into another database, but is not restored."] if unknown else []
+
+
 def target_of(settings: Settings, artifact: str, subject: str) -> Target:
     """What a restore of *subject* would replace. Raises ``SnapshotError``."""
     kind = settings.kind(artifact)
-    if subject not in kind.subjects():
+    known = base_of(ensure(subject)) if artifact == "database" else subject
+    if known not in kind.subjects():
         raise SnapshotPreflightError(
             f"This project has no {artifact} {subject!r}; name what to restore, or add it to the settings."
         )

@@ -128,16 +128,19 @@ def restore(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] | None = None,
     elsewhere: bool = False,
+    into: dict[str, str] | None = None,
+    database_names: dict[str, str] | None = None,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
 ) -> dict[str, Any]:
     """Restore the snapshot called *name*, or the latest; the result is the report.
 
-    *confirm* holds the name of every target that isn't empty and may be replaced. *migrate* runs the migrations that
-    the restored databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another
-    run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is ``"requested"``, ask by
-    ``django_snapshots.request_restore`` instead.
+    *confirm* holds the name of every target that isn't empty and may be replaced. *into* maps aliases of the snapshot
+    to the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
+    *migrate* runs the migrations that the restored databases lack, *no_owner* leaves out owners and grants. With
+    *wait*, seconds, it waits for another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is
+    ``"requested"``, ask by ``django_snapshots.request_restore`` instead.
     """
     data = {
         "name": name,
@@ -145,6 +148,8 @@ def restore(
         "artifacts": artifacts,
         "confirm": confirm,
         "elsewhere": elsewhere,
+        "into": into,
+        "database_names": database_names,
         "migrate": migrate,
         "no_owner": no_owner,
         "wait": wait,
@@ -241,6 +246,8 @@ def request_restore(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] = (),
     elsewhere: bool = False,
+    into: dict[str, str] | None = None,
+    database_names: dict[str, str] | None = None,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
@@ -258,6 +265,8 @@ def request_restore(
         "artifacts": artifacts,
         "confirm": confirm,
         "elsewhere": elsewhere,
+        "into": into,
+        "database_names": database_names,
         "migrate": migrate,
         "no_owner": no_owner,
         "wait": wait,

@@ -15,6 +15,7 @@ from typing import Any
 from django_snapshots.artifacts.capabilities import beside_of, bring_back_of, keeps_of
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
+from django_snapshots.connectors.derived import known
 from django_snapshots.exceptions import SnapshotConfirmationError, SnapshotError, SnapshotNotFoundError
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.replaced import Beside
@@ -176,7 +177,7 @@ def _change(
 def _beside(settings: Settings) -> Iterator[Kept]:
     for artifact in settings.artifacts:
         kind = settings.kind(artifact)
-        for subject in kind.subjects():
+        for subject in (*kind.subjects(), *(known() if artifact == "database" else ())):
             for item in beside_of(kind, subject):
                 if item.kept and len(item.mark) > _RUN:
                     yield _of(item, artifact, subject)

@@ -21,7 +21,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from django_snapshots import runs, working
+from django_snapshots import execution, runs, working
 from django_snapshots import undo as undoing
 from django_snapshots.admin.access import ReadOnly, may, may_cancel, require, require_view, submit
 from django_snapshots.admin.forms import UndoForm
@@ -119,6 +119,7 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         }
         try:
             settings = get_settings()
+            execution.meet_derived_aliases()
             _, states = undoing.chosen(settings, run.pk.hex)
             form = UndoForm(
                 request.POST if request.method == "POST" else None, targets=undoing.targets(settings, states)

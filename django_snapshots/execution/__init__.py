@@ -22,7 +22,7 @@ from django_snapshots.execution.inline import (
 )
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
 from django_snapshots.execution.place import list_entries
-from django_snapshots.execution.restoring import preflight
+from django_snapshots.execution.restoring import meet_derived_aliases, preflight
 from django_snapshots.execution.work import work
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "launch",
     "list_entries",
     "list_snapshots",
+    "meet_derived_aliases",
     "outcome",
     "plan_prune",
     "preflight",

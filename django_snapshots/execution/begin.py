@@ -125,7 +125,9 @@ def _prepare(run: Run, request: Request) -> list[Step]:
     if run.kind == Kind.RESTORE:
         _, records = restoring.chosen(settings, Request.from_json({**run.request, "name": name}))
         wanted += [
-            lock for record in records for lock in _physical(settings, record.type, record.subject, exclusive=True)
+            lock
+            for record in records
+            for lock in _physical(settings, record.type, restoring.subject_of(request, record), exclusive=True)
         ]
     return runs.start(run, [step], name=name, storage_id="", storage_label="", reserve=False, wanted=wanted)
 

@@ -7,6 +7,7 @@ restore. Nothing is removed while a run works with the target.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
@@ -27,9 +28,12 @@ GENERATIONS = 2
 """So many kept states of one target stay, whatever their time."""
 
 
-def expire(settings: Settings) -> list[str]:
-    """Remove what is too old; return it in words. What can't be removed is logged and left for the next time."""
-    return [item.place for item in _superfluous(settings, utc_now()) if _removed(settings, item)]
+def expire(settings: Settings, run: uuid.UUID | None = None) -> list[str]:
+    """Remove what is too old; return it in words. What can't be removed is logged and left for the next time.
+
+    *run* is the caller's own, which may hold locks.
+    """
+    return [item.place for item in _superfluous(settings, utc_now()) if _removed(settings, item, run)]
 
 
 def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
@@ -41,12 +45,12 @@ def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
             yield item
 
 
-def _removed(settings: Settings, item: Kept) -> bool:
+def _removed(settings: Settings, item: Kept, run: uuid.UUID | None) -> bool:
     kind = settings.kind(item.type)
     try:
         if runs.available():
             what = f"{item.type} {item.subject}"
-            runs.require_free(runs.Wanted(key=identity_of(kind, item.subject), what=what))
+            runs.require_free(runs.Wanted(key=identity_of(kind, item.subject), what=what), besides=run)
         remove: Callable[[], None] = partial(remove_of, kind, item.subject, item.mark)
         if item.snapshot:
             remove = partial(Catalog(settings.storage).delete, item.snapshot, run=item.run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,8 @@ def restore_snapshot(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] = (),
     elsewhere: bool = False,
+    into: Mapping[str, str] | None = None,
+    database_names: Mapping[str, str] | None = None,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
@@ -76,7 +78,9 @@ def restore_snapshot(
     """Restore the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
 
     *databases* and *artifacts* name parts of it. *confirm* holds the name of every target that isn't empty and may be
-    replaced. *elsewhere* allows a snapshot of another project or environment. *migrate* runs the migrations that the
+    replaced. *elsewhere* allows a snapshot of another project or environment. *into* maps aliases of the snapshot to
+    the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
+    *migrate* runs the migrations that the
     restored databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another run
     that has one of them. What is replaced is kept for ``SNAPSHOTS["SAFETY_KEEP"]`` seconds: ``undo_restore``. Needs
     neither the journal nor, for an artifact that is no database, a database.
@@ -89,6 +93,8 @@ def restore_snapshot(
             "artifacts": artifacts,
             "confirm": confirm,
             "elsewhere": elsewhere,
+            "into": into,
+            "database_names": database_names,
             "migrate": migrate,
             "no_owner": no_owner,
             "wait": wait,

@@ -15,13 +15,13 @@ from typing import Any
 
 from django.core.management import call_command
 from django.db import Error as DatabaseError
-from django.db import connections
 
-from django_snapshots import journal, schedules, signals
+from django_snapshots import journal, runs, schedules, signals
 from django_snapshots import restore as restoring
 from django_snapshots import undo as undoing
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.conf import Settings
+from django_snapshots.connectors.derived import beside, ensure
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.expiry import expire
@@ -105,7 +105,7 @@ def restore_with_journal(
         label=label,
         run=hears.run,
         token=token,
-        preserve_tables=journal.preserved_tables(connections),
+        preserve_tables=runs.tables(),
         announce=books.announce,
         note=books.note,
         safety_taken=books.saved,
@@ -114,10 +114,11 @@ def restore_with_journal(
         after_switch=after_switch,
         observe=observe,
     )
+    meet_derived_aliases()
     journey = undoing.undo if kind == Kind.UNDO else restoring.restore
     report = journey(settings, attempt).to_json()
     with contextlib.suppress(Exception):  # all is restored; the collector comes again
-        expire(settings)
+        expire(settings, uuid.UUID(hears.run))
     return hears.told(report)
 
 
@@ -183,6 +184,8 @@ def _migrate(alias: str) -> None:
 
 def can_be_proved(kind: ArtifactKind, subject: str) -> bool:
     """Whether *kind* can tell later what an attempt has made of *subject*."""
+    if kind.type == "database":
+        ensure(subject)
     connector = getattr(kind, "connector", None)
     return isinstance(connector(subject) if callable(connector) else kind, KeepsReplaced)
 
@@ -191,10 +194,18 @@ def preflight(settings: Settings, request: Request) -> dict[str, Any]:
     """What stands in the way of a restore, as plain JSON; touches nothing. Raises ``SnapshotError`` only where not
     even that can be told."""
     with Processes() as processes:
-        attempt = restoring.RestoreAttempt(
-            request=request, processes=processes, preserve_tables=journal.preserved_tables(connections)
-        )
+        attempt = restoring.RestoreAttempt(request=request, processes=processes, preserve_tables=runs.tables())
         return restoring.look(settings, attempt).to_json()
+
+
+def meet_derived_aliases() -> None:
+    """Make the databases that restores were asked to fill beside the originals known to this process."""
+    if not runs.available():
+        return
+    for request in runs.requests_of(Kind.RESTORE):
+        for alias, name in (request.get("database_names") or {}).items():
+            with contextlib.suppress(SnapshotError):
+                beside((request.get("into") or {}).get(alias, alias), name)
 
 
 def undo_targets(settings: Settings, request: Request) -> tuple[str, list[tuple[str, str]]]:
@@ -202,6 +213,7 @@ def undo_targets(settings: Settings, request: Request) -> tuple[str, list[tuple[
 
     Raises ``SnapshotNotFoundError``.
     """
+    meet_derived_aliases()
     run, states = undoing.chosen(settings, request.undo)
     return run, [(state.type, state.subject) for state in states]
 

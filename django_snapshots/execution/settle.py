@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django_snapshots import runs
 from django_snapshots.artifacts.capabilities import bring_back_of, end_sessions_of, keeps_of, settle_of
 from django_snapshots.conf import Settings
+from django_snapshots.connectors.derived import ensure
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.execution.ledger import Entry, Ledger
 from django_snapshots.execution.restoring import Listeners, make_fit
-from django_snapshots.journal import preserved_tables
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Outcome
 from django_snapshots.switching import Change, Moves, carry_out, request_for
@@ -64,6 +65,8 @@ class Settling:
 
     def _settled(self, entry: Entry) -> Outcome:
         kind = self.settings.kind(entry.type)
+        if entry.type == "database":
+            ensure(entry.subject)
         end_sessions_of(kind, entry.subject, self.labels)
         outcome = settle_of(kind, entry.subject, entry.mark, entry.noted)
         if entry.provable and outcome == Outcome.UNSEEN:
@@ -82,7 +85,7 @@ class Settling:
 
     def _change(self, entry: Entry, position: int) -> Change:
         kind = self.settings.kind(entry.type)
-        preserve = preserved_tables([entry.subject])[entry.subject] if entry.type == "database" else frozenset()
+        preserve = runs.tables() if entry.type == "database" else frozenset()
         request = request_for(
             self.settings,
             processes=self.processes,

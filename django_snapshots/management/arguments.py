@@ -45,6 +45,11 @@ def _add_restore(commands: Any) -> ArgumentParser:
     )
     restore.add_argument("--no-input", action="store_true", help="never ask; every target needs its --confirm")
     restore.add_argument("--elsewhere", action="store_true", help="allow a snapshot of another project or environment")
+    for option, metavar, words in (
+        ("--into", "ALIAS=OTHER", "replace the database of the alias OTHER by that of ALIAS; may be repeated"),
+        ("--database-name", "ALIAS=NAME", "restore ALIAS into the database NAME on its server; may be repeated"),
+    ):
+        restore.add_argument(option, action="append", default=[], metavar=metavar, help=words)
     restore.add_argument(
         "--check", action="store_true", help="only say what stands in the way or will surprise; nothing is touched"
     )

@@ -34,6 +34,7 @@ from django_snapshots.runs.history import (
     lately,
     live,
     published,
+    requests_of,
     reserved_by,
 )
 from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, require_unwanted, snapshot_lock
@@ -131,6 +132,7 @@ __all__ = [
     "renew",
     "renew_finish",
     "request_cancel",
+    "requests_of",
     "require_free",
     "require_no_transaction",
     "require_unwanted",

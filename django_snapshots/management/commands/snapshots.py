@@ -71,7 +71,7 @@ class Command(BaseCommand):
 
     def do_backup(self, options: dict[str, Any]) -> None:
         """Take a snapshot."""
-        data = {**_parts(options), "metadata": _metadata(options["metadata"]), "wait": options["wait"]}
+        data = {**_parts(options), "metadata": _pairs(options, "metadata"), "wait": options["wait"]}
         result = running.do(Kind.SNAPSHOT, Request.from_json(data), options, self.stderr)
         self._answer(options, result, lambda: self.screen.taken(result))
 
@@ -79,6 +79,7 @@ class Command(BaseCommand):
         """Restore a snapshot, after every target was confirmed by name."""
         keys = ("confirm", "elsewhere", "migrate", "no_owner", "wait")
         data = {**_parts(options), **{key: options[key] for key in keys}}
+        data |= {"into": _pairs(options, "into"), "database_names": _pairs(options, "database_name")}
         request = replace(Request.from_json(data), granted=True)  # whoever has a shell here has the right
         settings = get_settings()
         report = execution.preflight(settings, request)
@@ -106,6 +107,7 @@ class Command(BaseCommand):
     def do_undo(self, options: dict[str, Any]) -> None:
         """Undo a restore, after every target was confirmed by name."""
         settings = get_settings()
+        execution.meet_derived_aliases()
         if options["list"]:
             states = undoing.kept_states(settings)
             self._answer(options, [state.to_json() for state in states], lambda: self.screen.kept(states))
@@ -231,11 +233,12 @@ def _parts(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("name", "databases", "artifacts")}
 
 
-def _metadata(pairs: list[str]) -> dict[str, str]:
-    wrong = [pair for pair in pairs if "=" not in pair]
+def _pairs(options: dict[str, Any], option: str) -> dict[str, str]:
+    """What an option with KEY=VALUE was given, as often as it was."""
+    wrong = [pair for pair in options[option] if "=" not in pair]
     if wrong:
-        raise SnapshotConfigurationError(f"--metadata takes KEY=VALUE, not {wrong[0]!r}.")
-    return dict(pair.split("=", 1) for pair in pairs)
+        raise SnapshotConfigurationError(f"--{option.replace('_', '-')} takes KEY=VALUE, not {wrong[0]!r}.")
+    return dict(pair.split("=", 1) for pair in options[option])
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
