@@ -17,6 +17,7 @@
     ├── SnapshotPreflightError
     │   └── SnapshotConfirmationError
     ├── SnapshotBusyError
+    ├── SnapshotPinnedError
     └── SnapshotCancelled
 
 A message says what happened, to which alias or file, and what to do. Each class can be rebuilt from its message
@@ -92,6 +93,10 @@ class SnapshotConfirmationError(SnapshotPreflightError):
 
 class SnapshotBusyError(SnapshotError):
     """Another run works on the same thing; wait for its end or cancel it."""
+
+
+class SnapshotPinnedError(SnapshotError):
+    """The snapshot is pinned and stays; unpin it first."""
 
 
 class SnapshotCancelled(SnapshotError):

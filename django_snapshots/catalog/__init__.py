@@ -31,6 +31,19 @@ from django_snapshots.catalog.catalog import Catalog
 from django_snapshots.catalog.identity import MARKER
 from django_snapshots.catalog.notes import Note, Notes
 from django_snapshots.catalog.objects import label
+from django_snapshots.catalog.pins import Pin
 from django_snapshots.catalog.records import Entry, Leftover, Reader, StoredArtifact, summary
 
-__all__ = ["MARKER", "Catalog", "Entry", "Leftover", "Note", "Notes", "Reader", "StoredArtifact", "label", "summary"]
+__all__ = [
+    "MARKER",
+    "Catalog",
+    "Entry",
+    "Leftover",
+    "Note",
+    "Notes",
+    "Pin",
+    "Reader",
+    "StoredArtifact",
+    "label",
+    "summary",
+]

@@ -20,6 +20,7 @@ from django_snapshots.execution.inline import (
     verify_snapshot,
 )
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
+from django_snapshots.execution.pins import pin_snapshot, unpin_snapshot
 from django_snapshots.execution.work import work
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "list_entries",
     "list_snapshots",
     "outcome",
+    "pin_snapshot",
     "plan_prune",
     "prepare",
     "progress",
@@ -41,6 +43,7 @@ __all__ = [
     "run_inline",
     "run_request",
     "settle_dead",
+    "unpin_snapshot",
     "verify_snapshot",
     "work",
 ]

