@@ -99,7 +99,17 @@ class SQLiteConnector(FileTier):
                 started_at = datetime.now(UTC)
                 properties = {name: files.pragma(source, name) for name in _PROPERTIES}
                 source.backup(copy, pages=PAGES_PER_STEP, progress=patience, sleep=POLL_SECONDS)
+                _require_every_table(place, source, copy)
         return started_at, properties
+
+
+def _require_every_table(place: Place, source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+    """In the moment of the copy: whether it has what the database has."""
+    if missing := sorted(set(files.table_names(source)) - set(files.table_names(copy))):
+        raise SnapshotConnectorError(
+            f"The copy of {place.title} lacks the tables {', '.join(missing)}, which the database has; it was not "
+            "dumped. Was the file replaced while it was copied? Take the snapshot again."
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import select
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -23,6 +24,9 @@ _LOCKED_SECONDS = 3.0
 _TAIL = 256
 _CONTENT = (b"\n-- Table structure", b"\n-- Temporary ", b"\n-- Sequence structure", b"\n-- Dumping ")
 """What the dump tool writes only after its transaction has begun; its header comes before."""
+_CREATES = re.compile(rb"\nCREATE TABLE (?:IF NOT EXISTS )?`((?:[^`\n]|``)+)` ")
+_REACH = 1024
+"""More bytes than the beginning of such a line has: a name has at most 64 characters."""
 _HISTORY = (10, 11)
 """The first MariaDB whose dump tool and server both know how to carry the history of system-versioned tables."""
 
@@ -112,9 +116,16 @@ def dump_chunks(
     Events come last, behind a line that a restore knows, so that none fires into a database that is half loaded.
     *content* runs already, and *head* was read of it.
     """
+    listing = _Listing()
     for chunk in _whole(plan, content, itertools.chain([head], content.chunks())):
         moment.marks.look_again()
+        listing.feed(chunk)
         yield chunk
+    if missing := [table.name for table in plan.tables if table.name not in listing.tables]:
+        raise SnapshotConnectorError(
+            f"The dump of {plan.db_alias!r} lacks the tables {', '.join(missing)}, which the server has, though "
+            f"{content.explain()}. Were they dropped or renamed while it began? Else look at {plan.tool.path}."
+        )
     if plan.events:
         yield EVENTS
         with processes.start(plan.events_command(), secrets=plan.secrets) as tool:
@@ -154,6 +165,25 @@ def _whole(plan: DumpPlan, tool: Tool, chunks: Iterator[bytes]) -> Iterator[byte
     if not tail.rstrip().rsplit(b"\n", 1)[-1].startswith(END):
         how = "is cut off before its last line" if tail else "is empty"
         raise SnapshotConnectorError(f"The dump of {plan.db_alias!r} {how}, though {tool.explain()}")
+
+
+class _Listing:
+    """The tables that a dump creates, seen while it streams by: rows have no line's end in them, so what stands at the
+    beginning of a line is a statement."""
+
+    def __init__(self) -> None:
+        self.tables: set[str] = set()
+        self._tail = b"\n"
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk."""
+        seen = self._tail + chunk
+        self.tables.update(_table_name(match[1]) for match in _CREATES.finditer(seen))
+        self._tail = seen[-_REACH:]
+
+
+def _table_name(quoted: bytes) -> str:
+    return quoted.replace(b"``", b"`").decode(errors="replace")
 
 
 def _table_warnings(tables: Sequence[Table], history: bool) -> Iterator[str]:

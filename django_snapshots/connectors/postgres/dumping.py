@@ -12,11 +12,13 @@ from django_snapshots.connectors import facts
 from django_snapshots.connectors.postgres import catalog
 from django_snapshots.connectors.postgres.access import Access, access, connected, explained, reading
 from django_snapshots.connectors.postgres.clients import Clients, choose, major_of
+from django_snapshots.connectors.postgres.toc import MAGIC, Contents
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotConfigurationError, SnapshotConnectorError
 from django_snapshots.processes import Tool
 from django_snapshots.transfer import Dump, DumpRequest
 
-_MAGIC = b"PGDMP"
+_UNREAD = "The archive's form is newer than this django-snapshots, so its tables were not compared with the server's."
+_ELSEWHERE = "The rows of foreign tables lie on another server and are not in the dump"
 
 
 @contextlib.contextmanager
@@ -70,31 +72,58 @@ class _Content:
         self._connection = connection
         self._excluded = excluded
         self._complete = False
+        self._contents = Contents()
 
     def chunks(self) -> Iterator[bytes]:
         """What ``pg_dump`` writes; ends only after it exited with 0 and began as an archive begins."""
         beginning = b""
         for chunk in self._tool.chunks():
-            beginning = (beginning + chunk)[: len(_MAGIC)] if len(beginning) < len(_MAGIC) else beginning
+            beginning = (beginning + chunk)[: len(MAGIC)] if len(beginning) < len(MAGIC) else beginning
+            self._contents.feed(chunk)
             yield chunk
         status = self._tool.wait()
         if self._request.processes.ended:
             raise SnapshotCancelled(f"The dump of {self._alias!r} was ended before it was complete.")
         if status != 0:
             raise SnapshotConnectorError(f"The dump of {self._alias!r} failed: {self._tool.explain()}")
-        if beginning != _MAGIC:
+        if beginning != MAGIC:
             raise SnapshotConnectorError(
                 f"The dump of {self._alias!r} is no dump: {self._tool.explain()}, and what it wrote does not begin "
                 "as an archive of pg_dump does."
             )
+        self._contents.end()
+        self._require_every_table()
         self._complete = True
+
+    def _require_every_table(self) -> None:
+        """Whether the archive has the rows of every table that the server lists in the very moment of the dump."""
+        if self._contents.items is None:
+            return  # a form that is newer than this code; the metadata say so
+        held = {item.oid for item in self._contents.items if item.kind == "TABLE DATA"}
+        with explained(self._alias):
+            there = catalog.counted_tables(self._connection, self._excluded)
+        if missing := sorted(name for oid, name in there.items() if oid not in held):
+            raise SnapshotConnectorError(
+                f"The dump of {self._alias!r} lacks the rows of {', '.join(missing)}, which the server has, though "
+                f"{self._tool.explain()}. Is {self._tool.name} the program of PostgreSQL itself?"
+            )
+
+    def _warnings(self) -> list[str]:
+        with explained(self._alias):
+            elsewhere = catalog.foreign_tables(self._connection)
+        return [
+            *([_UNREAD] if self._contents.items is None else []),
+            *([f"{_ELSEWHERE}: {', '.join(elsewhere)}."] if elsewhere else []),
+        ]
 
     def metadata(self, server: catalog.Server, clients: Clients) -> Mapping[str, Any]:
         """Counts and the rest, seen in the very moment that was dumped."""
         if not self._complete:
             raise SnapshotConnectorError(f"The dump of {self._alias!r} was not read to its end.")
+        warnings = self._warnings()
         with explained(self._alias):
             return {
+                **({"warnings": warnings} if warnings else {}),
                 "engine": "postgresql",
                 "server_version": server.version,
                 "client_version": clients.version,
