@@ -8,15 +8,16 @@ from __future__ import annotations
 import platform
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import django
 
+from django_snapshots import emptied
 from django_snapshots.artifacts.environment import installed_packages
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.conf import Settings
-from django_snapshots.exceptions import SnapshotCancelled, SnapshotIntegrityError
+from django_snapshots.exceptions import SnapshotCancelled, SnapshotEmptiedError, SnapshotIntegrityError
 from django_snapshots.manifest import ArtifactRecord, Snapshot, plain_json
 from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
 from django_snapshots.pipeline.digest import content_tally, stored_tally
@@ -118,9 +119,12 @@ def publish(
     gate: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
     retreat: Callable[[Exception], bool] = lambda _error: True,
+    allow_empty: bool = False,
 ) -> Snapshot:
     """Write the manifest of a snapshot whose artifacts are all stored; only then does it exist.
 
+    What is empty where the snapshot before wasn't raises ``SnapshotEmptiedError``; with *allow_empty*, or if
+    ``SNAPSHOTS["EMPTY"]`` is ``"warn"``, it is a warning in the manifest, as a great loss of rows always is.
     *gate* is passed once, before anything takes a name of the snapshot's own; *check* is called again and again until
     the manifest is there; both may raise. *retreat* is asked, with the error, before anything is taken back.
     """
@@ -140,9 +144,45 @@ def publish(
         pip=tuple(installed_packages()),
         metadata=dict(plan.metadata),
     )
-    return Catalog(settings.storage).publish(
-        snapshot, stored, form=settings.format, gate=gate, check=check, retreat=retreat
+    catalog = Catalog(settings.storage)
+    stored = _compared(catalog, snapshot, stored, refuse=settings.empty == "refuse" and not allow_empty)
+    return catalog.publish(
+        replace(snapshot, artifacts=tuple(item.record for item in stored)),
+        stored,
+        form=settings.format,
+        gate=gate,
+        check=check,
+        retreat=retreat,
     )
+
+
+def _compared(
+    catalog: Catalog, snapshot: Snapshot, stored: Sequence[StoredArtifact], *, refuse: bool
+) -> list[StoredArtifact]:
+    """*stored*, each with a warning for what it lacks of what was in the snapshot before."""
+    others = [entry.snapshot for entry in catalog.entries() if entry.snapshot is not None]
+    compared: list[StoredArtifact] = []
+    refused: list[str] = []
+    for item in stored:
+        before = emptied.predecessor_of(snapshot, others, item.record)
+        found = [] if before is None else list(emptied.losses(item.record, before))
+        refused += [loss.text for loss in found if loss.whole and refuse]
+        compared.append(_warned(item, [loss.text for loss in found]))
+    if refused:
+        raise SnapshotEmptiedError(
+            f"{snapshot.name!r} was not taken, because nothing is left of what the snapshot before it has. "
+            f"{' '.join(refused)} Is a disk not mounted, a database made anew? If that is how it should be, say so "
+            '(allow_empty=True, or --allow-empty), or set SNAPSHOTS["EMPTY"] to "warn".'
+        )
+    return compared
+
+
+def _warned(item: StoredArtifact, sentences: list[str]) -> StoredArtifact:
+    if not sentences:
+        return item
+    known = item.record.metadata.get("warnings")
+    metadata = {**item.record.metadata, "warnings": [*(known if isinstance(known, list) else []), *sentences]}
+    return replace(item, record=replace(item.record, metadata=metadata))
 
 
 def withdraw(settings: Settings, name: str, run: str, filenames: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ KEYS = (
     "METADATA",
     "ALLOW_RESTORE",
     "TEMPORARY_DIRECTORY",
+    "EMPTY",
     "RETENTION",
     "SCHEDULES",
     "LEASE",
@@ -100,6 +101,8 @@ class Settings:
     allow_restore: bool | str = True
     """``"requested"``: only what somebody with the right has asked for in the journal."""
     temporary_directory: Path | None = None
+    empty: str = "refuse"
+    """What becomes of a snapshot that is empty where the one before wasn't: ``"refuse"`` or ``"warn"``."""
     retention: Policy | None = None
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     limits: Limits = Limits()
@@ -154,6 +157,7 @@ def get_settings() -> Settings:
         metadata=plain_json(_mapping(raw, "METADATA"), 'SNAPSHOTS["METADATA"]'),
         allow_restore=_allow_restore(raw.get("ALLOW_RESTORE", True)),
         temporary_directory=_directory(raw.get("TEMPORARY_DIRECTORY")),
+        empty=_empty(raw.get("EMPTY", "refuse")),
         retention=_retention(raw),
         schedules=_schedules(raw),
         limits=_limits(raw),
@@ -358,6 +362,12 @@ def _allow_restore(value: object) -> bool | str:
     if isinstance(value, bool) or value == "requested":
         return value
     raise SnapshotConfigurationError(f'SNAPSHOTS["ALLOW_RESTORE"] must be True, False or "requested", not {value!r}.')
+
+
+def _empty(value: object) -> str:
+    if value in ("refuse", "warn") and isinstance(value, str):
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["EMPTY"] must be "refuse" or "warn", not {value!r}.')
 
 
 def _directory(value: object) -> Path | None:

@@ -12,6 +12,7 @@
     ├── SnapshotIntegrityError
     ├── SnapshotVersionError
     ├── SnapshotEncryptionError
+    ├── SnapshotEmptiedError
     ├── SnapshotConnectorError
     ├── SnapshotArtifactError
     ├── SnapshotPreflightError
@@ -73,6 +74,10 @@ class SnapshotVersionError(SnapshotError):
 
 class SnapshotEncryptionError(SnapshotError):
     """An artifact could not be encrypted or decrypted."""
+
+
+class SnapshotEmptiedError(SnapshotError):
+    """Nothing is left of what the snapshot before had; nothing was published."""
 
 
 class SnapshotConnectorError(SnapshotError):

@@ -61,7 +61,7 @@ def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks
         if share.errors:
             raise share.errors[0]
         stored = [share.stored[step.position] for step in plan.steps]
-        return backup.publish(settings, plan, stored, storage_id=storage_id)
+        return backup.publish(settings, plan, stored, storage_id=storage_id, allow_empty=request.allow_empty)
     except BaseException:
         withdraw_objects(settings, plan.name, plan.run, share.filenames)
         raise

@@ -28,6 +28,9 @@ def _add_backup(commands: Any) -> ArgumentParser:
     backup.add_argument("name", nargs="?", help="its name; the default is SNAPSHOTS['NAME']")
     _add_parts(backup, "take")
     backup.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the manifest")
+    backup.add_argument(
+        "--allow-empty", action="store_true", help="take it also where it is empty and the snapshot before wasn't"
+    )
     _add_wait(backup)
     _add_queue(backup)
     return backup

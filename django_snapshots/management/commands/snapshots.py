@@ -62,7 +62,8 @@ class Command(BaseCommand):
 
     def do_backup(self, options: dict[str, Any]) -> None:
         """Take a snapshot."""
-        data = {**_parts(options), "metadata": _metadata(options["metadata"]), "wait": options["wait"]}
+        data = {**_parts(options), "metadata": _metadata(options["metadata"])}
+        data.update({key: options[key] for key in ("wait", "allow_empty")})
         result = running.do(Kind.SNAPSHOT, Request.from_json(data), options, self.stderr)
         self._answer(options, result, lambda: self.screen.taken(result))
 
