@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         list_snapshots,
         pin_snapshot,
         restore_snapshot,
+        undo_restore,
         unpin_snapshot,
         verify_snapshot,
     )
@@ -35,6 +36,7 @@ __all__ = [
     "pin_snapshot",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
     "unpin_snapshot",
     "verify_snapshot",
 ]
@@ -52,6 +54,7 @@ _HOMES = (
     ("pin_snapshot", "execution"),
     ("request_restore", "tasks"),
     ("restore_snapshot", "execution"),
+    ("undo_restore", "execution"),
     ("unpin_snapshot", "execution"),
     ("verify_snapshot", "execution"),
 )

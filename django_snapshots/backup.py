@@ -18,7 +18,7 @@ from django_snapshots.artifacts.environment import installed_packages
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotEmptiedError, SnapshotIntegrityError
-from django_snapshots.manifest import ArtifactRecord, Snapshot, plain_json
+from django_snapshots.manifest import ArtifactRecord, Safety, Snapshot, plain_json
 from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
 from django_snapshots.pipeline.digest import content_tally, stored_tally
 from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
@@ -116,6 +116,7 @@ def publish(
     stored: Sequence[StoredArtifact],
     *,
     storage_id: str,
+    safety: Safety | None = None,
     gate: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
     retreat: Callable[[Exception], bool] = lambda _error: True,
@@ -125,8 +126,9 @@ def publish(
 
     What is empty where the snapshot before wasn't raises ``SnapshotEmptiedError``; with *allow_empty*, or if
     ``SNAPSHOTS["EMPTY"]`` is ``"warn"``, it is a warning in the manifest, as a great loss of rows always is.
-    *gate* is passed once, before anything takes a name of the snapshot's own; *check* is called again and again until
-    the manifest is there; both may raise. *retreat* is asked, with the error, before anything is taken back.
+    *safety* makes it the safety copy of a restore, which may be of anything. *gate* is passed once, before anything
+    takes a name of the snapshot's own; *check* is called again and again until the manifest is there; both may raise.
+    *retreat* is asked, with the error, before anything is taken back.
     """
     records = [artifact.record for artifact in stored]
     moments = [record.created_at for record in records if record.type == "database"]
@@ -143,9 +145,11 @@ def publish(
         environment=settings.environment,
         pip=tuple(installed_packages()),
         metadata=dict(plan.metadata),
+        safety=safety,
     )
     catalog = Catalog(settings.storage)
-    stored = _compared(catalog, snapshot, stored, refuse=settings.empty == "refuse" and not allow_empty)
+    if safety is None:
+        stored = _compared(catalog, snapshot, stored, refuse=settings.empty == "refuse" and not allow_empty)
     return catalog.publish(
         replace(snapshot, artifacts=tuple(item.record for item in stored)),
         stored,

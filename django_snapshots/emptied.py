@@ -1,7 +1,7 @@
 """Whether a new snapshot is empty where the one before it wasn't: pure functions of two manifests.
 
-A dump can be whole and still be of the wrong thing: a volume that was not mounted, a database that was just made anew, a
-table that a mistake has emptied. The snapshot before it knows better.
+A dump can be whole and still be of the wrong thing: a volume that was not mounted, a database that was just made anew,
+a table that a mistake has emptied. The snapshot before it knows better.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def predecessor_of(snapshot: Snapshot, others: Iterable[Snapshot], record: Artif
     """The same artifact in the newest of *others* of the same project and environment that has it."""
     ours = (snapshot.project, snapshot.environment)
     for other in sorted(others, key=lambda item: item.created_at, reverse=True):
-        if (other.project, other.environment) == ours and other.run != snapshot.run:
+        # A safety copy is of what was wrong, perhaps.
+        if (other.project, other.environment) == ours and other.run != snapshot.run and other.safety is None:
             for found in other.artifacts:
                 if (found.type, found.subject) == (record.type, record.subject):
                     return found
@@ -78,9 +79,9 @@ def _lost_rows(record: ArtifactRecord, before: ArtifactRecord) -> Iterator[Loss]
     ]
     if fallen:
         more = f" and {len(fallen) - _NAMED} more" if len(fallen) > _NAMED else ""
+        listed = ", ".join(fallen[:_NAMED])
         yield Loss(
-            text=f"More than nine tenths of the rows that the last snapshot had are gone: {', '.join(fallen[:_NAMED])}{more}.",
-            whole=False,
+            text=f"More than nine tenths of the rows are gone since the last snapshot: {listed}{more}.", whole=False
         )
 
 

@@ -115,6 +115,8 @@ def test_everything_is_taken(configured, tmp_path):
         ("METADATA", {"ratio": float("nan")}),
         ("ALLOW_RESTORE", "no"),
         ("ALLOW_RESTORE", 0),
+        ("EMPTY", "allow"),
+        ("EMPTY", None),
         ("ALLOW_RESTORE", None),
         ("TEMPORARY_DIRECTORY", "/not/there"),
         ("TEMPORARY_DIRECTORY", 7),

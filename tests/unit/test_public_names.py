@@ -22,6 +22,7 @@ PUBLIC = {
     "pin_snapshot",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
     "unpin_snapshot",
     "verify_snapshot",
 }
