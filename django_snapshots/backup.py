@@ -48,6 +48,8 @@ class Attempt:
     token: int
     processes: Processes
     exclude_tables: frozenset[str] = frozenset()
+    exclude_data: frozenset[str] = frozenset()
+    """Tables of the alias whose rows are left out."""
     observer: Observer = Observer()
 
     def moved(self, count: int) -> None:
@@ -73,6 +75,7 @@ def dump_artifact(settings: Settings, attempt: Attempt) -> StoredArtifact:
         processes=attempt.processes,
         label=attempt.label,
         exclude_tables=attempt.exclude_tables,
+        exclude_data=attempt.exclude_data,
         temporary_directory=lambda: private_directory(settings.temporary_directory),
     )
     with kind.open_dump(attempt.step.subject, request) as dump:
@@ -91,8 +94,10 @@ def _store(settings: Settings, attempt: Attempt, dump: Dump, compression: Compre
         write_chunks(settings.storage, catalog.path(plan.name, filename), chunks)
     if content.size == 0 and step.type == "database":
         raise SnapshotIntegrityError(f"The dump of {step.subject!r} is empty.")
+    left_out = {"data_excluded": sorted(attempt.exclude_data)} if attempt.exclude_data else {}
     metadata = {
         **plain_json(dump.metadata(), f"The metadata that the dump of {step.subject!r} gives for the manifest"),
+        **left_out,
         "subject": step.subject,
         "content_size": content.size,
         "content_digest": content.digest,

@@ -62,13 +62,15 @@ def _lost_files(record: ArtifactRecord, before: ArtifactRecord) -> Iterator[Loss
 
 def _lost_rows(record: ArtifactRecord, before: ArtifactRecord) -> Iterator[Loss]:
     left_out = set(_texts(record.metadata.get("data_excluded")))
-    then = {name: count for name, count in _counts(before).items() if name not in left_out}
-    now = _counts(record)
+    then, now = (
+        {name: count for name, count in _counts(item).items() if _table(name) not in left_out}
+        for item in (before, record)
+    )
     exact = all(item.metadata.get("row_counts_exact") is True for item in (record, before))
     if not then or (not now and not exact):
         return
     total = sum(then.values())
-    if total and not any(now.get(name, 0) for name in now if name not in left_out):
+    if total and not any(now.values()):
         what = "has no row now" if now else "has no table now"
         yield Loss(text=f"The database {record.subject!r} {what}, and had {total:,} rows.", whole=exact)
         return
@@ -95,10 +97,13 @@ def _counts(record: ArtifactRecord) -> dict[str, int]:
     pairs = counts.items() if isinstance(counts, Mapping) else ()
     numbers = {str(name): _number(count) for name, count in pairs}
     return {
-        name: count
-        for name, count in numbers.items()
-        if count is not None and name.rpartition(".")[2].strip('"') not in _FILLED_BY_DJANGO
+        name: count for name, count in numbers.items() if count is not None and _table(name) not in _FILLED_BY_DJANGO
     }
+
+
+def _table(name: str) -> str:
+    """The name of a table without its schema and its quotes."""
+    return name.rpartition(".")[2].strip('"')
 
 
 def _number(value: Any) -> int | None:

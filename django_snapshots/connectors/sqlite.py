@@ -21,6 +21,7 @@ from typing import Any
 from django_snapshots.connectors import sqlite_files as files
 from django_snapshots.connectors.facts import applied_migrations
 from django_snapshots.connectors.file_tier import FileTier
+from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.sqlite_files import PAGES_PER_STEP, POLL_SECONDS, Patience, Place, explained
 from django_snapshots.connectors.sqlite_switch import Switch
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotIntegrityError
@@ -55,7 +56,7 @@ class SQLiteConnector(FileTier):
             path = directory / "copy.sqlite3"
             with explained(place, "dump"):
                 started_at, properties = self._copy(place, path, request)
-                facts = _settle(place, path, request.exclude_tables)
+                facts = _settle(place, path, request)
             metadata = {
                 "engine": "sqlite",
                 "server_version": sqlite3.sqlite_version,
@@ -130,13 +131,14 @@ def _one_moment(place: Place, source: sqlite3.Connection, patience: Patience) ->
     source.execute("ROLLBACK")
 
 
-def _settle(place: Place, path: Path, exclude: frozenset[str]) -> Mapping[str, Any]:
-    """Leave the excluded tables out of the private copy, prove it sound, and return what is to be recorded of it."""
+def _settle(place: Place, path: Path, request: DumpRequest) -> Mapping[str, Any]:
+    """Leave the excluded tables and rows out of the private copy, prove it sound, and return what is to be recorded."""
     with files.private_wrapper(place.alias, path) as wrapper:
         copy: sqlite3.Connection = wrapper.connection
         # Written in WAL mode its pages would pass through a log; the stored file must be complete without one.
         files.plain_journal(copy)
-        _drop(copy, exclude)
+        _drop(copy, request.exclude_tables)
+        _empty_out(place, copy, request.exclude_data)
         faults, content = files.integrity_problems(copy)
         if faults:
             raise SnapshotConnectorError(
@@ -152,6 +154,32 @@ def _drop(copy: sqlite3.Connection, exclude: frozenset[str]) -> None:
     copy.execute("PRAGMA secure_delete=ON")
     for table in sorted(exclude.intersection(files.table_names(copy))):
         copy.execute(f"DROP TABLE {files.quoted(table)}")
+
+
+def _empty_out(place: Place, copy: sqlite3.Connection, tables: frozenset[str]) -> None:
+    """Delete the rows of *tables* so that nothing of them is left in the file."""
+    if not tables:
+        return
+    present = files.table_names(copy)
+    require_tables(place.alias, tables, present)
+    require_no_pointers(place.alias, _pointers(copy, tables, present))
+    for table in sorted(tables):
+        find = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE"
+        triggers = copy.execute(find, (table,)).fetchall()
+        for name, _ in triggers:
+            copy.execute(f"DROP TRIGGER {files.quoted(name)}")
+        copy.execute(f"DELETE FROM {files.quoted(table)}")  # noqa: S608 - quoted
+        for _, sql in triggers:
+            copy.execute(sql)
+
+
+def _pointers(copy: sqlite3.Connection, tables: frozenset[str], present: list[str]) -> Iterator[str]:
+    """Foreign keys of other tables that point at *tables*, in words; SQLite takes any case of a name."""
+    folded = {table.casefold() for table in tables}
+    for other in set(present) - tables:
+        for key in copy.execute(f"PRAGMA foreign_key_list({files.quoted(other)})"):
+            if key[2].casefold() in folded:
+                yield f"{other}.{key[3]} to {key[2]}"
 
 
 def _read(path: Path) -> Iterator[bytes]:

@@ -98,6 +98,7 @@ class _Share:
                     token=1,
                     processes=processes,
                     exclude_tables=runs.tables(),
+                    exclude_data=settings.data_left_out(step.type, step.subject),
                     observer=backup.Observer(opened=opened, moved=moved),
                 )
                 self.stored[step.position] = backup.dump_artifact(settings, attempt)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.mysql.client import Client
 from django_snapshots.connectors.mysql.moment import Moment
 from django_snapshots.connectors.mysql.scan import END, EVENTS, without_sandbox
 from django_snapshots.connectors.mysql.server import Server, Table, names, rows, value
-from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConnectorError
 from django_snapshots.processes import Processes, Tool
 
 _LOCKED_SECONDS = 3.0
@@ -27,6 +28,8 @@ _CONTENT = (b"\n-- Table structure", b"\n-- Temporary ", b"\n-- Sequence structu
 _CREATES = re.compile(rb"\nCREATE TABLE (?:IF NOT EXISTS )?`((?:[^`\n]|``)+)` ")
 _REACH = 1024
 """More bytes than the beginning of such a line has: a name has at most 64 characters."""
+_LEAVES_OUT = (10, 11)
+"""The first MariaDB whose dump tool is known to have ``--ignore-table-data``."""
 _HISTORY = (10, 11)
 """The first MariaDB whose dump tool and server both know how to carry the history of system-versioned tables."""
 
@@ -42,6 +45,7 @@ class DumpPlan:
     secrets: Sequence[str]
     tables: Sequence[Table]
     exclude_tables: frozenset[str]
+    exclude_data: frozenset[str]
     history: bool
     events: bool
     definers: Sequence[str]
@@ -51,7 +55,8 @@ class DumpPlan:
         """Everything but the events."""
         options = ["--triggers", "--routines", "--skip-events", *(["--dump-history"] if self.history else [])]
         ignored = [f"--ignore-table={self.server.database}.{name}" for name in sorted(self.exclude_tables)]
-        return [*self._command(), *options, *ignored, "--", self.server.database]
+        emptied = [f"--ignore-table-data={self.server.database}.{name}" for name in sorted(self.exclude_data)]
+        return [*self._command(), *options, *ignored, *emptied, "--", self.server.database]
 
     def events_command(self) -> list[str | Path]:
         """The events alone."""
@@ -93,6 +98,28 @@ def warnings_of(
 ) -> list[str]:
     """What the dump can't carry faithfully, in sentences."""
     return [*_table_warnings(tables, history), *_column_warnings(connection), *_tool_warnings(server, tool)]
+
+
+def require_left_out(
+    connection: BaseDatabaseWrapper, alias: str, tool: Client, tables: Sequence[Table], left_out: frozenset[str]
+) -> None:
+    """Refuse to leave out the rows of *left_out* where that can't be, or could not be restored."""
+    if not left_out:
+        return
+    if tool.oracle or tool.number[:2] < _LEAVES_OUT:
+        raise SnapshotConfigurationError(
+            f'SNAPSHOTS["EXCLUDE_DATA"]["{alias}"] is set, and {tool.version} can\'t leave rows out. It takes the '
+            "mariadb-dump of MariaDB 10.11 or newer."
+        )
+    require_tables(alias, left_out, [table.name for table in tables])
+    keys = rows(
+        connection,
+        "SELECT table_name, constraint_name, referenced_table_name FROM information_schema.referential_constraints "
+        "WHERE constraint_schema = DATABASE()",
+    )
+    require_no_pointers(
+        alias, [f"{key} of {table}" for table, key, other in keys if other in left_out and table not in left_out]
+    )
 
 
 def event_names(connection: BaseDatabaseWrapper) -> list[str]:

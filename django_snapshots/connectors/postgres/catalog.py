@@ -141,6 +141,17 @@ def dependents(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[s
         return [item for (item,) in cursor.fetchall()]
 
 
+def pointers(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[str]:
+    """Foreign keys of other tables that point at *tables*, in words."""
+    sql = """
+        SELECT format('%%I of %%s', k.conname, k.conrelid::regclass) FROM pg_constraint k WHERE k.contype = 'f'
+          AND k.confrelid = ANY(%(oids)s::oid[]) AND k.conrelid <> ALL(%(oids)s::oid[])
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(sql, {"oids": list(tables)})
+        return [item for (item,) in cursor.fetchall()]
+
+
 def unreadable(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> list[str]:
     """Schemas, tables and sequences that this role may not read, quoted, each with the kind before it."""
     sql = f"""
