@@ -127,7 +127,8 @@ def test_a_whole_snapshot(tmp_path):
     assert database["metadata"]["row_counts"]["django_session"] == 0
     write(project, "default", "newer")
     confirm = [word for name in targets(project) for word in ("--confirm", name)]
-    project.must("snapshots", "restore", "nightly", "--no-input", *confirm)
+    told = project.must("snapshots", "restore", "nightly", "--no-input", *confirm)
+    assert "has no rows of django_session" in told
     assert content(project) == ["order in default"]
     assert query(project, "default", "SELECT count(*) FROM django_session") == [(0,)]
     # What can't be is refused, and names the table.
@@ -137,6 +138,15 @@ def test_a_whole_snapshot(tmp_path):
     project.snapshots = {**project.snapshots, "EXCLUDE_DATA": {"other": ["x"]}}
     assert project.manage("snapshots", "list").returncode == 2
     assert path(project).exists()
+
+
+def test_a_connector_of_two_methods_can_not(make_sqlite):
+    from django_snapshots.connectors.adapter import FileConnectorAdapter
+
+    alias = make_sqlite()
+    run(alias, "CREATE TABLE shop (word text)")
+    with pytest.raises(SnapshotConfigurationError, match="a connector of two methods"):
+        dumped(alias, FileConnectorAdapter(SQLiteConnector()), "shop")
 
 
 def test_dumpdata_leaves_rows_out_too(make_sqlite):
