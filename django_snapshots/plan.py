@@ -43,6 +43,8 @@ class Request:
     """The names of the targets that a restore may replace."""
     elsewhere: bool = False
     """Whether a restore may take a snapshot of another project or environment."""
+    allow_empty: bool = False
+    """Whether a snapshot may be empty where the one before wasn't."""
     level: int = 2
     """How deep a verify looks."""
     retention: Mapping[str, int] | bool | None = None
@@ -101,6 +103,7 @@ class Request:
             metadata=metadata,
             level=level,
             elsewhere=data.get("elsewhere") is True,
+            allow_empty=data.get("allow_empty") is True,
             retention=_retention(data.get("retention")),
             like=None if data.get("like") is None else check_name(data["like"]),
             dry_run=data.get("dry_run") is True,

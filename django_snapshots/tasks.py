@@ -99,14 +99,16 @@ def snapshot(
     retention: dict[str, int] | bool | None = None,
     schedule: str | None = None,
     wait: float | None = None,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Take a snapshot; the result is ``{"name", "run", "created_at", "size", "artifacts"}``.
 
     *name* may be a template, and defaults to ``SNAPSHOTS["NAME"]``; *databases* and *artifacts* default to what the
     settings include; *metadata* is plain JSON for the manifest. *retention* is a policy, or true for
     ``SNAPSHOTS["RETENTION"]``, by which snapshots like this one are pruned once it has succeeded. *schedule* names the
-    schedule that asked. With *wait*, seconds, it waits for another run that has one of its databases; else it is
-    refused at once with ``SnapshotBusyError``.
+    schedule that asked. *allow_empty* takes one also where it is empty and the snapshot before wasn't. With *wait*,
+    seconds, it waits for another run that has one of its databases; else it is refused at once with
+    ``SnapshotBusyError``.
     """
     data = {
         "name": name,
@@ -116,6 +118,7 @@ def snapshot(
         "retention": retention,
         "schedule": schedule,
         "wait": wait,
+        "allow_empty": allow_empty,
     }
     return _run(self, Kind.SNAPSHOT, data)
 

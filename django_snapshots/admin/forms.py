@@ -91,6 +91,17 @@ class VerifyForm(forms.Form):
     )
 
 
+class PinForm(forms.Form):
+    """Why."""
+
+    reason = forms.CharField(
+        required=False,
+        max_length=500,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "class": "vTextField"}),
+        help_text="Shown with the snapshot.",
+    )
+
+
 class DeleteForm(forms.Form):
     """Each name typed once more."""
 

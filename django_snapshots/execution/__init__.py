@@ -21,6 +21,7 @@ from django_snapshots.execution.inline import (
     verify_snapshot,
 )
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
+from django_snapshots.execution.pins import pin_snapshot, unpin_snapshot
 from django_snapshots.execution.place import list_entries
 from django_snapshots.execution.restoring import meet_derived_aliases, preflight
 from django_snapshots.execution.work import work
@@ -38,6 +39,7 @@ __all__ = [
     "list_snapshots",
     "meet_derived_aliases",
     "outcome",
+    "pin_snapshot",
     "plan_prune",
     "preflight",
     "prepare",
@@ -47,6 +49,7 @@ __all__ = [
     "run_request",
     "settle_dead",
     "undo_restore",
+    "unpin_snapshot",
     "verify_snapshot",
     "work",
 ]

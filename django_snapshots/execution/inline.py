@@ -35,17 +35,26 @@ def create_snapshot(
     databases: Sequence[str] | None = None,
     artifacts: Sequence[str] | None = None,
     metadata: dict[str, Any] | None = None,
+    allow_empty: bool = False,
     wait: float | None = None,
     requester: runs.Requester | None = None,
     hooks: Hooks | None = None,
 ) -> Snapshot:
     """Take a snapshot in this process, several artifacts at once, and return it.
 
-    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. With *wait*,
+    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. *allow_empty*
+    takes one also where it is empty and the snapshot before wasn't. With *wait*,
     seconds, it waits for another run that has one of its databases. Raises ``SnapshotError``; then nothing is listed.
     """
     request = Request.from_json(
-        {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata or {}, "wait": wait}
+        {
+            "name": name,
+            "databases": databases,
+            "artifacts": artifacts,
+            "metadata": metadata or {},
+            "allow_empty": allow_empty,
+            "wait": wait,
+        }
     )
     result = run_request(Kind.SNAPSHOT, request, requester=requester, hooks=hooks)
     return Catalog(get_settings().storage).get(result["name"])

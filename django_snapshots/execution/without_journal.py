@@ -62,7 +62,7 @@ def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks
         if share.errors:
             raise share.errors[0]
         stored = [share.stored[step.position] for step in plan.steps]
-        return backup.publish(settings, plan, stored, storage_id=storage_id)
+        return backup.publish(settings, plan, stored, storage_id=storage_id, allow_empty=request.allow_empty)
     except BaseException:
         withdraw_objects(settings, plan.name, plan.run, share.filenames)
         raise
@@ -98,6 +98,7 @@ class _Share:
                     token=1,
                     processes=processes,
                     exclude_tables=runs.tables(),
+                    exclude_data=settings.data_left_out(step.type, step.subject),
                     observer=backup.Observer(opened=opened, moved=moved),
                 )
                 self.stored[step.position] = backup.dump_artifact(settings, attempt)

@@ -210,6 +210,7 @@ class _Attempt:
             token=self.claimed.token,
             processes=processes,
             exclude_tables=runs.tables(),
+            exclude_data=get_settings().data_left_out(step.type, step.subject),
             observer=backup.Observer(opened=self.opened, moved=self.moved),
         )
 

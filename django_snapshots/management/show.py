@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.core.management.base import OutputWrapper
 from django.core.management.color import Style
 
-from django_snapshots.catalog import Entry, label
+from django_snapshots.catalog import Entry, Pin, label
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.sizes import human_size
 from django_snapshots.undo import Kept
@@ -97,7 +97,7 @@ class Screen:
                 self.say(f"  {item['name']}  {what}: {'; '.join(item['reasons'])}")
         self.good(f"{len(result['deleted'])} {verb}, {len(result['kept'])} kept.")
 
-    def entries(self, entries: list[Entry], storage: Any) -> None:
+    def entries(self, entries: list[Entry], storage: Any, pins: Mapping[str, Pin]) -> None:
         """What lies in the storage."""
         if not entries:
             self.say(f"There are no snapshots in {label(storage)}.")
@@ -111,8 +111,12 @@ class Screen:
             if (safety := entry.snapshot.safety) is not None:
                 parts += f" (safety copy of the restore {safety.restore[:8]}, until {to_iso(safety.expires_at)[:10]})"
             self.say(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
+            if entry.name in pins:
+                self.say(f"{'':<{width}}  {pins[entry.name]}")
+            if count := len(warnings_of(entry.snapshot)):
+                self.warn(f"{'':<{width}}  {count} warning{'s' if count > 1 else ''}; see `info {entry.name}`")
 
-    def snapshot(self, snapshot: Snapshot) -> None:
+    def snapshot(self, snapshot: Snapshot, pin: Pin | None) -> None:
         """One snapshot."""
         self.heading(snapshot.name)
         lines: tuple[tuple[str, str], ...] = (
@@ -121,6 +125,7 @@ class Screen:
             ("run", snapshot.run),
             ("Django, Python", f"{snapshot.django_version}, {snapshot.python_version}"),
             ("size", human_size(snapshot.size)),
+            ("pin", str(pin or "")),
             ("safety copy of restore", snapshot.safety.restore if snapshot.safety else ""),
             ("metadata", json.dumps(dict(snapshot.metadata), ensure_ascii=False) if snapshot.metadata else ""),
         )
@@ -133,10 +138,20 @@ class Screen:
 
     def _warnings(self, metadata: Mapping[str, Any]) -> None:
         """What a dump left out or could not be sure of."""
-        for key in ("warnings", "unreadable"):
-            sentences = metadata.get(key)
-            for sentence in sentences if isinstance(sentences, list) else ():
-                self.warn(f"    {sentence}")
+        for sentence in _sentences(metadata):
+            self.warn(f"    {sentence}")
+
+
+def warnings_of(snapshot: Snapshot) -> list[str]:
+    """Everything that its dumps left out or could not be sure of."""
+    return [sentence for artifact in snapshot.artifacts for sentence in _sentences(artifact.metadata)]
+
+
+def _sentences(metadata: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("warnings", "unreadable"):
+        sentences = metadata.get(key)
+        if isinstance(sentences, list):
+            yield from map(str, sentences)
 
 
 def _printable(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from django.db import Error as DatabaseError
 from django_snapshots import execution, runs
 from django_snapshots import restore as restoring
 from django_snapshots import undo as undoing
-from django_snapshots.catalog import Catalog, Entry, summary
+from django_snapshots.catalog import Catalog, Entry, Pin, summary
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
@@ -34,11 +34,11 @@ from django_snapshots.sizes import human_size
 
 
 class Command(BaseCommand):
-    """Take, list, verify, restore, delete and prune snapshots; undo restores; look after runs."""
+    """Take, list, verify, restore, pin, delete and prune snapshots; undo restores; look after runs."""
 
     help = (
-        "Take, list, verify, restore, delete and prune snapshots of this project; undo restores; look after the runs "
-        "that do it."
+        "Take, list, verify, restore, pin, delete and prune snapshots of this project; undo restores; look after the "
+        "runs that do it."
     )
     requires_system_checks: list[str] = []
 
@@ -71,7 +71,8 @@ class Command(BaseCommand):
 
     def do_backup(self, options: dict[str, Any]) -> None:
         """Take a snapshot."""
-        data = {**_parts(options), "metadata": _pairs(options, "metadata"), "wait": options["wait"]}
+        data = {**_parts(options), "metadata": _pairs(options, "metadata")}
+        data.update({key: options[key] for key in ("wait", "allow_empty")})
         result = running.do(Kind.SNAPSHOT, Request.from_json(data), options, self.stderr)
         self._answer(options, result, lambda: self.screen.taken(result))
 
@@ -135,8 +136,11 @@ class Command(BaseCommand):
         """List the snapshots."""
         settings = get_settings()
         entries = execution.list_entries(settings)
+        pins = _pins(Catalog(settings.storage), entries)
         self._answer(
-            options, [_entry_json(entry) for entry in entries], lambda: self.screen.entries(entries, settings.storage)
+            options,
+            [_entry_json(entry, pins) for entry in entries],
+            lambda: self.screen.entries(entries, settings.storage, pins),
         )
 
     def do_info(self, options: dict[str, Any]) -> None:
@@ -144,7 +148,21 @@ class Command(BaseCommand):
         catalog = Catalog(get_settings().storage)
         name = options["name"]
         snapshot = catalog.get(name) if name else catalog.latest()
-        self._answer(options, snapshot.to_json(), lambda: self.screen.snapshot(snapshot))
+        pin = catalog.pin(snapshot)
+        data = {**snapshot.to_json(), "pinned": None if pin is None else pin.to_json()}
+        self._answer(options, data, lambda: self.screen.snapshot(snapshot, pin))
+
+    def do_pin(self, options: dict[str, Any]) -> None:
+        """Pin a snapshot."""
+        name = options["name"]
+        done = execution.pin_snapshot(name, reason=options["reason"], by=running.requester().name)
+        self._answer(options, done, lambda: self.screen.good(f"{name} is pinned: it stays until it is unpinned."))
+
+    def do_unpin(self, options: dict[str, Any]) -> None:
+        """Take a pin away."""
+        done = execution.unpin_snapshot(options["name"])
+        what = "is not pinned any more" if done["was_pinned"] else "was not pinned"
+        self._answer(options, done, lambda: self.screen.say(f"{done['name']} {what}."))
 
     def do_delete(self, options: dict[str, Any]) -> None:
         """Delete one snapshot."""
@@ -241,7 +259,13 @@ def _pairs(options: dict[str, Any], option: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in options[option])
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
+def _entry_json(entry: Entry, pins: Mapping[str, Pin]) -> dict[str, Any]:
     if entry.snapshot is None:
         return {"name": entry.name, "error": str(entry.error)}
-    return summary(entry.snapshot)
+    pin = pins.get(entry.name)
+    return {**summary(entry.snapshot), "pinned": None if pin is None else pin.to_json()}
+
+
+def _pins(catalog: Catalog, entries: Sequence[Entry]) -> dict[str, Pin]:
+    found = ((entry.name, catalog.pin(entry.snapshot)) for entry in entries if entry.snapshot is not None)
+    return {name: pin for name, pin in found if pin is not None}
