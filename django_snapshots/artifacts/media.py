@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from django_snapshots.artifacts.file_system import sync_file_system
+from django_snapshots.artifacts.media_contents import look_through
 from django_snapshots.artifacts.media_dump import archive
 from django_snapshots.artifacts.media_reader import ArchiveReader
 from django_snapshots.artifacts.media_root import media_root
@@ -115,6 +116,10 @@ class MediaArtifact:
                 "because only root may give files away."
             )
         return PreparedMedia(staging=staging, unpacked=unpacked, metadata=source.metadata)
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Read the archive to its end and write nothing; refuse what a restore would refuse."""
+        return look_through(source, request.processes).as_metadata()
 
     def _existing_root(self) -> Path:
         root = media_root(self.location)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from django_snapshots.connectors.file_tier import FileTier
-from django_snapshots.connectors.mysql import sessions
+from django_snapshots.connectors.mysql import examining, sessions
 from django_snapshots.connectors.mysql.client import find_dump_tool
 from django_snapshots.connectors.mysql.dump import (
     DumpPlan,
@@ -89,6 +89,10 @@ class MySQLConnector(FileTier):
         Raises ``SnapshotPreflightError``, ``SnapshotIntegrityError`` or ``SnapshotConnectorError``.
         """
         return prepare_restore(subject, source, request, self._client_directory)
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Read the script to its end mark, and look for the manifest's tables in it."""
+        return examining.examine(source, request)
 
     def _plan(self, alias: str, directory: Path, request: DumpRequest) -> DumpPlan:
         with server_connection(alias) as connection:

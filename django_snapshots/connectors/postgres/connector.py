@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -11,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.identity import database_identity
-from django_snapshots.connectors.postgres import catalog, dumping, sessions
+from django_snapshots.connectors.postgres import catalog, dumping, examining, sessions
 from django_snapshots.connectors.postgres.access import connected, exists
 from django_snapshots.connectors.postgres.restoring import Restoring
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
@@ -61,6 +62,10 @@ class PostgresConnector(FileTier):
     def end_sessions(self, db_alias: str, labels: Sequence[str]) -> int:
         """End the sessions of earlier attempts: those that dump and those that restore."""
         return sum(sessions.end_sessions(alias, labels) for alias in {db_alias, self._dump_alias or db_alias})
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Have ``pg_restore`` list the archive, and look for the manifest's tables in it; needs no server."""
+        return examining.examine(subject, source, request, self._client_directory)
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Restore into the database of the alias *subject*, up to the COMMIT."""
