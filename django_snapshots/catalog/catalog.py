@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from django_snapshots.catalog import notes
 from django_snapshots.catalog.archive import ATTEMPT, SUFFIX, ArchiveFormat
 from django_snapshots.catalog.directory import DirectoryFormat
 from django_snapshots.catalog.identity import storage_id
+from django_snapshots.catalog.notes import Note, Notes
 from django_snapshots.catalog.objects import label, patiently
 from django_snapshots.catalog.records import (
     Entry,
@@ -140,6 +143,33 @@ class Catalog:
     def path(self, name: str, filename: str) -> str:
         """Where an attempt stores its object, whatever the format."""
         return path_of(name, filename)
+
+    # Notes
+
+    def notes(self, snapshot: Snapshot) -> Notes:
+        """What is noted beside *snapshot*; asks the storage once where there is nothing."""
+        return notes.read_notes(self.storage, snapshot.name, snapshot.run)
+
+    def note(self, snapshot: Snapshot, kind: str) -> Note | None:
+        """One of them, or ``None``. Raises ``SnapshotError`` if that can't be read, or can't be told."""
+        return notes.read_note(self.storage, snapshot.name, snapshot.run, kind)
+
+    def write_note(self, snapshot: Snapshot, kind: str, content: Mapping[str, Any]) -> Note:
+        """Note *content*, plain JSON, beside *snapshot*, in the place of what was noted there of this kind.
+
+        Raises ``SnapshotNotFoundError`` if the snapshot is deleted at the same time; then nothing is left of the note.
+        """
+        note = notes.write_note(self.storage, snapshot, kind, content)
+        with contextlib.suppress(SnapshotNotFoundError):
+            if self.get(snapshot.name).run == snapshot.run:
+                return note
+        self.delete_note(snapshot, kind)
+        raise SnapshotNotFoundError(f"The snapshot {snapshot.name!r} was deleted from {label(self.storage)} meanwhile.")
+
+    def delete_note(self, snapshot: Snapshot, kind: str) -> None:
+        """Remove it; nothing if there is none about this snapshot. Raises as :meth:`note` does."""
+        if self.note(snapshot, kind) is not None:
+            notes.delete_note(self.storage, snapshot.name, kind)
 
     # Identity
 
@@ -297,7 +327,8 @@ class Catalog:
         return self.get(name).run
 
     def delete(self, name: str, *, run: str | None = None) -> None:
-        """Delete the snapshot called *name*: its manifest first, then what the manifest names, nothing else.
+        """Delete the snapshot called *name*: its manifest first, then what the manifest names and what is noted beside
+        it, nothing else.
 
         With *run* only the one that this run has made. A snapshot whose manifest can't be read or understood is not
         touched.
@@ -310,6 +341,8 @@ class Catalog:
             )
         if self._archive.exists(name):
             self.get(name)
+            # First, because afterwards the name may be a new snapshot's at once, and the notes be about that.
+            notes.delete_notes(self.storage, name)
             self._archive.delete(name)
             return
         try:
