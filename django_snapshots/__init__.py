@@ -10,7 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_snapshots.execution import create_snapshot, list_snapshots, restore_snapshot, verify_snapshot
+    from django_snapshots.execution import (
+        create_snapshot,
+        drill_snapshot,
+        list_snapshots,
+        restore_snapshot,
+        verify_snapshot,
+    )
     from django_snapshots.storage.django_storage import DjangoStorageBackend
     from django_snapshots.storage.local import LocalFileSystemBackend
     from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
@@ -24,6 +30,7 @@ __all__ = [
     "SnapshotStorage",
     "cancel_run",
     "create_snapshot",
+    "drill_snapshot",
     "list_snapshots",
     "request_restore",
     "restore_snapshot",
@@ -39,6 +46,7 @@ _HOMES = (
     ("SnapshotStorage", "storage.protocols"),
     ("cancel_run", "working"),
     ("create_snapshot", "execution"),
+    ("drill_snapshot", "execution"),
     ("list_snapshots", "execution"),
     ("request_restore", "tasks"),
     ("restore_snapshot", "execution"),

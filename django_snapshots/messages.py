@@ -119,6 +119,7 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
         Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata", "retention", "schedule", "wait"),
         Kind.RESTORE: ("name", "databases", "artifacts", "confirm", "elsewhere", "wait"),
         Kind.VERIFY: ("name", "level", "schedule", "wait"),
+        Kind.DRILL: ("name", "schedule", "wait"),
     }[kind]
     return {key: value for key, value in request.to_json().items() if key in taken}
 

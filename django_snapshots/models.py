@@ -32,6 +32,7 @@ class Kind(models.TextChoices):
     VERIFY = "verify"
     DELETE = "delete"
     PRUNE = "prune"
+    DRILL = "drill"
 
 
 class Run(models.Model):

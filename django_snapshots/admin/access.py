@@ -14,8 +14,10 @@ from django_snapshots.exceptions import SnapshotError
 from django_snapshots.models import Kind, Run
 from django_snapshots.plan import Request
 
-ACTIONS = ("verify", "restore", "delete")
+ACTIONS = ("verify", "drill", "restore", "delete")
 """What can be done with a snapshot that is there; ``take`` makes a new one."""
+_RIGHTS = {"drill": "verify"}
+"""A drill reads the snapshot and touches no target: whoever may verify may drill."""
 
 
 class ReadOnly:
@@ -44,8 +46,8 @@ def may_view(request: HttpRequest) -> bool:
 
 
 def may(request: HttpRequest, action: str) -> bool:
-    """Whether this user may *action*: ``take``, ``restore``, ``verify`` or ``delete``. Nobody may who can't look."""
-    return may_view(request) and request.user.has_perm(f"django_snapshots.{action}_snapshot")
+    """Whether this user may *action*: ``take``, or one of ``ACTIONS``. Nobody may who can't look."""
+    return may_view(request) and request.user.has_perm(f"django_snapshots.{_RIGHTS.get(action, action)}_snapshot")
 
 
 def may_cancel(request: HttpRequest) -> bool:

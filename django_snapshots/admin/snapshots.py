@@ -50,6 +50,7 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             ("", self.changelist_view, "changelist"),
             ("take/", self.take_view, "take"),
             ("verify/", self.verify_view, "verify"),
+            ("drill/", self.drill_view, "drill"),
             ("restore/", self.restore_view, "restore"),
             ("delete/", self.delete_snapshots_view, "delete"),
             ("<path:name>/change/", self.snapshot_view, "change"),
@@ -79,7 +80,7 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             "change_list.html",
             storage=label(settings.storage),
             page=page,
-            rows=contents.rows(list(page.object_list)),
+            rows=contents.rows(list(page.object_list), Catalog(settings.storage)),
             pages=page.paginator.get_elided_page_range(page.number),
             **context,
         )
@@ -118,7 +119,7 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             "change_form.html",
             snapshot=snapshot,
             run=contents.run_of(snapshot),
-            row=contents.rows([entry])[0],
+            row=contents.rows([entry], Catalog(get_settings().storage))[0],
             facts=contents.facts(snapshot),
             artifacts=[contents.artifact(record) for record in snapshot.artifacts],
             packages=snapshot.pip,
@@ -164,6 +165,30 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             return self._to_runs([submit(request, Kind.VERIFY, each) for each in wanted])
         return self._page(
             request, "action.html", title=f"Verify {_listed(names)}", names=names, form=form, button="Verify"
+        )
+
+    def drill_view(self, request: HttpRequest) -> HttpResponse:
+        """Drill one snapshot or several."""
+        require(request, "drill")
+        names = _names(request)
+        form = Form(_posted(request))
+        if missing := self._missing(request, names):
+            return missing
+        if _is_sent(request, form):
+            wanted = [Request.from_json({"name": name}) for name in names]
+            return self._to_runs([submit(request, Kind.DRILL, each) for each in wanted])
+        warning = (
+            "Each database is restored into a scratch database, checked and thrown away. No target is touched; it "
+            "takes the time and the room of a restore."
+        )
+        return self._page(
+            request,
+            "action.html",
+            title=f"Drill {_listed(names)}",
+            names=names,
+            form=form,
+            button="Drill",
+            warning=warning,
         )
 
     def delete_snapshots_view(self, request: HttpRequest) -> HttpResponse:

@@ -11,7 +11,8 @@ from django.core.management.color import Style
 
 from django_snapshots.catalog import Entry, label
 from django_snapshots.manifest import Snapshot, to_iso
-from django_snapshots.sizes import human_size
+from django_snapshots.proof import Proof, Proofs
+from django_snapshots.sizes import human_duration, human_size
 
 
 class Screen:
@@ -56,6 +57,45 @@ class Screen:
             self.say(f"  {item['type']} {item['subject']} -> {item['target']}")
         self.good(f"Restored {result['name']}.")
 
+    def verified(self, result: dict[str, Any]) -> None:
+        """What a verify has proved."""
+        for item in result.get("examined", ()):
+            self._examined(item)
+        self._kept(result)
+        sentence = f"{len(result['files'])} files, {human_size(result['size'])}, level {result['level']}."
+        self.good(f"{result['name']} is whole: {sentence}")
+
+    def drilled(self, result: dict[str, Any]) -> None:
+        """What a drill has proved."""
+        for item in result["examined"]:
+            self._examined(item)
+        for item in result["databases"]:
+            compared = "" if item["rows_compared"] else ", not exact"
+            through = "" if item["into"] == item["subject"] else f" through {item['into']}"
+            self.say(
+                f"  database {item['subject']}{through}: restored in {human_duration(item['seconds'])}, "
+                f"{item['rows']} rows in {item['tables']} tables{compared}, {item['checks']} checks"
+            )
+            for note in item["notes"]:
+                self.warn(f"    {note}")
+        for note in result["notes"]:
+            self.warn(f"  {note}")
+        self._kept(result)
+        self.good(
+            f"{result['name']} restores: {len(result['databases'])} databases, {human_duration(result['seconds'])}."
+        )
+
+    def _examined(self, item: dict[str, Any]) -> None:
+        found = item["found"]
+        said = found if isinstance(found, str) else ", ".join(f"{number} {what}" for what, number in found.items())
+        self.say(f"  {item['filename']}: {said}")
+        for note in item["notes"]:
+            self.warn(f"    {note}")
+
+    def _kept(self, result: dict[str, Any]) -> None:
+        if not result.get("kept", True):
+            self.warn(f"  The result could not be kept beside the snapshot: {result['kept_not']}")
+
     def pruned(self, result: dict[str, Any]) -> None:
         """A prune's, each snapshot with its reasons."""
         verb = "would be deleted" if result["dry_run"] else "deleted"
@@ -64,7 +104,7 @@ class Screen:
                 self.say(f"  {item['name']}  {what}: {'; '.join(item['reasons'])}")
         self.good(f"{len(result['deleted'])} {verb}, {len(result['kept'])} kept.")
 
-    def entries(self, entries: list[Entry], storage: Any) -> None:
+    def entries(self, entries: list[Entry], storage: Any, proofs: Mapping[str, Proofs]) -> None:
         """What lies in the storage."""
         if not entries:
             self.say(f"There are no snapshots in {label(storage)}.")
@@ -76,8 +116,19 @@ class Screen:
             taken = to_iso(entry.snapshot.created_at)[:19]
             parts = ", ".join(artifact.subject for artifact in entry.snapshot.artifacts)
             self.say(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
+            self._proofs(proofs[entry.name], " " * width)
 
-    def snapshot(self, snapshot: Snapshot) -> None:
+    def _proofs(self, proofs: Proofs, indent: str) -> None:
+        """The results beside a snapshot; nothing where there are none."""
+        for kind, what in (("verify", "verified"), ("drill", "drilled")):
+            if kind in proofs.unreadable:
+                self.warn(f"{indent}  {what}: unknown, {proofs.unreadable[kind]}")
+            elif kind in proofs.found:
+                proof = proofs.found[kind]
+                say = self.say if proof.ok else self.bad
+                say(f"{indent}  {what}: {shown_proof(proof)}")
+
+    def snapshot(self, snapshot: Snapshot, proofs: Proofs) -> None:
         """One snapshot."""
         self.heading(snapshot.name)
         lines: tuple[tuple[str, str], ...] = (
@@ -91,6 +142,7 @@ class Screen:
         for title, value in lines:
             if value:
                 self.say(f"  {title}: {value}")
+        self._proofs(proofs, "")
         for artifact in snapshot.artifacts:
             self.say(f"  {artifact.filename}  {human_size(artifact.size)}  {artifact.checksum}")
             self._warnings(artifact.metadata)
@@ -101,6 +153,15 @@ class Screen:
             sentences = metadata.get(key)
             for sentence in sentences if isinstance(sentences, list) else ():
                 self.warn(f"    {sentence}")
+
+
+def shown_proof(proof: Proof) -> str:
+    """A result in some words."""
+    when = f"{to_iso(proof.at)[:19]} UTC"
+    if not proof.ok:
+        return f"FAILED {when}: {proof.problem}"
+    took = "" if proof.seconds is None else f", {'restored' if proof.kind == 'drill' else 'read'} in "
+    return f"{when}, level {proof.level}{took}{human_duration(proof.seconds) if proof.seconds is not None else ''}"
 
 
 def _printable(text: str) -> str:

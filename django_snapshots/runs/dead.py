@@ -21,7 +21,7 @@ from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.errors import describe
 from django_snapshots.runs.place import alias
 
-BEGUN_ANEW = (Kind.SNAPSHOT, Kind.VERIFY, Kind.DELETE, Kind.PRUNE)
+BEGUN_ANEW = (Kind.SNAPSHOT, Kind.VERIFY, Kind.DRILL, Kind.DELETE, Kind.PRUNE)
 """What another worker begins anew when one is lost. A restore isn't: a person should look at the target first."""
 _LONGEST_PAUSE = 300.0
 _NOT_BEGUN = "Not begun, because another step failed."

@@ -18,7 +18,7 @@ from django_snapshots.transfer import Dump
 from tests.integration.sqlite_projects import BROKEN_CONNECTOR, content, path, query, sqlite_project, targets, write
 from tests.projects import ROOT, wait_until
 
-COMMANDS = ("backup", "restore", "verify", "list", "info", "delete", "prune")
+COMMANDS = ("backup", "restore", "verify", "drill", "list", "info", "delete", "prune")
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_wrong_settings_and_arguments_are_2(project):
     fails(project, 2, "backup", "--nonsense")
     fails(project, 2, "nonsense")
     fails(project, 2)
-    fails(project, 2, "verify", "--level", "3")
+    fails(project, 2, "verify", "--level", "4", words=["snapshots drill"])
     project.snapshots["ENCRYPTION"] = {"recipients": []}
     for command in (["backup"], ["list"], ["info", "x"], ["verify"], ["restore"], ["delete", "x", "--no-input"]):
         fails(project, 2, *command, words=["ENCRYPTION"])

@@ -23,14 +23,14 @@ from django_snapshots.management.codes import exit_code
 from django_snapshots.management.show import Screen
 from django_snapshots.models import FINAL_STATES, Kind, Run
 from django_snapshots.plan import Request
+from django_snapshots.proof import Proofs, proofs_of
 from django_snapshots.redaction import redact
-from django_snapshots.sizes import human_size
 
 
 class Command(BaseCommand):
-    """Take, list, verify, restore, delete and prune snapshots; look after runs."""
+    """Take, list, verify, drill, restore, delete and prune snapshots; look after runs."""
 
-    help = "Take, list, verify, restore, delete and prune snapshots of this project; look after the runs that do it."
+    help = "Take, list, verify, drill, restore, delete and prune snapshots of this project; look after its runs."
     requires_system_checks: list[str] = []
 
     @property
@@ -84,23 +84,31 @@ class Command(BaseCommand):
         """Verify a snapshot."""
         request = Request.from_json({key: options[key] for key in ("name", "level", "wait")})
         result = running.do(Kind.VERIFY, request, options, self.stderr)
-        sentence = f"{len(result['files'])} files, {human_size(result['size'])}, level {result['level']}."
-        self._answer(options, result, lambda: self.screen.good(f"{result['name']} is whole: {sentence}"))
+        self._answer(options, result, lambda: self.screen.verified(result))
+
+    def do_drill(self, options: dict[str, Any]) -> None:
+        """Drill a snapshot."""
+        request = Request.from_json({key: options[key] for key in ("name", "wait")})
+        result = running.do(Kind.DRILL, request, options, self.stderr)
+        self._answer(options, result, lambda: self.screen.drilled(result))
 
     def do_list(self, options: dict[str, Any]) -> None:
         """List the snapshots."""
         settings = get_settings()
         entries = execution.list_entries(settings)
-        self._answer(
-            options, [_entry_json(entry) for entry in entries], lambda: self.screen.entries(entries, settings.storage)
-        )
+        catalog = Catalog(settings.storage)
+        proofs = {entry.name: proofs_of(catalog, entry.snapshot) for entry in entries if entry.snapshot is not None}
+        told = [_entry_json(entry, proofs.get(entry.name)) for entry in entries]
+        self._answer(options, told, lambda: self.screen.entries(entries, settings.storage, proofs))
 
     def do_info(self, options: dict[str, Any]) -> None:
         """Show one snapshot."""
         catalog = Catalog(get_settings().storage)
         name = options["name"]
         snapshot = catalog.get(name) if name else catalog.latest()
-        self._answer(options, snapshot.to_json(), lambda: self.screen.snapshot(snapshot))
+        proofs = proofs_of(catalog, snapshot)
+        told = {**snapshot.to_json(), "proof": proofs.to_json()}
+        self._answer(options, told, lambda: self.screen.snapshot(snapshot, proofs))
 
     def do_delete(self, options: dict[str, Any]) -> None:
         """Delete one snapshot."""
@@ -196,7 +204,7 @@ def _metadata(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
-    if entry.snapshot is None:
+def _entry_json(entry: Entry, proofs: Proofs | None) -> dict[str, Any]:
+    if entry.snapshot is None or proofs is None:
         return {"name": entry.name, "error": str(entry.error)}
-    return summary(entry.snapshot)
+    return {**summary(entry.snapshot), "proof": proofs.to_json()}
