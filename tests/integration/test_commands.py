@@ -94,7 +94,7 @@ def test_a_whole_story_in_json(project):
     assert told(project, "list") == []
     taken = told(project, "backup", "before", "--database", "other", "--artifact", "database")
     assert (taken["name"], len(taken["artifacts"])) == ("before", 1)
-    assert told(project, "list") == [taken]
+    assert told(project, "list") == [{**taken, "proof": {"verify": None, "drill": None}}]
     assert told(project, "info")["artifacts"] == taken["artifacts"]
     assert told(project, "verify", "before", "--level", "1")["level"] == 1
     write(project, "other", "changed")

@@ -18,6 +18,7 @@ PUBLIC = {
     "SnapshotStorage",
     "cancel_run",
     "create_snapshot",
+    "drill_snapshot",
     "list_snapshots",
     "request_restore",
     "restore_snapshot",
