@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         drill_snapshot,
         list_snapshots,
         restore_snapshot,
+        undo_restore,
         verify_snapshot,
     )
     from django_snapshots.storage.django_storage import DjangoStorageBackend
@@ -34,6 +35,7 @@ __all__ = [
     "list_snapshots",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
     "verify_snapshot",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = (
     ("list_snapshots", "execution"),
     ("request_restore", "tasks"),
     ("restore_snapshot", "execution"),
+    ("undo_restore", "execution"),
     ("verify_snapshot", "execution"),
 )
 

@@ -21,6 +21,7 @@ from django_snapshots.catalog import Catalog, Leftover
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.drill import Mark
 from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.execution.expiry import expire
 from django_snapshots.models import Kind
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import Beside
@@ -37,6 +38,7 @@ def collect() -> list[str]:
     removed = [f"{item.name}/{item.filename}" for item in _leftovers(catalog, storage_id, settings.limits.grace)]
     removed += [f"the rest of {name}" for name in _half_deleted(catalog, storage_id, settings)]
     removed += [f"the scratch database of drill {mark.run} at {alias}" for alias, mark in _scratch(settings)]
+    removed += expire(settings)
     return [*removed, *(str(path) for path in remove_abandoned(settings.temporary_directory))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.core.management.base import OutputWrapper
@@ -13,6 +13,7 @@ from django_snapshots.catalog import Entry, label
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.proof import Proof, Proofs
 from django_snapshots.sizes import human_duration, human_size
+from django_snapshots.undo import Kept
 
 
 class Screen:
@@ -55,7 +56,39 @@ class Screen:
             self.say(f"  {sentence}")
         for item in result["restored"]:
             self.say(f"  {item['type']} {item['subject']} -> {item['target']}")
+        for name in result.get("safety") or ():
+            self.say(f"  safety copy: {name}")
         self.good(f"Restored {result['name']}.")
+        if result.get("undo"):
+            self.say(f"  To undo it: manage.py snapshots undo {result['undo']}")
+
+    def preflight(self, report: dict[str, Any]) -> None:
+        """What stands in the way of a restore, and what will surprise."""
+        for sentence in report["errors"]:
+            self.bad(f"  stops: {sentence}")
+        for sentence in report["warnings"]:
+            self.warn(f"  note: {sentence}")
+        if report["possible"]:
+            self.say(f"{report['name']} can be restored to {'; '.join(report['targets'])}.")
+
+    def kept(self, states: Sequence[Kept]) -> None:
+        """What restores have kept."""
+        if not states:
+            self.say("No restore has left anything that could be put back.")
+        for state in states:
+            when = to_iso(state.replaced_at)[:19] + " UTC" if state.replaced_at else "at an unknown time"
+            until = f", until {to_iso(state.expires_at)[:19]} UTC" if state.expires_at else ""
+            by = f" by {state.brought}" if state.brought else ""
+            self.say(f"  {state.run}  {state.type} {state.subject}, replaced {when}{by}: {state.place}{until}")
+
+    def undone(self, result: dict[str, Any]) -> None:
+        """An undo's report."""
+        for sentence in result["notes"]:
+            self.say(f"  {sentence}")
+        for target in result["targets"]:
+            self.say(f"  {target} is what it was before the restore.")
+        self.good(f"Undone: {result['undone']}.")
+        self.say(f"  To undo that: manage.py snapshots undo {result['undo']}")
 
     def verified(self, result: dict[str, Any]) -> None:
         """What a verify has proved."""
@@ -115,6 +148,8 @@ class Screen:
                 continue
             taken = to_iso(entry.snapshot.created_at)[:19]
             parts = ", ".join(artifact.subject for artifact in entry.snapshot.artifacts)
+            if (safety := entry.snapshot.safety) is not None:
+                parts += f" (safety copy of the restore {safety.restore[:8]}, until {to_iso(safety.expires_at)[:10]})"
             self.say(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
             self._proofs(proofs[entry.name], " " * width)
 
@@ -137,6 +172,7 @@ class Screen:
             ("run", snapshot.run),
             ("Django, Python", f"{snapshot.django_version}, {snapshot.python_version}"),
             ("size", human_size(snapshot.size)),
+            ("safety copy of restore", snapshot.safety.restore if snapshot.safety else ""),
             ("metadata", json.dumps(dict(snapshot.metadata), ensure_ascii=False) if snapshot.metadata else ""),
         )
         for title, value in lines:

@@ -38,9 +38,7 @@ def examined(connector: Examines, alias: str, source: Source) -> Mapping[str, An
     return found
 
 
-def test_postgres_lists_the_archive_and_misses_a_table(
-    postgres: Server, make_postgres: Maker, tmp_path: Path
-) -> None:
+def test_postgres_lists_the_archive_and_misses_a_table(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
     alias = make_postgres()
     execute(
         postgres,
@@ -55,7 +53,7 @@ def test_postgres_lists_the_archive_and_misses_a_table(
     assert examined(connector, alias, source)["tables"] == 3
     counts = {**source.metadata["row_counts"], "public.gone": 1}
     lacking = replace(source, metadata={**source.metadata, "row_counts": counts})
-    with pytest.raises(SnapshotIntegrityError, match="lacks the rows of 1 tables .*public.gone"):
+    with pytest.raises(SnapshotIntegrityError, match=r"lacks the rows of 1 tables .*public\.gone"):
         examined(connector, alias, lacking)
 
 
@@ -69,5 +67,5 @@ def test_mysql_reads_to_the_end_mark_and_misses_a_table(make_mariadb: Maker) -> 
     assert examined(connector, alias, sql_source(content, metadata)) == {"tables": 1}
     with pytest.raises(SnapshotIntegrityError, match="not a whole dump"):
         examined(connector, alias, sql_source(content[: len(content) // 2], metadata))
-    with pytest.raises(SnapshotIntegrityError, match="lacks 1 tables .*gone"):
+    with pytest.raises(SnapshotIntegrityError, match=r"lacks 1 tables .*gone"):
         examined(connector, alias, sql_source(content, {**metadata, "row_counts": {"shop": 1, "gone": 0}}))

@@ -22,6 +22,7 @@ PUBLIC = {
     "list_snapshots",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
     "verify_snapshot",
 }
 
