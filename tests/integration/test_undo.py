@@ -209,7 +209,8 @@ def test_into_a_database_of_another_name(project, tmp_path):
     assert answer["type"] == "SnapshotPreflightError"
 
 
-def test_a_worker_undoes(project):
+def test_a_worker_undoes(project, broker_url):
+    project.broker = broker_url
     restored(project)
     project.call(f"from django_snapshots.tasks import undo\nundo.delay(confirm={targets(project)!r})")
     worker = WorkerProcess(project)
