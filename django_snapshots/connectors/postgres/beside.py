@@ -2,10 +2,10 @@
 
 Three kinds, each named by a mark:
 
-- ``django_snapshots_new_<mark>``: what the restore *mark* is building, or has taken back; nobody's data, may be dropped;
+- ``django_snapshots_new_<mark>``: what the restore *mark* is building, or has taken back; it may be dropped;
 - ``django_snapshots_kept_<mark>``: what the restore *mark* has replaced;
-- ``django_snapshots_lent_<mark>``: a kept state that the undo *mark* is about to bring back. Its comment says under which
-  mark it was kept. It is never dropped, only given back.
+- ``django_snapshots_lent_<mark>``: a kept state that the undo *mark* is about to bring back. Its comment says under
+  which mark it was kept. It is never dropped, only given back.
 
 The first is made by CREATE DATABASE, and gets its comment right afterwards; who dies between the two leaves an empty
 database that has none. Every other change of a name changes the comment in the same transaction.

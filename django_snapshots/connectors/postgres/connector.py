@@ -30,8 +30,8 @@ _LABEL = "django-snapshots"
 
 
 class PostgresConnector(FileTier):
-    """Dumps with ``pg_dump`` in custom format, uncompressed, as a stream; restores into a new database, which then takes
-    the place of the old one, or in one transaction.
+    """Dumps with ``pg_dump`` in custom format, uncompressed, as a stream; restores into a new database, which then
+    takes the place of the old one, or in one transaction.
 
     The first keeps what is replaced, so that it can be brought back. While the second runs, whoever writes to the
     database waits for its end.

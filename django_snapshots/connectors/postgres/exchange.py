@@ -6,14 +6,15 @@ get it, *outgoing* the name that the target's database gets.
 1. Before the transaction: a session in the target locks the preserved tables against writing and copies their rows into
    *incoming*. If we die, the server ends our sessions, the lock goes with them, and the target is as it was. *Incoming*
    has some rows that nobody sees.
-2. The transaction's first rename takes the lock on the target's database object. From then on nobody can connect to the
-   target; who tries, waits. It waits itself until nobody is in the target. Meanwhile a third session ends all sessions
-   there but the one of step 1. If we die here, our transaction is rolled back and the target is as it was; others
-   connect again. Sessions that were ended have lost what they had not committed, and nothing else.
-3. When only our session of step 1 is left, it is asked whether it is alive. If so, its lock has held from the copy until
-   nobody was there who could write: the copied rows are the last ones. If not, we give up as in step 2. Then it leaves.
-   What was committed anywhere else in the target meanwhile is in the target's database, which is kept.
-4. The rest of the transaction: rights and settings of the target for *incoming*, the second rename, the comments. All of
+2. The transaction's first rename takes the lock on the target's database object. From then on nobody can connect to
+   the target; who tries, waits. It waits itself until nobody is in the target. Meanwhile a third session ends all
+   sessions there but the one of step 1. If we die here, our transaction is rolled back and the target is as it was;
+   others connect again. Sessions that were ended have lost what they had not committed, and nothing else.
+3. When only our session of step 1 is left, it is asked whether it is alive. If so, its lock has held from the copy
+   until nobody was there who could write: the copied rows are the last ones. If not, we give up as in step 2. Then it
+   leaves. What was committed anywhere else in the target meanwhile is in the target's database, which is kept.
+4. The rest of the transaction: rights and settings of the target for *incoming*, the second rename, the comments. All
+   of
    it, the first rename too, is seen by nobody until the commit. Whoever dies before the commit, we, our server process
    or the server, the target is as it was.
 5. The commit: it is durable before it is confirmed (``synchronous_commit``). If the confirmation does not come, the
@@ -21,8 +22,8 @@ get it, *outgoing* the name that the target's database gets.
    server does, ``settle`` looks at them.
 
 An attempt that sleeps and wakes: whoever settles it takes *incoming* away first, by a statement that waits for a
-transaction like this one which is already under way. So the second rename finds no *incoming*, and the transaction fails
-as a whole; or it has been committed before, and the settler sees that.
+transaction like this one which is already under way. So the second rename finds no *incoming*, and the transaction
+fails as a whole; or it has been committed before, and the settler sees that.
 
 Nothing is frozen that could outlive us: no connection limit, no ALLOW_CONNECTIONS, no lock without a session.
 """
@@ -96,7 +97,8 @@ class Exchange:
             renamer = stack.enter_context(session(self.alias, self.label))
             watcher = stack.enter_context(session(self.alias, self.label))
             if beside.number_of(watcher, self.target) is None:
-                return self._take_free_name(renamer)
+                self._take_free_name(renamer)
+                return
             insider = stack.enter_context(self._insider())
             self._copy_rows(insider)
             with self._committing(renamer), transaction(renamer):
@@ -202,7 +204,7 @@ class Exchange:
         others += " AND usesysid IS NOT NULL"
         parameters = [str(number), backend_of(insider)]
         refused: set[int] = set()
-        while present := [pid for (pid,) in catalog.rows(watcher, f"SELECT pid {others}", parameters)]:  # noqa: S608
+        while present := [pid for (pid,) in catalog.rows(watcher, f"SELECT pid {others}", parameters)]:
             for pid in present:
                 if pid not in refused and not _terminate(watcher, pid):
                     refused.add(pid)

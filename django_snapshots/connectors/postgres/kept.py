@@ -1,10 +1,10 @@
 """What restores have left beside a target: found, settled after a death, brought back, removed.
 
 Who can die when, and what then holds, for an undo: ``bring_back`` gives the kept database the name
-``django_snapshots_lent_<mark of the undo>``, in one transaction with its comment. From then on it is the *incoming* of
-an ``exchange``. Whoever dies before the commit leaves it lent; ``settle`` gives it its old name back, and a sleeper that
-wakes finds nothing to switch in. It is never dropped on the way. After the commit it is the target, and what was there
-is kept under the undo's mark.
+``django_snapshots_lent_<mark of the undo>``, in one transaction with its comment. From then on it is the *incoming*
+of an ``exchange``. Whoever dies before the commit leaves it lent; ``settle`` gives it its old name back, and a sleeper
+that wakes finds nothing to switch in. It is never dropped on the way. After the commit it is the target, and what was
+there is kept under the undo's mark.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def _not_found(found: Sequence[Found], alias: str, target: str, mark: str) -> Ex
     for item in found:
         if item.kind is Kind.LENT and item.remark and item.remark.mark == mark and item.remark.of == target:
             return SnapshotConnectorError(
-                f"What the restore {mark} has replaced in {alias!r} is {item.name!r} now: an undo that was begun has it. "
-                "Wait until that one has ended."
+                f"What the restore {mark} has replaced in {alias!r} is {item.name!r} now: an undo that was begun has "
+                "it. Wait until that one has ended."
             )
     return SnapshotNotFoundError(f"What the restore {mark} has replaced in {alias!r} is not kept any more.")
 

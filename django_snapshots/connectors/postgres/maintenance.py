@@ -22,7 +22,7 @@ FROM (VALUES ('statement_timeout', '0'), ('idle_in_transaction_session_timeout',
              ('idle_session_timeout', '0'), ('lock_timeout', '{LOCK_SECONDS}s'), ('row_security', 'off'),
              ('default_transaction_read_only', 'off'), ('client_min_messages', 'warning')) AS t (name, wanted)
 JOIN pg_catalog.pg_settings s ON s.name = t.name
-"""
+"""  # noqa: S608 - made of constants
 # A commit that the server has confirmed must outlive a crash of the server.
 _DURABLE = """
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')

@@ -2,9 +2,9 @@
 
 Who can die when, and what then holds:
 
-- until the switch the target is only read, and only its rights, settings and the journal's tables. Whoever dies leaves a
-  database ``django_snapshots_new_<mark>``, which ``settle``, ``discard`` or ``remove`` drops, and a private copy of the
-  dump, which the next restore on the same host removes;
+- until the switch the target is only read, and only its rights, settings and the journal's tables. Whoever dies leaves
+  a database ``django_snapshots_new_<mark>``, which ``settle``, ``discard`` or ``remove`` drops, and a private copy of
+  the dump, which the next restore on the same host removes;
 - the switch: see ``exchange``. One commit, after which the target's old database is called
   ``django_snapshots_kept_<mark>``; so the names alone say what happened, whoever has died;
 - after it: what was replaced is kept until ``remove``; without a mark, ``discard`` drops it.
@@ -242,8 +242,8 @@ class NewDatabase:
                 )
 
 
-class _Rehearsed(Exception):  # noqa: N818 - not an error: it rolls back
-    pass
+class _Rehearsed(Exception):
+    """Not an error: it takes back what was only tried."""
 
 
 def kept_remark(target: str, mark: str, request: RestoreRequest) -> Callable[[str | None], str]:

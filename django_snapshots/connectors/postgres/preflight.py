@@ -209,8 +209,8 @@ def _servers_room(source: Source) -> Iterator[str]:
     size = source.metadata.get("content_size")
     if isinstance(size, int):
         yield (
-            f"The server needs room for a second database beside the one that is there: {human_size(size)} of rows, and "
-            "their indexes. Its disk can't be seen from here."
+            f"The server needs room for a second database beside the one that is there: {human_size(size)} of rows, "
+            "and their indexes. Its disk can't be seen from here."
         )
 
 
@@ -226,12 +226,12 @@ def _bound(connection: BaseDatabaseWrapper) -> Iterator[str]:
     """What is tied to the database itself and keeps it from being renamed or replaced."""
     sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1"
     if prepared := [gid for (gid,) in catalog.rows(connection, sql)]:
-        yield f"The database has prepared transactions: {', '.join(prepared)}. COMMIT PREPARED or ROLLBACK PREPARED them."
+        yield f"The database has prepared transactions: {', '.join(prepared)}. COMMIT or ROLLBACK PREPARED them all."
     sql = "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() ORDER BY 1"
     if slots := [name for (name,) in catalog.rows(connection, sql)]:
         yield (
-            f"The database has replication slots, which would stay with the old one: {', '.join(slots)}. End what reads "
-            f"them and drop them (pg_drop_replication_slot). {_INSTEAD}"
+            f"The database has replication slots, which would stay with the old one: {', '.join(slots)}. End what "
+            f"reads them and drop them (pg_drop_replication_slot). {_INSTEAD}"
         )
 
 
@@ -261,8 +261,8 @@ def _connected(found: Survey, connection: BaseDatabaseWrapper, target: str) -> N
 def _cached_types(connection: BaseDatabaseWrapper) -> Iterator[str]:
     if names := sorted(_CACHED_TYPES & catalog.extensions(connection).keys()):
         yield (
-            f"The types of {', '.join(names)} get other numbers, which Django asks for once in each process: restart web "
-            "servers and workers after the restore."
+            f"The types of {', '.join(names)} get other numbers, which Django asks for once in each process: restart "
+            "web servers and workers after the restore."
         )
 
 
@@ -287,8 +287,8 @@ def _lock_table(found: Survey, connection: BaseDatabaseWrapper, kept: Collection
         return
     text = (
         f"One transaction would lock about {needed} relations, and the server has room for {room} locks: set "
-        f"max_locks_per_transaction to {-(-needed * int(each) // int(room))} or more and restart the server, or let the "
-        "role create databases."
+        f"max_locks_per_transaction to {-(-needed * int(each) // int(room))} or more and restart the server, or let "
+        "the role create databases."
     )
     found.findings.append(Finding(text=text, stops=relations > room))
 
@@ -302,8 +302,8 @@ def _pooler(connection: BaseDatabaseWrapper) -> Iterator[str]:
 def _hidden(connection: BaseDatabaseWrapper, tables: Collection[int]) -> Iterator[str]:
     if names := catalog.hidden_by_policies(connection, tables):
         yield (
-            f"Row-level security hides rows of {', '.join(names)} from the role, so that no safety snapshot of them can "
-            "be taken. Restore as the owner of these tables, or let a superuser ALTER ROLE ... BYPASSRLS."
+            f"Row-level security hides rows of {', '.join(names)} from the role, so that no safety snapshot of them "
+            "can be taken. Restore as the owner of these tables, or let a superuser ALTER ROLE ... BYPASSRLS."
         )
 
 

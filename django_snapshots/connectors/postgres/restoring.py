@@ -1,8 +1,8 @@
 """Restores one database inside a single transaction of one ``psql``: nobody sees anything of it before its COMMIT.
 
-Who can die when, and what then holds: until the COMMIT the server rolls back whatever it was, we, the ``psql``, its
-process on the server, or the server itself; the target is as it was. Before the COMMIT is sent, the transaction's number
-is noted where it is durable; so after a death at that very moment the server says which of the two it is
+Who can die when, and what then holds: until the COMMIT the server rolls back, whoever dies: we, the ``psql``, its
+process on the server, or the server itself. The target is as it was. Before the COMMIT is sent, the transaction's
+number is noted where it is durable; so after a death at that very moment the server says which of the two it is
 (``pg_xact_status``). It commits durably before it answers (``synchronous_commit``). The safety copy is taken after
 writers are shut out and before anything is changed.
 """

@@ -1,4 +1,4 @@
-"""Which way a database is restored: by a new database and two renames, or by one transaction in the one that is there."""
+"""Which way a database is restored: by a new one and two renames, or by one transaction in the one that is there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def choose(alias: str, strategy: Strategy, *, drill: bool, label: str) -> Way:
     target = _settings_name(alias) if missing else _name(alias)
     if strategy == "transaction":
         return Way(new_database=False, against=(), target=target, missing=missing)
-    against = tuple([*_server(alias, label), *(() if missing else _target(alias, target))])
+    against = (*_server(alias, label), *(() if missing else _target(alias, target)))
     wanted = strategy == "new-database" or not against
     return Way(new_database=wanted, against=against, target=target, missing=missing)
 
