@@ -9,7 +9,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors import facts
-from django_snapshots.connectors.postgres import catalog
+from django_snapshots.connectors.postgres import catalog, properties
 from django_snapshots.connectors.postgres.access import Access, access, connected, explained, reading
 from django_snapshots.connectors.postgres.clients import Clients, choose, major_of
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotConfigurationError, SnapshotConnectorError
@@ -99,6 +99,7 @@ class _Content:
                 "server_version": server.version,
                 "client_version": clients.version,
                 "encoding": server.encoding,
+                "locale": properties.locale_of(self._connection),
                 "extensions": catalog.extensions(self._connection),
                 "row_counts": catalog.row_counts(self._connection, self._excluded),
                 "row_counts_exact": True,
@@ -115,14 +116,9 @@ def _arguments(clients: Clients, reached: Access, snapshot: str, excluded: Mappi
         "--no-password",
         f"--snapshot={snapshot}",
         *role,
-        *(f"--exclude-table={_pattern(name)}" for name in excluded.values()),
+        *(f"--exclude-table={catalog.pattern(name)}" for name in excluded.values()),
         f"--dbname={reached.conninfo}",
     ]
-
-
-def _pattern(name: str) -> str:
-    """A pattern that matches this one name: inside double quotes nothing is special to ``pg_dump``."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in catalog.split_name(name))
 
 
 def _excluded(connection: BaseDatabaseWrapper, alias: str, names: frozenset[str]) -> dict[int, str]:
