@@ -50,6 +50,14 @@ def waits(using: str) -> None:
     signal.pause()
 
 
+def waits_once(using: str) -> None:
+    """As ``waits``, but the first to come only."""
+    begun = Path(os.environ["DRILL_BEGUN"])
+    if not begun.exists():
+        begun.touch()
+        signal.pause()
+
+
 def is_hidden(using: str) -> str:
     """Another thread, and the settings, know nothing of the alias."""
     import threading

@@ -138,7 +138,7 @@ def test_tasks_has_every_task_and_the_keys_of_a_progress() -> None:
 
     page = text_of("docs/reference/tasks.md")
     ours = [name for name in current_app.tasks if name.startswith("django_snapshots.")]
-    assert len(ours) == 10
+    assert len(ours) == 11
     assert [name for name in ours if f"`{name}`" not in page] == []
     (told,) = re.findall(r"^  `(\{.*?\})`", page, flags=re.MULTILINE)
     assert re.findall(r'"(\w+)":', told) == list(execution.progress(Run.objects.create(kind="snapshot")))

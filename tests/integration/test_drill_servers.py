@@ -16,7 +16,7 @@ from django_snapshots.catalog import Catalog
 from django_snapshots.storage.local import LocalFileSystemBackend
 from tests.databases import Maker, mariadb_cursor, postgres_cursor
 from tests.integration.conftest import entry
-from tests.projects import Project, wait_until
+from tests.projects import Project, WorkerProcess, wait_until
 from tests.services import Server
 
 CHECKS = "tests.integration.drill_checks"
@@ -138,3 +138,36 @@ def test_a_drill_that_is_killed_leaves_nothing_once_it_is_swept(
 
     wait_until(swept, "the sweep to remove the scratch database")
     assert project.runs()[-1]["state"] == "failed"
+
+
+def test_a_worker_that_is_killed_in_a_drill_is_followed_by_another_which_removes_what_it_left(
+    project: Project, postgres: Server, mariadb: Server, broker_url: str
+) -> None:
+    before = on_the_servers(postgres, mariadb)
+    begun = project.directory / "begun"
+    project.broker = project.results = broker_url
+    project.extra_environment["DRILL_BEGUN"] = str(begun)
+    project.snapshots["DRILL_CHECKS"] = [f"{CHECKS}.waits_once"]
+    first = WorkerProcess(project)
+    try:
+        first.ready()
+        project.call("from django_snapshots.tasks import drill\nanswer = drill.delay('before').id")
+        wait_until(begun.exists, "the drill to look at its scratch database")
+        left = on_the_servers(postgres, mariadb) - before
+        assert left
+    finally:
+        first.teardown()
+    second = WorkerProcess(project)
+    try:
+        second.ready()
+
+        def ended() -> bool:
+            project.must("snapshots", "sweep")
+            return bool(project.runs()[-1]["state"] not in ("queued", "running"))
+
+        wait_until(ended, "another worker to make the drill")
+    finally:
+        second.teardown()
+    assert (project.runs()[-1]["state"], project.steps()[-1]["attempts"]) == ("succeeded", 2)
+    assert on_the_servers(postgres, mariadb) == before
+    assert told(project, "info", "before")["proof"]["drill"]["ok"]
