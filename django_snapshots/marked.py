@@ -127,9 +127,9 @@ class Shelf:
                 locked(descriptor)
         return Marked(self, mark, stage, descriptor)
 
-    def relabel(self, mark: str, stage: Stage, new_mark: str) -> Marked:
-        """Give the directory of *mark* to the attempt *new_mark*, in one rename. Raises ``SnapshotNotFoundError``."""
-        target = self.path(new_mark)
+    def relabel(self, mark: str, stage: Stage, new_mark: str, new_stage: Stage = Stage.BUILDING) -> Marked:
+        """Give the directory of *mark* another one, in one rename. Raises ``SnapshotNotFoundError``."""
+        target = self.path(new_mark, new_stage)
         if target.exists():
             raise SnapshotBusyError(f"{target} is there already: another process restores with the same mark.")
         try:
@@ -137,7 +137,7 @@ class Shelf:
         except FileNotFoundError:
             raise SnapshotNotFoundError(f"{self.path(mark, stage)} is not there any more.") from None
         sync(self.parent)
-        return self._opened(new_mark)
+        return self._opened(new_mark, new_stage)
 
     def marks(self) -> list[tuple[str, Stage]]:
         """Every mark that has a directory here, and how far it has come."""
