@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from django_snapshots.execution import (
         create_snapshot,
+        drill_snapshot,
         list_snapshots,
         pin_snapshot,
         restore_snapshot,
@@ -32,6 +33,7 @@ __all__ = [
     "SnapshotStorage",
     "cancel_run",
     "create_snapshot",
+    "drill_snapshot",
     "list_snapshots",
     "pin_snapshot",
     "request_restore",
@@ -50,6 +52,7 @@ _HOMES = (
     ("SnapshotStorage", "storage.protocols"),
     ("cancel_run", "working"),
     ("create_snapshot", "execution"),
+    ("drill_snapshot", "execution"),
     ("list_snapshots", "execution"),
     ("pin_snapshot", "execution"),
     ("request_restore", "tasks"),

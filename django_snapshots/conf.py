@@ -49,6 +49,8 @@ KEYS = (
     "STALL_LIMIT",
     "SWEEP_GRACE",
     "SAFETY_KEEP",
+    "DRILL_CHECKS",
+    "DRILL_DATABASES",
 )
 _NOT_BUILT = ("ENCRYPTION",)
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
@@ -112,6 +114,10 @@ class Settings:
     retention: Policy | None = None
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     limits: Limits = Limits()
+    drill_checks: Mapping[str, Callable[[str], object]] = field(default_factory=dict)
+    """By their dotted paths; each is called with the alias of a scratch database."""
+    drill_databases: Mapping[str, str] = field(default_factory=dict)
+    """For an alias that was dumped, the one through whose server a drill makes its scratch database."""
 
     def aliases(self) -> tuple[str, ...]:
         """The aliases that a snapshot includes."""
@@ -172,6 +178,8 @@ def get_settings() -> Settings:
         retention=_retention(raw),
         schedules=_schedules(raw),
         limits=_limits(raw),
+        drill_checks=_drill_checks(raw.get("DRILL_CHECKS")),
+        drill_databases=_drill_databases(_mapping(raw, "DRILL_DATABASES")),
     )
 
 
@@ -409,3 +417,32 @@ def _default_project() -> str:
     """The package of the settings module or of ``ROOT_URLCONF``: ``shop`` of ``shop.settings``."""
     urls = getattr(django_settings, "ROOT_URLCONF", None) or ""
     return str(urls).partition(".")[0]
+
+
+def _drill_checks(value: object) -> Mapping[str, Callable[[str], object]]:
+    where = 'SNAPSHOTS["DRILL_CHECKS"]'
+    if value is None:
+        return {}
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise SnapshotConfigurationError(f"{where} must be a list of dotted paths of functions, not {value!r}.")
+    found = {path: imported(path, where) for path in value}
+    for path, check in found.items():
+        if not callable(check):
+            raise SnapshotConfigurationError(f"{where} names {path!r}, which can't be called.")
+    return found
+
+
+def _drill_databases(value: Mapping[str, Any]) -> Mapping[str, str]:
+    where = 'SNAPSHOTS["DRILL_DATABASES"]'
+    for alias, scratch in value.items():
+        if scratch not in connections:
+            raise SnapshotConfigurationError(
+                f"{where} has {alias!r}: {scratch!r}, which is no key of DATABASES ({', '.join(connections)})."
+            )
+        # An alias that the project no longer has may still be in a snapshot.
+        if alias in connections and connections[alias].vendor != connections[scratch].vendor:
+            raise SnapshotConfigurationError(
+                f"{where}: {alias!r} is {connections[alias].vendor} and {scratch!r} is {connections[scratch].vendor}; "
+                "a scratch database must be of the same engine."
+            )
+    return dict(value)

@@ -10,6 +10,7 @@
     ├── SnapshotExistsError            (also FileExistsError)
     ├── SnapshotNotFoundError          (also FileNotFoundError)
     ├── SnapshotIntegrityError
+    │   └── SnapshotDrillError
     ├── SnapshotVersionError
     ├── SnapshotEncryptionError
     ├── SnapshotEmptiedError
@@ -66,6 +67,10 @@ class SnapshotNotFoundError(SnapshotError, FileNotFoundError):
 
 class SnapshotIntegrityError(SnapshotError):
     """Stored bytes are not the bytes that were written; do not restore from them."""
+
+
+class SnapshotDrillError(SnapshotIntegrityError):
+    """A snapshot was restored into a scratch database, and is not what it should be; do not rely on it."""
 
 
 class SnapshotVersionError(SnapshotError):

@@ -131,6 +131,7 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
         ),
         Kind.UNDO: ("undo", "confirm", "wait"),
         Kind.VERIFY: ("name", "level", "schedule", "wait"),
+        Kind.DRILL: ("name", "schedule", "wait"),
     }[kind]
     return {key: value for key, value in request.to_json().items() if key in taken}
 

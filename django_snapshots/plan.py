@@ -19,6 +19,10 @@ from django_snapshots.retention import Policy
 from django_snapshots.storage.protocols import requires_advanced_storage
 from django_snapshots.timetable import check_schedule_name
 
+LEVELS = (1, 2, 3)
+"""How deep a verify looks."""
+DRILL_LEVEL = 4
+"""What a drill proves, on the same scale."""
 _SUBJECT_LENGTH = 120
 _LONGEST_SUBJECT = 255
 _TEMPLATE_LENGTH = 150
@@ -96,8 +100,11 @@ class Request:
             raise SnapshotConfigurationError(f"metadata is a dict of plain JSON, not {metadata!r}.")
         metadata = plain_json(metadata, "A snapshot's metadata")
         level = data.get("level", 2)
-        if level not in (1, 2) or isinstance(level, bool):
-            raise SnapshotConfigurationError(f"A verify's level is 1 or 2, not {level!r}.")
+        if level not in LEVELS or isinstance(level, bool):
+            raise SnapshotConfigurationError(
+                f"A verify's level is 1, 2 or 3, not {level!r}. What proves more is a drill: "
+                "`manage.py snapshots drill`, or the task `drill`."
+            )
         return cls(
             name=name,
             metadata=metadata,

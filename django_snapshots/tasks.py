@@ -183,8 +183,21 @@ def verify(
     schedule: str | None = None,
     wait: float | None = None,
 ) -> dict[str, Any]:
-    """Verify the snapshot called *name*, or the latest, to *level* 1 or 2; the result is the report."""
+    """Verify the snapshot called *name*, or the latest, to *level* 1, 2 or 3; the result is the report, which is also
+    kept beside the snapshot."""
     return _run(self, Kind.VERIFY, {"name": name, "level": level, "schedule": schedule, "wait": wait})
+
+
+@shared_task(bind=True, name="django_snapshots.drill", ignore_result=False, **_OPTIONS)
+def drill(
+    self: SnapshotTask,
+    name: str | None = None,
+    schedule: str | None = None,
+    wait: float | None = None,
+) -> dict[str, Any]:
+    """Restore the snapshot called *name*, or the latest, into scratch databases, check what came of it, and throw it
+    away; the result is the report, which is also kept beside the snapshot. No target is touched."""
+    return _run(self, Kind.DRILL, {"name": name, "schedule": schedule, "wait": wait})
 
 
 @shared_task(bind=True, name="django_snapshots.prune", ignore_result=False, **_OPTIONS)

@@ -14,10 +14,10 @@ from django_snapshots.exceptions import SnapshotError
 from django_snapshots.models import Kind, Run
 from django_snapshots.plan import Request
 
-ACTIONS = ("verify", "restore", "pin", "unpin", "delete")
+ACTIONS = ("verify", "drill", "restore", "pin", "unpin", "delete")
 """What can be done with a snapshot that is there; ``take`` makes a new one."""
-_BY_RIGHT_OF = {"pin": "delete", "unpin": "delete"}
-"""Whoever may say what goes may say what stays."""
+_BY_RIGHT_OF = {"drill": "verify", "pin": "delete", "unpin": "delete"}
+"""A drill reads the snapshot and touches no target. Whoever may say what goes may say what stays."""
 
 
 class ReadOnly:

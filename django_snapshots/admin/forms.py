@@ -87,6 +87,7 @@ class VerifyForm(forms.Form):
         choices=(
             (1, "Level 1: the manifest, and that every file is there with its length"),
             (2, "Level 2: also the digest of every stored byte"),
+            (3, "Level 3: also the content: that it unpacks to what was dumped, and that its format is whole"),
         ),
     )
 

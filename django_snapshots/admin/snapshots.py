@@ -50,6 +50,7 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             ("", self.changelist_view, "changelist"),
             ("take/", self.take_view, "take"),
             ("verify/", self.verify_view, "verify"),
+            ("drill/", self.drill_view, "drill"),
             ("restore/", self.restore_view, "restore"),
             ("pin/", self.pin_view, "pin"),
             ("unpin/", self.unpin_view, "unpin"),
@@ -203,6 +204,30 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             else:
                 messages.success(request, f"{name} {done}.")
         return HttpResponseRedirect(self._url("changelist"))
+
+    def drill_view(self, request: HttpRequest) -> HttpResponse:
+        """Drill one snapshot or several."""
+        require(request, "drill")
+        names = _names(request)
+        form = Form(_posted(request))
+        if missing := self._missing(request, names):
+            return missing
+        if _is_sent(request, form):
+            wanted = [Request.from_json({"name": name}) for name in names]
+            return self._to_runs([submit(request, Kind.DRILL, each) for each in wanted])
+        warning = (
+            "Each database is restored into a scratch database, checked and thrown away. No target is touched; it "
+            "takes the time and the room of a restore."
+        )
+        return self._page(
+            request,
+            "action.html",
+            title=f"Drill {_listed(names)}",
+            names=names,
+            form=form,
+            button="Drill",
+            warning=warning,
+        )
 
     def delete_snapshots_view(self, request: HttpRequest) -> HttpResponse:
         """Delete one snapshot or several, each named once more."""

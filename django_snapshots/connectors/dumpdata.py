@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from django.apps import apps
 from django.core.serializers.base import DeserializationError
 from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -30,6 +31,7 @@ from django_snapshots.exceptions import (
     SnapshotConnectorError,
     SnapshotError,
     SnapshotIntegrityError,
+    SnapshotPreflightError,
 )
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
@@ -77,6 +79,10 @@ class DumpDataConnector(FileTier):
         """Replace the rows in a transaction that stays open. The dump is read twice; nothing is touched before the
         first pass has proved its digests and that its models are here."""
         require_alias(subject)
+        if request.drill:
+            raise SnapshotPreflightError(
+                f"A dump by Django's models can't be restored beside {subject!r}, only into it; nothing was touched."
+            )
         with ExitStack() as stack:
             own = stack.enter_context(_Own(subject))
             with _explained(subject, "prepare the restore of"), own.active():
@@ -88,6 +94,34 @@ class DumpDataConnector(FileTier):
             prepared.discard()
             raise
         return prepared
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Parse every line, and count those of each model against the manifest; the database is not asked."""
+        with _explained(subject, "examine a dump of"):
+            return _examined(source, request)
+
+    def drills(self, subject: str) -> bool:
+        """Never: such a dump has rows and no tables, and can be loaded only into the database itself."""
+        return False
+
+
+def _examined(source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+    tables = {model._meta.label_lower: table_of(model) for model in apps.get_models(include_auto_created=True)}
+    counts: dict[str, int] = {}
+    for number, text in enumerate(model_rows.lines(source.open())):
+        if number % _CANCEL_EVERY == 0 and request.processes.ended:
+            raise SnapshotCancelled(f"The run was cancelled while {source.filename} was read.")
+        if text:
+            label = str(model_rows.parse(text)["model"]).lower()
+            table = tables.get(label, label)
+            counts[table] = counts.get(table, 0) + 1
+    recorded: Mapping[str, int] = source.metadata.get("row_counts") or {}
+    known = set(tables.values())
+    wrong = sorted(t for t in {*recorded, *counts} & known if recorded.get(t, 0) != counts.get(t, 0))
+    if source.metadata.get("row_counts_exact") and wrong:
+        said = "; ".join(f"{t}: {counts.get(t, 0)} instead of {recorded.get(t, 0)}" for t in wrong)
+        raise SnapshotIntegrityError(f"{source.filename} does not hold the rows that the manifest says ({said}).")
+    return {"tables": len(counts), "rows": sum(counts.values())}
 
 
 class _Own:

@@ -113,6 +113,21 @@ class SQLiteConnector(FileTier):
             return _PreparedDatabase(workshop, source, counts, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
 
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Let SQLite check a private copy, and compare its rows with the manifest's."""
+        place = files.locate(subject)
+        with request.temporary_directory() as directory:
+            staged = directory / "staged.sqlite3"
+            with explained(place, "examine a dump of"):
+                _spool(source, staged)
+                counts = _checked(place, source, staged, request)
+            _compare(place, source, counts)
+        return {"tables": len(counts), "rows": sum(counts.values())}
+
+    def drills(self, subject: str) -> bool:
+        """Always: what ``prepare`` builds is a private file."""
+        return True
+
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
         """As ``Preflights.preflight``."""
         return findings(files.locate(subject), source, request)
@@ -288,6 +303,23 @@ def _inspect(place: Place, source: Source, path: Path, request: RestoreRequest) 
         return files.row_counts(staged)
 
 
+def _compare(place: Place, source: Source, counts: Mapping[str, int]) -> None:
+    """Raise ``SnapshotIntegrityError`` unless the rows are those of the manifest, where it knows them exactly."""
+    recorded = source.metadata
+    if not recorded.get("row_counts_exact") or dict(recorded["row_counts"]) == dict(counts):
+        return
+    expected: Mapping[str, int] = recorded["row_counts"]
+    wrong = [
+        f"{name}: {counts.get(name, 'no table')} instead of {expected.get(name, 'no table')}"
+        for name in sorted({*expected, *counts})
+        if counts.get(name) != expected.get(name)
+    ]
+    raise SnapshotIntegrityError(
+        f"{source.filename} does not hold the rows that the manifest says; {place.title} was not changed. Rows in "
+        f"{files.shown(wrong)}."
+    )
+
+
 def _directory_beside(place: Place, request: RestoreRequest, facts: Mapping[str, Any]) -> Marked:
     shelf = sqlite_kept.shelf_of(place)
     if not shelf.parent.is_dir():
@@ -326,19 +358,7 @@ class _PreparedDatabase:
 
     def check(self) -> None:
         """Compare the row counts with the manifest's, where those are exact."""
-        recorded = self._source.metadata
-        if not recorded.get("row_counts_exact") or dict(recorded["row_counts"]) == dict(self._counts):
-            return
-        expected: Mapping[str, int] = recorded["row_counts"]
-        wrong = [
-            f"{name}: {self._counts.get(name, 'no table')} instead of {expected.get(name, 'no table')}"
-            for name in sorted({*expected, *self._counts})
-            if self._counts.get(name) != expected.get(name)
-        ]
-        raise SnapshotIntegrityError(
-            f"{self._source.filename} does not hold the rows that the manifest says; {self._place.title} was not "
-            f"changed. Rows in {files.shown(wrong)}."
-        )
+        _compare(self._place, self._source, self._counts)
 
     def switch(self) -> None:
         """Replace the live content in one transaction; a file that is missing appears complete or not at all."""

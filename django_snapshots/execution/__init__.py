@@ -12,6 +12,7 @@ from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.inline import (
     cancel_run,
     create_snapshot,
+    drill_snapshot,
     list_snapshots,
     progress,
     restore_snapshot,
@@ -32,6 +33,7 @@ __all__ = [
     "collect",
     "create_snapshot",
     "delete_snapshot",
+    "drill_snapshot",
     "explained",
     "finish",
     "launch",

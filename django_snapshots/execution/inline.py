@@ -139,12 +139,31 @@ def verify_snapshot(
 ) -> dict[str, Any]:
     """Verify the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
 
-    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest. With
-    *wait*, seconds, it waits for a run that deletes it.
+    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest, level
+    3 into the content: that it unpacks to what was dumped, and that its format is whole. With *wait*, seconds, it waits
+    for a run that deletes it. The result is kept beside the snapshot, where the storage can be written to.
     Raises ``SnapshotIntegrityError`` that names everything that is wrong.
     """
     request = Request.from_json({"name": name, "level": level, "wait": wait})
     return run_request(Kind.VERIFY, request, requester=requester, hooks=hooks)
+
+
+def drill_snapshot(
+    name: str | None = None,
+    *,
+    wait: float | None = None,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Restore the snapshot called *name*, or the latest, into scratch databases in this process, look at what came of
+    it, and throw it away; return the report as plain JSON.
+
+    Every exact row count is compared with the manifest, ``SNAPSHOTS["DRILL_CHECKS"]`` are called, and migrations and
+    files that rows point at are compared. No target is touched. With *wait*, seconds, it waits for a run that deletes
+    the snapshot. The result is kept beside it. Raises ``SnapshotDrillError`` that names everything that is wrong.
+    """
+    request = Request.from_json({"name": name, "wait": wait})
+    return run_request(Kind.DRILL, request, requester=requester, hooks=hooks)
 
 
 def run_request(

@@ -15,8 +15,8 @@ def add_commands(parser: ArgumentParser) -> None:
     """Add every subcommand to *parser*."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     for add in (
-        *(_add_backup, _add_restore, _add_undo, _add_verify, _add_list, _add_info, _add_delete, _add_pin, _add_unpin),
-        _add_prune,
+        *(_add_backup, _add_restore, _add_undo, _add_verify, _add_drill, _add_list, _add_info, _add_delete),
+        *(_add_pin, _add_unpin, _add_prune),
         *(_add_status, _add_cancel, _add_sweep),
     ):
         command = add(commands)
@@ -89,11 +89,23 @@ def _add_verify(commands: Any) -> ArgumentParser:
     verify = _command(commands, "verify", "prove that what is stored is what was written")
     verify.add_argument("name", nargs="?", help="its name; the default is the latest")
     verify.add_argument(
-        "--level", type=int, choices=(1, 2), default=2, help="1: manifest and presence; 2: every stored byte"
+        "--level",
+        type=int,
+        default=2,
+        metavar="{1,2,3}",
+        help="1: manifest and presence; 2: every stored byte; 3: the content too; what proves more is a drill",
     )
     _add_wait(verify)
     _add_queue(verify)
     return verify
+
+
+def _add_drill(commands: Any) -> ArgumentParser:
+    drill = _command(commands, "drill", "restore into scratch databases, check what came of it, and throw it away")
+    drill.add_argument("name", nargs="?", help="its name; the default is the latest")
+    _add_wait(drill)
+    _add_queue(drill)
+    return drill
 
 
 def _add_list(commands: Any) -> ArgumentParser:

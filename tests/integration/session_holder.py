@@ -1,7 +1,7 @@
 """A process that holds a dump or a restore open in the middle: ``python -m tests.integration.session_holder``.
 
-``dump LABEL`` or ``restore LABEL FILE``, of the alias ``default``. It says ``ready`` in the middle, goes on after a
-line on standard input, and says at last how it ended.
+``dump LABEL`` or ``restore LABEL FILE [STRATEGY]``, of the alias ``default``. It says ``ready`` in the middle, goes on
+after a line on standard input, and says at last how it ended.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def main(action: str, label: str, file: str = "") -> str:
+def main(action: str, label: str, file: str = "", strategy: str = "") -> str:
     from django_snapshots.connectors.auto import connector_for
     from django_snapshots.connectors.file_tier import private_directory
     from django_snapshots.processes import Processes
     from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
 
-    connector = connector_for("default", {})
+    connector = connector_for("default", _connectors(strategy))
     passes = 0
 
     def chunks() -> Iterator[bytes]:
@@ -46,6 +46,12 @@ def main(action: str, label: str, file: str = "") -> str:
         finally:
             prepared.discard()
         return "complete"
+
+
+def _connectors(strategy: str) -> dict[str, object]:
+    from django_snapshots.connectors.postgres import PostgresConnector
+
+    return {"default": PostgresConnector(strategy=strategy)} if strategy else {}
 
 
 def wait() -> None:

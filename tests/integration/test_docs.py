@@ -114,7 +114,7 @@ def test_commands_has_every_exit_code() -> None:
     assert sorted(told) == sorted((str(code), kind.__name__, meaning) for kind, code, meaning in EXIT_CODES)
 
 
-@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "delete", "prune", "cancel"])
+@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "drill", "delete", "prune", "cancel"])
 def test_tasks_has_every_argument(task: str) -> None:
     import inspect
 
@@ -138,7 +138,7 @@ def test_tasks_has_every_task_and_the_keys_of_a_progress() -> None:
 
     page = text_of("docs/reference/tasks.md")
     ours = [name for name in current_app.tasks if name.startswith("django_snapshots.")]
-    assert len(ours) == 9
+    assert len(ours) == 11
     assert [name for name in ours if f"`{name}`" not in page] == []
     (told,) = re.findall(r"^  `(\{.*?\})`", page, flags=re.MULTILINE)
     assert re.findall(r'"(\w+)":', told) == list(execution.progress(Run.objects.create(kind="snapshot")))
@@ -149,7 +149,8 @@ def test_tasks_has_the_form_of_every_result() -> None:
     assert [set(result) for result in results] == [
         {"name", "run", "created_at", "size", "artifacts"},
         {"name", "restored", "notes"},
-        {"name", "level", "size", "files"},
+        {"name", "level", "size", "files", "kept"},
+        {"name", "level", "size", "files", "seconds", "databases", "examined", "notes", "kept"},
         {"deleted"},
         {"dry_run", "deleted", "kept"},
     ]
@@ -162,7 +163,7 @@ def test_the_python_interface_has_every_public_name() -> None:
     assert set(django_snapshots.__all__) <= told
     for name in django_snapshots.storage.__all__:
         assert {name, f"storage.{name}", f"storage.protocols.{name}"} & told, name
-    for name in ("snapshot", "restore", "verify", "delete", "prune", "cancel"):
+    for name in ("snapshot", "restore", "verify", "drill", "delete", "prune", "cancel"):
         assert f"tasks.{name}" in told
     # The whole module, so every error.
     assert "exceptions" in told

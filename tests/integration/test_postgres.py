@@ -11,6 +11,7 @@ from django.core.management import call_command
 from django.db import connections
 
 from django_snapshots.connectors.postgres import PostgresConnector
+from django_snapshots.connectors.postgres.strategy import Strategy
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
 from tests.databases import Maker, postgres_cursor
 from tests.integration.postgres_helpers import execute, fetch, put_back, take, text_of
@@ -40,6 +41,12 @@ def migrated() -> Callable[[str], None]:
     return migrate
 
 
+@pytest.fixture(params=["new-database", "transaction"])
+def strategy(request: pytest.FixtureRequest) -> Strategy:
+    """Both ways of a restore."""
+    return request.param
+
+
 # Everything that a later version of a project may have added, changed or lost.
 LATER = (
     "DROP TABLE shop.everything CASCADE",
@@ -64,11 +71,13 @@ LATER = (
 )
 
 
-def test_everything_comes_back(postgres: Server, roles: None, make_postgres: Maker, tmp_path: Path) -> None:
+def test_everything_comes_back(
+    postgres: Server, roles: None, make_postgres: Maker, tmp_path: Path, strategy: Strategy
+) -> None:
     alias = make_postgres(NAME='test "odd" näme %s')
     execute(postgres, alias, SCHEMA.read_text())
     before = text_of(postgres, alias)
-    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
 
     source = take(connector, alias, tmp_path / "d.pgdump")
     execute(postgres, alias, *LATER)
@@ -83,13 +92,13 @@ def test_everything_comes_back(postgres: Server, roles: None, make_postgres: Mak
 
 
 def test_a_newer_pg_dump_and_an_older_server(
-    postgres: Server, postgis: Server, roles: None, make_postgis: Maker, tmp_path: Path
+    postgres: Server, postgis: Server, roles: None, make_postgis: Maker, tmp_path: Path, strategy: Strategy
 ) -> None:
     """pg_dump 18 writes settings that a server of version 15 does not know."""
     alias = make_postgis(postgis=False)
     execute(postgis, alias, SCHEMA.read_text())
     before = text_of(postgis, alias)
-    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
 
     source = take(connector, alias, tmp_path / "d.pgdump")
     execute(postgis, alias, *LATER)
@@ -101,20 +110,28 @@ def test_a_newer_pg_dump_and_an_older_server(
 
 
 def test_an_archive_of_an_older_server_goes_into_a_newer_one(
-    postgres: Server, postgis: Server, roles: None, make_postgis: Maker, make_postgres: Maker, tmp_path: Path
+    postgres: Server,
+    postgis: Server,
+    roles: None,
+    make_postgis: Maker,
+    make_postgres: Maker,
+    tmp_path: Path,
+    strategy: Strategy,
 ) -> None:
     old, new = make_postgis(postgis=False), make_postgres()
     execute(postgis, old, SCHEMA.read_text())
 
-    source = take(PostgresConnector(client_directory=postgis.bin_directory), old, tmp_path / "d.pgdump")
-    put_back(PostgresConnector(client_directory=postgis.bin_directory), new, source)
+    source = take(
+        PostgresConnector(client_directory=postgis.bin_directory, strategy=strategy), old, tmp_path / "d.pgdump"
+    )
+    put_back(PostgresConnector(client_directory=postgis.bin_directory, strategy=strategy), new, source)
 
     question = "SELECT count(*), sum(id), max(word), max(data::text) FROM shop.everything"
     assert fetch(postgres, new, question) == fetch(postgis, old, question)
 
 
 @pytest.mark.parametrize("database_too", [False, True])
-def test_postgis(postgis: Server, make_postgis: Maker, tmp_path: Path, database_too: bool) -> None:
+def test_postgis(postgis: Server, make_postgis: Maker, tmp_path: Path, database_too: bool, strategy: Strategy) -> None:
     """Geometries come back, and so do a user's own rows among those of the extension, into a new database too."""
     alias = make_postgis(ENGINE="django.contrib.gis.db.backends.postgis")
     execute(
@@ -130,7 +147,7 @@ def test_postgis(postgis: Server, make_postgis: Maker, tmp_path: Path, database_
         "CREATE VIEW near AS SELECT p.id, ST_AsText(p.at) FROM place p JOIN spatial_ref_sys s ON s.srid = 998001",
     )
     before, reference = text_of(postgis, alias), fetch(postgis, alias, "SELECT * FROM spatial_ref_sys ORDER BY srid")
-    connector = PostgresConnector(client_directory=postgis.bin_directory)
+    connector = PostgresConnector(client_directory=postgis.bin_directory, strategy=strategy)
 
     source = take(connector, alias, tmp_path / "d.pgdump")
     if database_too:
@@ -151,10 +168,10 @@ def test_postgis(postgis: Server, make_postgis: Maker, tmp_path: Path, database_
     assert "postgis" in source.metadata["extensions"]
 
 
-def test_an_empty_database(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+def test_an_empty_database(postgres: Server, make_postgres: Maker, tmp_path: Path, strategy: Strategy) -> None:
     alias = make_postgres()
     before = text_of(postgres, alias)
-    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
     source = take(connector, alias, tmp_path / "d.pgdump")
     execute(postgres, alias, "CREATE TABLE later AS SELECT 1 AS x", "CREATE SCHEMA later")
     put_back(connector, alias, source)
@@ -162,7 +179,9 @@ def test_an_empty_database(postgres: Server, make_postgres: Maker, tmp_path: Pat
     assert text_of(postgres, alias) == before
 
 
-def test_a_million_rows_and_a_row_of_200_megabytes(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+def test_a_million_rows_and_a_row_of_200_megabytes(
+    postgres: Server, make_postgres: Maker, tmp_path: Path, strategy: Strategy
+) -> None:
     alias = make_postgres()
     digest = "SELECT count(*), sum(n), md5(string_agg(word, ',' ORDER BY n)) FROM many"
     large = "SELECT length(data), sha256(data) FROM large"
@@ -175,7 +194,7 @@ def test_a_million_rows_and_a_row_of_200_megabytes(postgres: Server, make_postgr
         "INSERT INTO large SELECT convert_to(repeat(md5('x'), 6553600), 'UTF8')",
     )
     before = fetch(postgres, alias, digest) + fetch(postgres, alias, large)
-    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
     source = take(connector, alias, tmp_path / "d.pgdump")
     execute(postgres, alias, "TRUNCATE many", "DROP TABLE large")
     put_back(connector, alias, source)
@@ -184,11 +203,13 @@ def test_a_million_rows_and_a_row_of_200_megabytes(postgres: Server, make_postgr
 
 
 def test_the_metadata_says_what_was_dumped(
-    postgres: Server, make_postgres: Maker, tmp_path: Path, migrated: Callable[[str], None]
+    postgres: Server, make_postgres: Maker, tmp_path: Path, migrated: Callable[[str], None], strategy: Strategy
 ) -> None:
     alias = make_postgres()
     migrated(alias)
-    source = take(PostgresConnector(client_directory=postgres.bin_directory), alias, tmp_path / "d.pgdump")
+    source = take(
+        PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy), alias, tmp_path / "d.pgdump"
+    )
     assert source.metadata["engine"] == "postgresql"
     assert source.metadata["server_version"].startswith("18.")
     assert source.metadata["client_version"].startswith("18.")
@@ -200,11 +221,11 @@ def test_the_metadata_says_what_was_dumped(
 
 
 def test_the_contracts_round_trip(
-    postgres: Server, make_postgres: Maker, tmp_path: Path, migrated: Callable[[str], None]
+    postgres: Server, make_postgres: Maker, tmp_path: Path, migrated: Callable[[str], None], strategy: Strategy
 ) -> None:
     alias = make_postgres()
     migrated(alias)
-    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
     assert isinstance(connector, DatabaseConnector)
     assert isinstance(connector, StreamingConnector)
     User.objects.db_manager(alias).create_user(username="roundtrip", password="pw")
@@ -221,10 +242,11 @@ def test_the_contracts_round_trip(
 
 @pytest.mark.parametrize("extension_is_there", [True, False])
 def test_a_role_that_only_owns_its_database(
-    postgres: Server, make_postgres: Maker, tmp_path: Path, extension_is_there: bool
+    postgres: Server, make_postgres: Maker, tmp_path: Path, extension_is_there: bool, strategy: Strategy
 ) -> None:
     """The usual case: no superuser anywhere, an extension that somebody else installed, a connection by the role."""
     alias = make_postgres(role="snapshots_app")
+    execute(postgres, alias, f"ALTER ROLE snapshots_app {'' if strategy == 'new-database' else 'NO'}CREATEDB")
     if extension_is_there:
         execute(postgres, alias, "CREATE EXTENSION hstore", "COMMENT ON EXTENSION hstore IS 'of the administrator'")
     with connections[alias].cursor() as cursor:
@@ -233,7 +255,7 @@ def test_a_role_that_only_owns_its_database(
         cursor.execute("INSERT INTO shop (extra) VALUES ('a=>1')")
         cursor.execute("CREATE FUNCTION f(shop) RETURNS hstore LANGUAGE sql AS 'SELECT $1.extra'")
     before = text_of(postgres, alias)
-    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
     source = take(connector, alias, tmp_path / "d.pgdump")
     with connections[alias].cursor() as cursor:
         cursor.execute("DROP TABLE shop CASCADE")

@@ -28,7 +28,7 @@ from tests.services import Server
 
 @pytest.fixture
 def connector(postgres: Server) -> PostgresConnector:
-    return PostgresConnector(client_directory=postgres.bin_directory)
+    return PostgresConnector(client_directory=postgres.bin_directory, strategy="transaction")
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_archive(connector: PostgresConnector, alias: str, sou
 
 @pytest.mark.usefixtures("unchanged")
 def test_programs_that_are_older_than_the_archive(postgis: Server, alias: str, source: Source) -> None:
-    older = PostgresConnector(client_directory=postgis.bin_directory)
+    older = PostgresConnector(client_directory=postgis.bin_directory, strategy="transaction")
     with pytest.raises(SnapshotConnectorError) as caught:
         put_back(older, alias, source)
     assert f"shop.pgdump for the alias '{alias}' was written by pg_dump 18." in str(caught.value)
@@ -261,7 +261,7 @@ def test_a_commit_whose_answer_is_lost(
     (clients / "psql").write_text(INTERRUPTED.format(python=sys.executable, psql=str(real / "psql"), then=then))
     (clients / "psql").chmod(0o700)
     execute(postgres, alias, "DELETE FROM shop")
-    with prepared(PostgresConnector(client_directory=str(clients)), alias, source) as restoring:
+    with prepared(PostgresConnector(client_directory=str(clients), strategy="transaction"), alias, source) as restoring:
         restoring.check()
         if arrives:
             restoring.switch()
@@ -411,7 +411,7 @@ def test_owners_that_the_role_may_not_set(
     assert "may not give anything to the roles snapshots, snapshots with blanks:" in str(caught.value)
     assert "PostgresConnector(owner=False)" in str(caught.value)
 
-    without = PostgresConnector(client_directory=postgres.bin_directory, owner=False)
+    without = PostgresConnector(client_directory=postgres.bin_directory, owner=False, strategy="transaction")
     put_back(without, target, source)
     owners = "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'public'"
     assert fetch(postgres, target, owners) == [("snapshots_app",)]

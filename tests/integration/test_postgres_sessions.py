@@ -21,6 +21,7 @@ from django_snapshots.artifacts.database import DatabaseArtifact
 from django_snapshots.connectors.postgres import PostgresConnector, sessions
 from django_snapshots.connectors.postgres.access import access
 from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.replaced import Outcome
 from tests.databases import Maker, postgres_cursor
 from tests.integration.conftest import again
 from tests.integration.holders import holding
@@ -144,7 +145,7 @@ def test_a_sleeping_restore(postgres: Server, make_postgres: Maker, tmp_path: Pa
     connector = PostgresConnector(client_directory=postgres.bin_directory)
     connector.dump(alias, tmp_path / "dump")
     execute(postgres, alias, "INSERT INTO few VALUES (2)")
-    with holding(tmp_path, alias, postgres, "restore", LABEL, tmp_path / "dump") as holder:
+    with holding(tmp_path, alias, postgres, "restore", LABEL, tmp_path / "dump", "transaction") as holder:
         holder.sleep()
         pids = labelled(postgres)
         assert len(pids) == 1
@@ -155,6 +156,26 @@ def test_a_sleeping_restore(postgres: Server, make_postgres: Maker, tmp_path: Pa
         execute(postgres, alias, "SET lock_timeout = '1s'", "TRUNCATE much")
         said = holder.wake()
     assert said.startswith("SnapshotConnectorError: The restore of 'default' failed: psql exited with status")
+    assert fetch(postgres, alias, "SELECT a FROM few ORDER BY 1") == [(1,), (2,)]
+
+
+def test_a_sleeping_restore_into_a_new_database(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+    alias = make_postgres()
+    fill(postgres, alias)
+    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    connector.dump(alias, tmp_path / "dump")
+    execute(postgres, alias, "INSERT INTO few VALUES (2)")
+    with holding(tmp_path, alias, postgres, "restore", LABEL, tmp_path / "dump", "new-database") as holder:
+        holder.sleep()
+        assert len(labelled(postgres)) == 2  # in the maintenance database and in the new one
+        (thing,) = connector.beside(alias)
+        assert thing.in_use
+
+        assert connector.end_sessions(alias, [LABEL]) == 2
+        assert connector.settle(alias, thing.mark, {}) is Outcome.BEFORE
+        said = holder.wake()
+    assert said.startswith("SnapshotConnectorError: ")
+    assert connector.beside(alias) == []
     assert fetch(postgres, alias, "SELECT a FROM few ORDER BY 1") == [(1,), (2,)]
 
 
@@ -169,11 +190,13 @@ def test_nobody_elses(postgres: Server, make_postgres: Maker) -> None:
         session(postgres, alias, LABEL, **account) as another_role,
         session(postgres, alias, LABEL, dbname=theirs["NAME"]) as another_database,
     ):
-        assert PostgresConnector().end_sessions(alias, [LABEL]) == 1
-        for untouched in (shorter, longer, another_role, another_database):
+        assert PostgresConnector().end_sessions(alias, [LABEL]) == 2
+        for untouched in (shorter, longer, another_role):
             untouched.execute("SELECT 1")
-        with pytest.raises(psycopg.OperationalError):
-            mine.execute("SELECT 1")
+        # A restore works in several databases.
+        for ended in (mine, another_database):
+            with pytest.raises(psycopg.OperationalError):
+                ended.execute("SELECT 1")
 
 
 def test_a_role_that_django_assumes_is_not_asked(postgres: Server, make_postgres: Maker) -> None:
@@ -248,7 +271,7 @@ def test_a_restore_whose_network_goes_is_noticed(postgres: Server, make_postgres
     alias = make_postgres()
     fill(postgres, alias)
     PostgresConnector(client_directory=postgres.bin_directory).dump(alias, tmp_path / "dump")
-    with holding(tmp_path, alias, postgres, "restore", LABEL, tmp_path / "dump"):
+    with holding(tmp_path, alias, postgres, "restore", LABEL, tmp_path / "dump", "transaction"):
         (found,) = wait_until(lambda: keepalives(postgres), "an idle session", 10)
         assert max(found) <= 60
 

@@ -18,6 +18,7 @@ PUBLIC = {
     "SnapshotStorage",
     "cancel_run",
     "create_snapshot",
+    "drill_snapshot",
     "list_snapshots",
     "pin_snapshot",
     "request_restore",

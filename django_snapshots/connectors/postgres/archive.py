@@ -6,9 +6,10 @@ import contextlib
 import itertools
 import re
 import subprocess
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from django_snapshots.connectors.postgres.clients import Clients, choose, major_of
 from django_snapshots.connectors.postgres.feeding import Feeder
@@ -47,6 +48,30 @@ class Entry:
     def extension(self) -> str | None:
         """The extension that this entry creates, if it does."""
         return self.rest.removeprefix("EXTENSION - ").strip() if self.rest.startswith("EXTENSION - ") else None
+
+    @property
+    def is_subscription(self) -> bool:
+        """Whether it would create a subscription, which is never restored."""
+        return self.rest.startswith("SUBSCRIPTION ")
+
+
+def still_to_create(entries: Collection[Entry], left_over: Mapping[str, Any], roles: Collection[str]) -> list[Entry]:
+    """What of *entries* is to be created where ``clearing.LEFT_OVER`` has found *left_over*; no subscription."""
+    subjects = [
+        f"{kind} - {name}"
+        for kind in ("SCHEMA", "EXTENSION", "EVENT TRIGGER")
+        for name in left_over[kind] or ()
+        if name != "public"
+    ]
+    subjects.extend(f"COMMENT - EXTENSION {name}" for name in left_over["EXTENSION"] or ())
+    subjects.extend(f"COMMENT - EVENT TRIGGER {name}" for name in left_over["EVENT TRIGGER"])
+    if not left_over["public is mine"]:
+        subjects.extend(["SCHEMA - public", "COMMENT - SCHEMA public", "ACL - SCHEMA public"])
+    return [
+        entry
+        for entry in entries
+        if not entry.is_subscription and not any(entry.is_about(subject, roles) for subject in subjects)
+    ]
 
 
 def _listed(name: str) -> str:

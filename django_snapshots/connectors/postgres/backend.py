@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.postgres import catalog
 from django_snapshots.connectors.postgres.access import connected
@@ -30,17 +31,23 @@ class Backend:
     @classmethod
     def parse(cls, answer: str) -> Backend:
         """From what the server says to ``WHO``."""
-        fields = json.loads(answer)
+        fields = catalog.decoded(answer)
         return cls(pid=fields["pid"], started=fields["start"])
 
     def end(self, alias: str) -> None:
         """End it and wait until it is gone, with its transaction: a server that works on a statement doesn't notice
         that its client is gone, and keeps its locks. A server that doesn't answer is left to itself."""
+        with contextlib.suppress(SnapshotConnectorError), connected(alias) as connection:
+            self.end_through(connection)
+
+    def end_through(self, connection: BaseDatabaseWrapper) -> None:
+        """The same, asked on *connection*. Raises ``SnapshotConnectorError`` if it is still there after a while."""
         who = "FROM pg_stat_activity WHERE pid = %s AND backend_start = %s::timestamptz"
         parameters = [self.pid, self.started]
-        with contextlib.suppress(SnapshotConnectorError), connected(alias) as connection:
-            catalog.rows(connection, "SELECT pg_terminate_backend(pid) " + who, parameters)
-            _wait_until(lambda: not catalog.rows(connection, "SELECT 1 " + who, parameters))
+        catalog.rows(connection, "SELECT pg_terminate_backend(pid) " + who, parameters)
+        _wait_until(lambda: not catalog.rows(connection, "SELECT 1 " + who, parameters))
+        if catalog.rows(connection, "SELECT 1 " + who, parameters):
+            raise SnapshotConnectorError(f"The server's process {self.pid} does not end.")
 
 
 def outcome(alias: str, transaction: str) -> str:

@@ -114,6 +114,12 @@ def find_tables(connection: BaseDatabaseWrapper, names: Iterable[str]) -> dict[i
     return dict(rows(connection, sql, [sorted(names)]))
 
 
+def numbers(connection: BaseDatabaseWrapper, names: Iterable[str]) -> list[int]:
+    """The oids of the relations *names*, quoted with their schema, as far as there are any."""
+    sql = "SELECT to_regclass(name)::oid::bigint FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
+    return [int(number) for (number,) in rows(connection, sql, [sorted(names)])]
+
+
 def owned_sequences(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> dict[int, str]:
     """Oid and quoted name of the sequences that belong to a column of *tables*."""
     sql = """
@@ -179,6 +185,19 @@ def hidden_by_policies(connection: BaseDatabaseWrapper, exclude: Iterable[int] =
     return [item for (item,) in rows(connection, sql, [list(exclude)])]
 
 
+def not_lockable(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> list[str]:
+    """Tables that this role may not lock against writers, quoted."""
+    sql = f"""
+        SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND {USER_SCHEMA}
+          AND c.oid <> ALL(%s::oid[]) AND NOT has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
+          AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                          AND d.deptype = 'e')
+        ORDER BY 1
+    """  # noqa: S608
+    return [item for (item,) in rows(connection, sql, [list(exclude)])]
+
+
 def is_empty(connection: BaseDatabaseWrapper) -> bool:
     """Whether nobody put anything here yet; the tables of this app alone don't count."""
     sql = f"""
@@ -203,6 +222,28 @@ def holders(connection: BaseDatabaseWrapper) -> list[str]:
         ORDER BY 1 LIMIT 10
     """
     return [item for (item,) in rows(connection, sql)]
+
+
+def decoded(value: Any) -> Any:
+    """A JSON value, which Django's connections give as text."""
+    return json.loads(value) if isinstance(value, str | bytes) else value
+
+
+def sessions_in(connection: BaseDatabaseWrapper, database: int | None, pids: Sequence[int] | None = None) -> list[str]:
+    """The sessions in the database of this number, or those of them with *pids*, in words."""
+    sql = """
+        SELECT format('process %%s (%%s, role %%s)', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
+            coalesce(a.usename::text, 'none'))
+        FROM pg_stat_activity a WHERE a.datid = %s::text::oid AND a.pid <> pg_backend_pid()
+          AND (%s::int[] IS NULL OR a.pid = ANY(%s::int[])) ORDER BY a.pid LIMIT 10
+    """
+    wanted = None if pids is None else list(pids)
+    return [item for (item,) in rows(connection, sql, [str(database), wanted, wanted])]
+
+
+def pattern(name: str) -> str:
+    """A pattern that matches this one name: inside double quotes nothing is special to ``pg_dump``."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in split_name(name))
 
 
 def split_name(name: str) -> tuple[str, ...]:

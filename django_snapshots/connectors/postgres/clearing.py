@@ -98,6 +98,19 @@ def _outside_schemas(catalog: str) -> str:
     """  # noqa: S608
 
 
+LOCK = f"""
+SELECT format('LOCK TABLE %I.%I IN EXCLUSIVE MODE', n.nspname, c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND {USER_SCHEMA}
+    AND c.oid <> ALL(:'kept'::oid[]) AND NOT {_member("pg_class", "c.oid")}
+    AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
+ORDER BY c.oid \\gexec
+"""  # noqa: S608
+"""Keeps everybody from writing to what will be removed; a partitioned table brings its partitions along.
+
+Who owns a schema may drop other people's tables there, but not lock them.
+"""
+
 _LARGE_OBJECTS = "SELECT format('SELECT lo_unlink(%s)', oid) FROM pg_largeobject_metadata"
 
 # Rows that a user put into an extension's table, by the condition that pg_dump dumps them by.

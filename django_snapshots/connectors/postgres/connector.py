@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -11,32 +12,60 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.identity import database_identity
-from django_snapshots.connectors.postgres import catalog, dumping, sessions
+from django_snapshots.connectors.postgres import catalog, dumping, examining, kept, sessions
 from django_snapshots.connectors.postgres.access import connected, exists
+from django_snapshots.connectors.postgres.new_database import NewDatabase, default_jobs
+from django_snapshots.connectors.postgres.preflight import Survey, survey
 from django_snapshots.connectors.postgres.restoring import Restoring
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
+from django_snapshots.connectors.postgres.strategy import STRATEGIES, Strategy, Way, choose
+from django_snapshots.exceptions import (
+    SnapshotConfigurationError,
+    SnapshotConnectorError,
+    SnapshotPreflightError,
+)
+from django_snapshots.replaced import Beside, Finding, Outcome
 from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
+
+_LABEL = "django-snapshots"
 
 
 class PostgresConnector(FileTier):
-    """Dumps with ``pg_dump`` in custom format, uncompressed, as a stream; restores in one transaction.
+    """Dumps with ``pg_dump`` in custom format, uncompressed, as a stream; restores into a new database, which then
+    takes the place of the old one, or in one transaction.
 
-    While a restore runs, whoever uses the database waits for its end; what can't wait fails.
+    The first keeps what is replaced, so that it can be brought back. While the second runs, whoever writes to the
+    database waits for its end.
     """
 
     def __init__(
-        self, *, client_directory: str | None = None, dump_alias: str | None = None, owner: bool = True
+        self,
+        *,
+        client_directory: str | None = None,
+        dump_alias: str | None = None,
+        owner: bool = True,
+        strategy: Strategy = "auto",
+        jobs: int | None = None,
     ) -> None:
         """Choose how.
 
         *client_directory* holds ``pg_dump``, ``pg_restore`` and ``psql``; without it they are looked for on ``PATH``
         and in the usual places. *dump_alias* is dumped through where the alias itself goes through a pooler.
         *owner* restores owners and grants, which the role must have the right to; without it everything belongs to
-        the role that restores.
+        the role that restores. *strategy* is ``"new-database"``, ``"transaction"``, or ``"auto"``: the first where it
+        can be had. *jobs* is how many processes fill a new database; one for each processor, eight at most, if it isn't
+        said.
         """
+        if strategy not in STRATEGIES:
+            raise SnapshotConfigurationError(
+                f"PostgresConnector knows no strategy {strategy!r}; it is one of {', '.join(map(repr, STRATEGIES))}."
+            )
+        if jobs is not None and jobs < 1:
+            raise SnapshotConfigurationError(f"PostgresConnector needs one job at least, not {jobs!r}.")
         self._client_directory = client_directory
         self._dump_alias = dump_alias
         self._owner = owner
+        self._strategy: Strategy = strategy
+        self._jobs = jobs
 
     def open_dump(self, subject: str, request: DumpRequest) -> AbstractContextManager[Dump]:
         """Dump the alias *subject*."""
@@ -62,17 +91,74 @@ class PostgresConnector(FileTier):
         """End the sessions of earlier attempts: those that dump and those that restore."""
         return sum(sessions.end_sessions(alias, labels) for alias in {db_alias, self._dump_alias or db_alias})
 
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Have ``pg_restore`` list the archive, and look for the manifest's tables in it; needs no server."""
+        return examining.examine(subject, source, request, self._client_directory)
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """Everything that stands in the way of a restore of the alias *subject*, or will surprise."""
+        return self._survey(subject, source, request)[1].findings
+
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
-        """Restore into the database of the alias *subject*, up to the COMMIT."""
-        facts.require_alias(subject)
-        if not exists(subject):
-            raise SnapshotPreflightError(
-                f"The alias {subject!r} has no database: there is no {_missing(subject).name!r} on the server. "
-                "Create it, empty; this version restores only into a database that is there."
-            )
-        restoring = Restoring(subject, source, request, client_directory=self._client_directory, owner=self._owner)
+        """Restore the alias *subject* beside its database, or into it up to the COMMIT."""
+        way, survey = self._survey(subject, source, request)
+        survey.require_possible(subject)
+        contents = survey.contents
+        assert contents is not None  # noqa: S101 - a survey that could not read them has refused
+        restoring = (
+            self._new_database(subject, source, request, way)
+            if way.new_database
+            else Restoring(subject, source, request, contents, owner=self._owner)
+        )
         restoring.build()
         return restoring
+
+    def keeps(self, subject: str) -> bool:
+        """Whether a restore of the alias *subject* makes a new database, and keeps the old one."""
+        facts.require_alias(subject)
+        return choose(subject, self._strategy, drill=False, label=_LABEL).new_database
+
+    def beside(self, subject: str) -> Sequence[Beside]:
+        """The databases that restores of the alias *subject* have left."""
+        facts.require_alias(subject)
+        return kept.beside(subject)
+
+    def settle(self, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
+        """Bring the restore *mark* of the alias *subject* to its end."""
+        facts.require_alias(subject)
+        return kept.settle(subject, mark, noted)
+
+    def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> Prepared:
+        """Prepare to put what the restore *mark* has replaced in the place of the alias's database."""
+        facts.require_alias(subject)
+        way = choose(subject, "new-database", drill=False, label=request.label)
+        if way.against:
+            raise SnapshotPreflightError(
+                f"What was replaced in {subject!r} can't take its place again. {' '.join(way.against)}"
+            )
+        return kept.bring_back(subject, way.target, way.missing, mark, request, self._client_directory)
+
+    def remove(self, subject: str, mark: str) -> None:
+        """Drop what the restore *mark* of the alias *subject* has built or kept."""
+        facts.require_alias(subject)
+        kept.remove(subject, mark)
+
+    def _survey(self, subject: str, source: Source, request: RestoreRequest) -> tuple[Way, Survey]:
+        facts.require_alias(subject)
+        way = choose(subject, self._strategy, drill=request.drill, label=request.label)
+        owner = self._owner if request.owner is None else request.owner
+        return way, survey(subject, source, request, way, client_directory=self._client_directory, owner=owner)
+
+    def _new_database(self, subject: str, source: Source, request: RestoreRequest, way: Way) -> NewDatabase:
+        return NewDatabase(
+            alias=subject,
+            source=source,
+            request=request,
+            way=way,
+            client_directory=self._client_directory,
+            owner=self._owner,
+            jobs=self._jobs or default_jobs(),
+        )
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:
@@ -85,7 +171,7 @@ def _missing(alias: str) -> Target:
     host = settings.get("HOST") or "the local socket"
     return Target(
         name=str(settings["NAME"]),
-        description=f'PostgreSQL database "{settings["NAME"]}" on {host}, which does not exist and is not created',
+        description=f'PostgreSQL database "{settings["NAME"]}" on {host}, which does not exist',
         empty=True,
         identity=database_identity(alias),
     )

@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.left_out import require_no_pointers, require_tables
-from django_snapshots.connectors.postgres import catalog
+from django_snapshots.connectors.postgres import catalog, properties
 from django_snapshots.connectors.postgres.access import Access, access, connected, explained, reading
 from django_snapshots.connectors.postgres.clients import Clients, choose, major_of
 from django_snapshots.connectors.postgres.toc import MAGIC, Contents
@@ -132,6 +132,7 @@ class _Content:
                 "server_version": server.version,
                 "client_version": clients.version,
                 "encoding": server.encoding,
+                "locale": properties.locale_of(self._connection),
                 "extensions": catalog.extensions(self._connection),
                 "row_counts": {
                     **catalog.row_counts(self._connection, [*self._excluded, *self._emptied]),
@@ -153,15 +154,10 @@ def _arguments(
         "--no-password",
         f"--snapshot={snapshot}",
         *role,
-        *(f"--exclude-table={_pattern(name)}" for name in excluded.values()),
-        *(f"--exclude-table-data={_pattern(name)}" for name in emptied.values()),
+        *(f"--exclude-table={catalog.pattern(name)}" for name in excluded.values()),
+        *(f"--exclude-table-data={catalog.pattern(name)}" for name in emptied.values()),
         f"--dbname={reached.conninfo}",
     ]
-
-
-def _pattern(name: str) -> str:
-    """A pattern that matches this one name: inside double quotes nothing is special to ``pg_dump``."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in catalog.split_name(name))
 
 
 def _excluded(connection: BaseDatabaseWrapper, alias: str, names: frozenset[str]) -> dict[int, str]:

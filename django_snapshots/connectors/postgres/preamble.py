@@ -25,3 +25,10 @@ def without_unknown_settings(chunks: Iterator[bytes], known: Collection[str]) ->
 
     yield _SETTING.sub(known_only, preamble[:end]) + preamble[end:]
     yield from chunks
+
+
+def unknown_settings(script: bytes, known: Collection[str]) -> set[str]:
+    """The settings in a script's preamble that are not *known*."""
+    first = _FIRST_ENTRY.search(script)
+    preamble = script[: first.start()] if first else script
+    return {match[1].decode() for match in _SETTING.finditer(preamble)} - set(known)

@@ -1,4 +1,11 @@
-"""Restores one database inside a single transaction of one ``psql``: nobody sees anything of it before its COMMIT."""
+"""Restores one database inside a single transaction of one ``psql``: nobody sees anything of it before its COMMIT.
+
+Who can die when, and what then holds: until the COMMIT the server rolls back, whoever dies: we, the ``psql``, its
+process on the server, or the server itself. The target is as it was. Before the COMMIT is sent, the transaction's
+number is noted where it is durable; so after a death at that very moment the server says which of the two it is
+(``pg_xact_status``). It commits durably before it answers (``synchronous_commit``). The safety copy is taken after
+writers are shut out and before anything is changed.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +16,18 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from django_snapshots.connectors.postgres import catalog, clearing
+from django_snapshots.connectors.postgres import catalog, clearing, counts
 from django_snapshots.connectors.postgres.access import SERVER_KEEPALIVES, access, connected
-from django_snapshots.connectors.postgres.archive import Contents, Entry, read_contents
+from django_snapshots.connectors.postgres.archive import Contents, Entry, still_to_create
 from django_snapshots.connectors.postgres.backend import WHO, Backend, outcome
 from django_snapshots.connectors.postgres.feeding import Feeder
 from django_snapshots.connectors.postgres.preamble import without_unknown_settings
-from django_snapshots.connectors.postgres.preflight import require_possible
+from django_snapshots.connectors.postgres.quoting import identifier
 from django_snapshots.connectors.postgres.session import Session
 from django_snapshots.exceptions import (
     SnapshotCancelled,
     SnapshotConnectorError,
     SnapshotError,
-    SnapshotIntegrityError,
     SnapshotPreflightError,
 )
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
@@ -35,6 +41,8 @@ BEGIN;
 SET LOCAL client_min_messages = warning;
 SELECT set_config(name, '0', true) FROM pg_settings
 WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout') \\g /dev/null
+SELECT set_config('synchronous_commit', 'on', true)
+WHERE current_setting('synchronous_commit') IN ('off', 'local') \\g /dev/null
 SELECT set_config('client_connection_check_interval', '5s', true) WHERE version() LIKE '%linux%' \\g /dev/null
 SET LOCAL search_path = pg_catalog, pg_temp;
 """
@@ -45,24 +53,21 @@ class Restoring:
 
     switch_rank = SwitchRank.FINAL
 
-    def __init__(
-        self, alias: str, source: Source, request: RestoreRequest, *, client_directory: str | None, owner: bool
-    ) -> None:
+    def __init__(self, alias: str, source: Source, request: RestoreRequest, contents: Contents, *, owner: bool) -> None:
         self._alias = alias
         self._source = source
         self._request = request
-        self._client_directory = client_directory
-        self._owner = owner
+        self._contents = contents
+        self._owner = owner if request.owner is None else request.owner
         self._session: Session | None = None
         self._backend: Backend | None = None
         self._switched = False
 
     def build(self) -> None:
         """Put the archive's content in place of the database's, without committing it."""
-        contents = read_contents(self._alias, self._source, self._request.processes, self._client_directory)
+        contents = self._contents
         with connected(self._alias) as connection:
             roles = [name for (name,) in catalog.rows(connection, "SELECT rolname FROM pg_roles")]
-            require_possible(connection, self._alias, contents.entries, roles, owner=self._owner)
             tables = catalog.find_tables(connection, self._request.preserve_tables)
             kept = {**tables, **catalog.owned_sequences(connection, tables)}
             self._report_extensions(catalog.extensions(connection))
@@ -71,6 +76,8 @@ class Restoring:
         try:
             self._session = Session(self._alias, self._request.processes, contents.clients, reached)
             self._open(kept, reached.role)
+            self._shut_writers_out()
+            self._request.safety()
             self._clear(kept)
             self._fill(contents, self._wanted(contents.entries, roles), settings, reached.role)
         except BaseException:
@@ -79,27 +86,21 @@ class Restoring:
 
     def check(self) -> None:
         """Compare the rows of every table, as this transaction sees them, with the manifest's."""
-        counts = self._source.metadata.get("row_counts")
-        if counts is None or not self._source.metadata.get("row_counts_exact"):
+        wanted = counts.exact(self._source.metadata)
+        if wanted is None:
             self._open_session.ask("SELECT 1;")
-            return
-        found = {catalog.split_name(name): number for name, number in self._count().items()}
-        wanted = {catalog.split_name(name): number for name, number in counts.items()}
-        wrong = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        if wrong:
-            told = [f"{'.'.join(name)} {found.get(name)} instead of {wanted.get(name)}" for name in wrong[:10]]
-            raise SnapshotIntegrityError(
-                f"{len(wrong)} tables of {self._alias!r} don't have the rows that the snapshot had: {', '.join(told)}. "
-                "Nothing was changed."
-            )
+        else:
+            counts.compare(self._alias, wanted, self._count())
 
     def switch(self) -> None:
         """Commit."""
         session = self._open_session
         (transaction,) = session.ask("SELECT pg_current_xact_id();")
+        assert self._backend is not None  # noqa: S101 - it was asked when the session was opened
+        self._request.note({"transaction": transaction, "pid": self._backend.pid, "started": self._backend.started})
         try:
             # Behind a pooler the next client gets this session: it must not find the archive's settings.
-            session.ask("RESET ALL; RESET ROLE; COMMIT;")
+            session.ask("RESET ALL; RESET ROLE; SET LOCAL synchronous_commit = on; COMMIT;")
         except SnapshotError as error:
             self._require_committed(transaction, error)
         self._switched = True
@@ -149,8 +150,22 @@ class Restoring:
         session.ask(f"{SERVER_KEEPALIVES} \\g /dev/null")
         session.ask(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s';")
         if role:
-            session.ask(f"SET LOCAL ROLE {_identifier(role)};")
+            session.ask(f"SET LOCAL ROLE {identifier(role)};")
         session.write(clearing.keep(kept).encode())
+
+    def _shut_writers_out(self) -> None:
+        """Until the end of the transaction nobody else writes to any table; everybody still reads, ``pg_dump`` too."""
+        started = time.monotonic()
+        try:
+            self._open_session.ask(clearing.LOCK)
+        except SnapshotCancelled:
+            raise
+        except SnapshotConnectorError as error:
+            raise self._not_changed(error, started) from error
+
+    def _not_changed(self, error: SnapshotConnectorError, started: float) -> SnapshotConnectorError:
+        waited = time.monotonic() - started >= LOCK_TIMEOUT_SECONDS
+        return SnapshotConnectorError(f"{error} Nothing was changed.{self._in_the_way() if waited else ''}")
 
     def _clear(self, kept: Mapping[int, str]) -> None:
         """Remove what is there; check that no CASCADE took anything that was to stay."""
@@ -162,9 +177,7 @@ class Restoring:
         except SnapshotCancelled:
             raise
         except SnapshotConnectorError as error:
-            waited = time.monotonic() - started >= LOCK_TIMEOUT_SECONDS
-            hint = self._in_the_way() if waited else ""
-            raise SnapshotConnectorError(f"{error} Nothing was changed.{hint}") from error
+            raise self._not_changed(error, started) from error
         if session.ask(clearing.FINGERPRINT) != before:
             raise SnapshotPreflightError(
                 f"{self._alias!r} can't be restored: {', '.join(kept.values()) or 'an extension'} depends on something "
@@ -189,21 +202,9 @@ class Restoring:
     def _wanted(self, entries: Collection[Entry], roles: Collection[str]) -> list[Entry]:
         """What the archive is to create: not what was left where it is."""
         (line,) = self._open_session.ask(clearing.LEFT_OVER)
-        left_over = json.loads(line)
-        public_is_mine = left_over.pop("public is mine")
-        subjects = [f"{kind} - {name}" for kind, names in left_over.items() for name in names if name != "public"]
-        subjects.extend(f"COMMENT - EXTENSION {name}" for name in left_over["EXTENSION"])
-        subjects.extend(f"COMMENT - EVENT TRIGGER {name}" for name in left_over["EVENT TRIGGER"])
-        if not public_is_mine:
-            subjects.extend(["SCHEMA - public", "COMMENT - SCHEMA public", "ACL - SCHEMA public"])
-        subscriptions = [entry for entry in entries if entry.rest.startswith("SUBSCRIPTION ")]
-        if subscriptions:
+        if any(entry.is_subscription for entry in entries):
             self._request.report(f"Subscriptions are never restored; {self._alias!r} has kept its own.")
-        return [
-            entry
-            for entry in entries
-            if entry not in subscriptions and not any(entry.is_about(subject, roles) for subject in subjects)
-        ]
+        return still_to_create(entries, json.loads(line), roles)
 
     def _fill(
         self, contents: Contents, entries: Collection[Entry], settings: Collection[str], role: str | None
@@ -254,7 +255,3 @@ class Restoring:
             FROM ({catalog.COUNTED_TABLES}) t WHERE oid <> ALL(:'kept'::oid[]) \\gexec
         """  # noqa: S608 - made of constants
         return catalog.counted(self._open_session.answers(sql))
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

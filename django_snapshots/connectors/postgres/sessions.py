@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.bounded import within
 from django_snapshots.connectors.postgres import catalog
-from django_snapshots.connectors.postgres.access import brief, known_to_the_server
+from django_snapshots.connectors.postgres.access import MAINTENANCE, brief, known_to_the_server
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.redaction import redact
 
@@ -21,13 +21,14 @@ _POLL_SECONDS = 0.05
 
 # The label says whose they are. The rest keeps to what is ours in any case: an application's name can be anybody's.
 _OURS = """
-application_name = ANY(%s) AND usename = session_user AND datname = current_database()
-AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+application_name = ANY(%s) AND usename = session_user AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
 
 def end_sessions(alias: str, labels: Sequence[str]) -> int:
-    """End the sessions in the database of *alias* that carry one of *labels*, and wait until they are gone.
+    """End the sessions on the server of *alias* that carry one of *labels*, and wait until they are gone.
+
+    In any database: a restore works in the target, in the maintenance database and in the new one.
 
     Returns how many there were. Raises ``SnapshotConnectorError`` if that can't be done within seconds.
     """
@@ -47,7 +48,8 @@ def _end(alias: str, labels: Sequence[str]) -> int:
         name = connections[alias].settings_dict["NAME"]
         if not name or known_to_the_server(alias, str(name)):
             raise
-        return 0  # nobody has a session in a database that isn't there
+        with brief(alias, database=MAINTENANCE) as connection:  # an attempt may have been about to make it
+            return _end_through(connection, alias, labels)
 
 
 def _end_through(connection: BaseDatabaseWrapper, alias: str, labels: Sequence[str]) -> int:
@@ -72,6 +74,6 @@ def _failed(alias: str, labels: Sequence[str], why: str) -> SnapshotConnectorErr
     names = ", ".join(f"'{label}'" for label in labels)
     remedy = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ({names})"  # noqa: S608
     return SnapshotConnectorError(
-        f"The sessions that an earlier attempt has left in the database of {alias!r} could not be ended: {why}. They "
-        f"may hold locks. Let an administrator of the server run, in that database: {remedy}."
+        f"The sessions that an earlier attempt has left on the server of {alias!r} could not be ended: {why}. They "
+        f"may hold locks. Let an administrator of the server run: {remedy}."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from django.db import Error as DatabaseError
 from django_snapshots import execution, runs
 from django_snapshots import restore as restoring
 from django_snapshots import undo as undoing
-from django_snapshots.catalog import Catalog, Entry, Pin, summary
+from django_snapshots.catalog import Catalog, Entry, summary
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
@@ -26,19 +26,18 @@ from django_snapshots.exceptions import (
 from django_snapshots.management import ask, running, signals, status
 from django_snapshots.management.arguments import RULES, add_commands
 from django_snapshots.management.codes import exit_code
-from django_snapshots.management.show import Screen
+from django_snapshots.management.show import Notes, Screen, notes_of
 from django_snapshots.models import FINAL_STATES, Kind, Run
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
-from django_snapshots.sizes import human_size
 
 
 class Command(BaseCommand):
-    """Take, list, verify, restore, pin, delete and prune snapshots; undo restores; look after runs."""
+    """Take, list, verify, drill, restore, pin, delete and prune snapshots; undo restores; look after runs."""
 
     help = (
-        "Take, list, verify, restore, pin, delete and prune snapshots of this project; undo restores; look after the "
-        "runs that do it."
+        "Take, list, verify, drill, restore, pin, delete and prune snapshots of this project; undo restores; look "
+        "after its runs."
     )
     requires_system_checks: list[str] = []
 
@@ -129,28 +128,29 @@ class Command(BaseCommand):
         """Verify a snapshot."""
         request = Request.from_json({key: options[key] for key in ("name", "level", "wait")})
         result = running.do(Kind.VERIFY, request, options, self.stderr)
-        sentence = f"{len(result['files'])} files, {human_size(result['size'])}, level {result['level']}."
-        self._answer(options, result, lambda: self.screen.good(f"{result['name']} is whole: {sentence}"))
+        self._answer(options, result, lambda: self.screen.verified(result))
+
+    def do_drill(self, options: dict[str, Any]) -> None:
+        """Drill a snapshot."""
+        request = Request.from_json({key: options[key] for key in ("name", "wait")})
+        result = running.do(Kind.DRILL, request, options, self.stderr)
+        self._answer(options, result, lambda: self.screen.drilled(result))
 
     def do_list(self, options: dict[str, Any]) -> None:
         """List the snapshots."""
         settings = get_settings()
         entries = execution.list_entries(settings)
-        pins = _pins(Catalog(settings.storage), entries)
-        self._answer(
-            options,
-            [_entry_json(entry, pins) for entry in entries],
-            lambda: self.screen.entries(entries, settings.storage, pins),
-        )
+        beside = notes_of(Catalog(settings.storage), entries)
+        told = [_entry_json(entry, beside.get(entry.name)) for entry in entries]
+        self._answer(options, told, lambda: self.screen.entries(entries, settings.storage, beside))
 
     def do_info(self, options: dict[str, Any]) -> None:
         """Show one snapshot."""
         catalog = Catalog(get_settings().storage)
         name = options["name"]
         snapshot = catalog.get(name) if name else catalog.latest()
-        pin = catalog.pin(snapshot)
-        data = {**snapshot.to_json(), "pinned": None if pin is None else pin.to_json()}
-        self._answer(options, data, lambda: self.screen.snapshot(snapshot, pin))
+        notes = notes_of(catalog, [Entry(name=snapshot.name, snapshot=snapshot)])[snapshot.name]
+        self._answer(options, {**snapshot.to_json(), **notes.to_json()}, lambda: self.screen.snapshot(snapshot, notes))
 
     def do_pin(self, options: dict[str, Any]) -> None:
         """Pin a snapshot."""
@@ -259,13 +259,7 @@ def _pairs(options: dict[str, Any], option: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in options[option])
 
 
-def _entry_json(entry: Entry, pins: Mapping[str, Pin]) -> dict[str, Any]:
-    if entry.snapshot is None:
+def _entry_json(entry: Entry, notes: Notes | None) -> dict[str, Any]:
+    if entry.snapshot is None or notes is None:
         return {"name": entry.name, "error": str(entry.error)}
-    pin = pins.get(entry.name)
-    return {**summary(entry.snapshot), "pinned": None if pin is None else pin.to_json()}
-
-
-def _pins(catalog: Catalog, entries: Sequence[Entry]) -> dict[str, Pin]:
-    found = ((entry.name, catalog.pin(entry.snapshot)) for entry in entries if entry.snapshot is not None)
-    return {name: pin for name, pin in found if pin is not None}
+    return {**summary(entry.snapshot), **notes.to_json()}

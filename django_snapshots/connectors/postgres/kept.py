@@ -1,0 +1,253 @@
+"""What restores have left beside a target: found, settled after a death, brought back, removed.
+
+Who can die when, and what then holds, for an undo: ``bring_back`` gives the kept database the name
+``django_snapshots_lent_<mark of the undo>``, in one transaction with its comment. From then on it is the *incoming*
+of an ``exchange``. Whoever dies before the commit leaves it lent; ``settle`` gives it its old name back, and a sleeper
+that wakes finds nothing to switch in. It is never dropped on the way. After the commit it is the target, and what was
+there is kept under the undo's mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors.postgres import beside as left
+from django_snapshots.connectors.postgres import catalog, properties
+from django_snapshots.connectors.postgres.access import connected
+from django_snapshots.connectors.postgres.backend import Backend, outcome
+from django_snapshots.connectors.postgres.beside import Found, Kind, Remark, name_of
+from django_snapshots.connectors.postgres.carried import Carried
+from django_snapshots.connectors.postgres.exchange import Exchange
+from django_snapshots.connectors.postgres.maintenance import execute, session, transaction
+from django_snapshots.connectors.postgres.new_database import define_carried, kept_remark
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotNotFoundError
+from django_snapshots.replaced import Beside, Outcome
+from django_snapshots.transfer import RestoreRequest, SwitchRank
+
+_LABEL = "django-snapshots"
+
+
+@contextlib.contextmanager
+def _anywhere(alias: str) -> Iterator[BaseDatabaseWrapper]:
+    """A session in the maintenance database or, where the role may not enter it, in the target."""
+    try:
+        opened = session(alias, _LABEL)
+        connection = opened.__enter__()
+    except SnapshotConnectorError:
+        opened = session(alias, _LABEL, _target(alias))
+        connection = opened.__enter__()
+    with contextlib.ExitStack() as stack:
+        stack.push(opened.__exit__)
+        yield connection
+
+
+def _target(alias: str) -> str:
+    """The name of the database of *alias*; a service file may be what has it."""
+    if name := connections[alias].settings_dict["NAME"]:
+        return str(name)
+    with connected(alias) as connection:
+        return catalog.server(connection).database
+
+
+def beside(alias: str) -> Sequence[Beside]:
+    """Everything that carries a mark beside *alias*; nothing where the server is away."""
+    try:
+        with _anywhere(alias) as connection:
+            return left.beside(connection, _target(alias), _place(connection))
+    except SnapshotConnectorError:
+        return ()
+
+
+def _place(connection: BaseDatabaseWrapper) -> str:
+    info = connection.connection.info
+    return f"{info.host or 'the local socket'}:{info.port}"
+
+
+def settle(alias: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
+    """Take away what the attempt *mark* could still switch in; then look at what it has done."""
+    with _anywhere(alias) as connection:
+        left.drop(connection, name_of(Kind.NEW, mark))
+        _give_back(connection, mark)
+        # From here on nothing of that attempt can change a name.
+        target = _target(alias)
+        if left.number_of(connection, name_of(Kind.KEPT, mark)) is not None:
+            return Outcome.SWITCHED
+        if "database" in noted and left.number_of(connection, target) == noted["database"]:
+            return Outcome.SWITCHED
+    return _of_transaction(alias, noted) if "transaction" in noted else Outcome.BEFORE
+
+
+def _of_transaction(alias: str, noted: Mapping[str, Any]) -> Outcome:
+    """What became of a restore in one transaction; ends the server's process that would still commit it."""
+    Backend(pid=noted["pid"], started=noted["started"]).end(alias)
+    state = outcome(alias, noted["transaction"])
+    if state == "in progress":
+        raise SnapshotConnectorError(
+            f"The transaction {noted['transaction']} of an earlier restore of {alias!r} has not ended yet. "
+            f"End the server's process {noted['pid']}."
+        )
+    return {"committed": Outcome.SWITCHED, "aborted": Outcome.BEFORE}.get(state, Outcome.UNSEEN)
+
+
+def _give_back(connection: BaseDatabaseWrapper, mark: str) -> None:
+    """Give what the undo *mark* has been lent its name back; nothing if it has been lent nothing."""
+    name = name_of(Kind.LENT, mark)
+    lent = next((item for item in left.found(connection) if item.name == name), None)
+    if lent is None or lent.remark is None:
+        return
+    _end_all(connection, name)
+    with transaction(connection):
+        left.rename(connection, name, name_of(Kind.KEPT, lent.remark.mark))
+
+
+def _end_all(connection: BaseDatabaseWrapper, database: str) -> None:
+    """Tell the sessions in *database* to end; the rename that follows waits for them."""
+    execute(
+        connection,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL",
+        [database],
+    )
+
+
+def remove(alias: str, mark: str) -> None:
+    """Drop what *mark* has built or kept; what is lent to an undo stays until that is settled."""
+    with _anywhere(alias) as connection:
+        for item in left.found(connection):
+            if item.mark != mark or item.kind is Kind.LENT:
+                continue
+            if item.remark is None or item.remark.of == _target(alias):
+                left.drop(connection, item.name)
+
+
+def bring_back(
+    alias: str, target: str, missing: bool, mark: str, request: RestoreRequest, client_directory: str | None
+) -> BroughtBack:
+    """Prepare to put the kept state *mark* in the place of *target*."""
+    with session(alias, request.label) as connection:
+        found = left.found(connection)
+        kept = next((item for item in found if item.name == name_of(Kind.KEPT, mark) and _is_of(item, target)), None)
+        if kept is None or kept.remark is None:
+            raise _not_found(found, alias, target, mark)
+        back = BroughtBack(
+            alias=alias,
+            target=target,
+            missing=missing,
+            request=request,
+            client_directory=client_directory,
+            remark=kept.remark,
+        )
+        _end_all(connection, kept.name)
+        with transaction(connection):
+            left.rename(connection, kept.name, back.lent)
+            left.comment(connection, back.lent, replace(kept.remark, label=request.label).text())
+    try:
+        back.carry()
+    except BaseException:
+        with contextlib.suppress(SnapshotConnectorError):
+            back.discard()
+        raise
+    return back
+
+
+def _is_of(item: Found, target: str) -> bool:
+    return item.remark is not None and item.remark.of == target
+
+
+def _not_found(found: Sequence[Found], alias: str, target: str, mark: str) -> Exception:
+    for item in found:
+        if item.kind is Kind.LENT and item.remark and item.remark.mark == mark and item.remark.of == target:
+            return SnapshotConnectorError(
+                f"What the restore {mark} has replaced in {alias!r} is {item.name!r} now: an undo that was begun has "
+                "it. Wait until that one has ended."
+            )
+    return SnapshotNotFoundError(f"What the restore {mark} has replaced in {alias!r} is not kept any more.")
+
+
+@dataclass(kw_only=True)
+class BroughtBack:
+    """One undo; ``Prepared`` once ``carry`` has returned."""
+
+    alias: str
+    target: str
+    missing: bool
+    request: RestoreRequest
+    client_directory: str | None
+    remark: Remark
+    """Of the kept state."""
+    switch_rank: SwitchRank = SwitchRank.REVERSIBLE
+    _carried: dict[str, Carried] = field(default_factory=dict)
+    _switched: bool = False
+
+    @property
+    def lent(self) -> str:
+        """What the kept database is called meanwhile."""
+        return name_of(Kind.LENT, self.request.mark)
+
+    @property
+    def _kept(self) -> str:
+        return name_of(Kind.KEPT, self.request.mark)
+
+    def carry(self) -> None:
+        """Make the preserved tables of the target in the database that comes back, in place of those that it has."""
+        if self.missing:
+            return
+        with (
+            session(self.alias, self.request.label, self.target) as origin,
+            session(self.alias, self.request.label, self.lent) as goal,
+        ):
+            self._carried = define_carried(self.alias, self.request, self.client_directory, origin, goal)
+
+    def check(self) -> None:
+        """The kept database answers."""
+        with session(self.alias, self.request.label, self.lent) as connection:
+            execute(connection, "SELECT 1")
+
+    def switch(self) -> None:
+        """Give it the target's name."""
+        with session(self.alias, self.request.label) as connection:
+            number = left.number_of(connection, self.lent)
+        self.request.note({"database": number})
+        Exchange(
+            alias=self.alias,
+            label=self.request.label,
+            target=self.target,
+            incoming=self.lent,
+            outgoing=self._kept,
+            remark=kept_remark(self.target, self.request.mark, self.request),
+            preserve_tables=self.request.preserve_tables,
+            carried=self._carried,
+            comment=self.remark.comment,
+        ).run()
+        self._switched = True
+
+    def roll_back(self) -> None:
+        """Give the target's database its name back, and lend the kept one again; ``discard`` returns it."""
+        if not self._switched or self.missing:
+            raise SnapshotConnectorError(f"The undo of {self.alias!r} can't be taken back.")
+        with session(self.alias, self.request.label) as connection:
+            remark = Remark.read(properties.read(connection, self._kept).comment)
+        with session(self.alias, self.request.label, self._kept) as connection:
+            tables = Carried.named(connection, self._carried)
+        Exchange(
+            alias=self.alias,
+            label=self.request.label,
+            target=self.target,
+            incoming=self._kept,
+            outgoing=self.lent,
+            remark=lambda comment: replace(self.remark, comment=comment).text(),
+            preserve_tables=self.request.preserve_tables,
+            carried=tables,
+            comment=remark.comment if remark else None,
+        ).run()
+        self._switched = False
+
+    def discard(self) -> None:
+        """Give what was lent back."""
+        with session(self.alias, self.request.label) as connection:
+            _give_back(connection, self.request.mark)
