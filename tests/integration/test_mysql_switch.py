@@ -439,6 +439,18 @@ def test_while_one_is_not_settled_no_other_begins_and_nothing_goes(
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
+def test_a_trigger_whose_name_must_stay_is_found_before_anything_changes(mariadb: Server, make_mariadb: Maker) -> None:
+    alias = make_mariadb()
+    trigger = b"CREATE TRIGGER twice BEFORE INSERT ON %s FOR EACH ROW SET @a = 1;"
+    client(mariadb, alias, script=b"CREATE TABLE t (a INTEGER);" + trigger % b"t")
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"DROP TABLE t; CREATE TABLE journal (a INTEGER);" + trigger % b"journal")
+    before = bare_dump(mariadb, alias)
+    with pytest.raises(SnapshotPreflightError, match=r"must stay there: twice\..* It was not touched"):
+        restore(alias, snapshot, preserve_tables=frozenset({"journal"}))
+    assert bare_dump(mariadb, alias) == before and leftovers(alias) == []
+
+
 def test_a_drill_asks_nothing_of_the_target(mariadb: Server, make_mariadb: Maker) -> None:
     alias = make_mariadb()
     load_schema(mariadb, alias)
