@@ -10,7 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_snapshots.execution import create_snapshot, list_snapshots, restore_snapshot, verify_snapshot
+    from django_snapshots.execution import (
+        create_snapshot,
+        list_snapshots,
+        pin_snapshot,
+        restore_snapshot,
+        undo_restore,
+        unpin_snapshot,
+        verify_snapshot,
+    )
     from django_snapshots.storage.django_storage import DjangoStorageBackend
     from django_snapshots.storage.local import LocalFileSystemBackend
     from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
@@ -25,8 +33,11 @@ __all__ = [
     "cancel_run",
     "create_snapshot",
     "list_snapshots",
+    "pin_snapshot",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
+    "unpin_snapshot",
     "verify_snapshot",
 ]
 
@@ -40,8 +51,11 @@ _HOMES = (
     ("cancel_run", "working"),
     ("create_snapshot", "execution"),
     ("list_snapshots", "execution"),
+    ("pin_snapshot", "execution"),
     ("request_restore", "tasks"),
     ("restore_snapshot", "execution"),
+    ("undo_restore", "execution"),
+    ("unpin_snapshot", "execution"),
     ("verify_snapshot", "execution"),
 )
 

@@ -40,12 +40,15 @@ KEYS = (
     "METADATA",
     "ALLOW_RESTORE",
     "TEMPORARY_DIRECTORY",
+    "EXCLUDE_DATA",
+    "EMPTY",
     "RETENTION",
     "SCHEDULES",
     "LEASE",
     "ATTEMPTS",
     "STALL_LIMIT",
     "SWEEP_GRACE",
+    "SAFETY_KEEP",
 )
 _NOT_BUILT = ("ENCRYPTION",)
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
@@ -66,6 +69,8 @@ class Limits:
     """Seconds without a byte after which a step is ended."""
     grace: float = 86400.0
     """Seconds after a run's end before what it left in the storage is removed."""
+    safety_keep: float = 7 * 86400.0
+    """Seconds that what a restore has replaced stays, so that the restore can be undone."""
 
     def sweep(self) -> float:
         """Seconds between two sweeps of the journal."""
@@ -100,6 +105,10 @@ class Settings:
     allow_restore: bool | str = True
     """``"requested"``: only what somebody with the right has asked for in the journal."""
     temporary_directory: Path | None = None
+    exclude_data: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By alias, the tables whose rows snapshots leave out."""
+    empty: str = "refuse"
+    """What becomes of a snapshot that is empty where the one before wasn't: ``"refuse"`` or ``"warn"``."""
     retention: Policy | None = None
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     limits: Limits = Limits()
@@ -107,6 +116,10 @@ class Settings:
     def aliases(self) -> tuple[str, ...]:
         """The aliases that a snapshot includes."""
         return self.databases if self.databases is not None else tuple(connections)
+
+    def data_left_out(self, artifact_type: str, subject: str) -> frozenset[str]:
+        """The tables whose rows a dump of *subject* leaves out."""
+        return self.exclude_data.get(subject, frozenset()) if artifact_type == "database" else frozenset()
 
     def kind(self, artifact_type: str) -> ArtifactKind:
         """The artifact kind of this type; raises ``SnapshotConfigurationError`` for one that does not exist."""
@@ -154,6 +167,8 @@ def get_settings() -> Settings:
         metadata=plain_json(_mapping(raw, "METADATA"), 'SNAPSHOTS["METADATA"]'),
         allow_restore=_allow_restore(raw.get("ALLOW_RESTORE", True)),
         temporary_directory=_directory(raw.get("TEMPORARY_DIRECTORY")),
+        exclude_data=_exclude_data(raw),
+        empty=_empty(raw.get("EMPTY", "refuse")),
         retention=_retention(raw),
         schedules=_schedules(raw),
         limits=_limits(raw),
@@ -338,6 +353,7 @@ def _limits(raw: Mapping[str, Any]) -> Limits:
         attempts=_count(raw.get("ATTEMPTS", Limits.attempts)),
         stall=_seconds(raw, "STALL_LIMIT", Limits.stall, least=1),
         grace=_seconds(raw, "SWEEP_GRACE", Limits.grace, least=0),
+        safety_keep=_seconds(raw, "SAFETY_KEEP", Limits.safety_keep, least=0),
     )
 
 
@@ -358,6 +374,27 @@ def _allow_restore(value: object) -> bool | str:
     if isinstance(value, bool) or value == "requested":
         return value
     raise SnapshotConfigurationError(f'SNAPSHOTS["ALLOW_RESTORE"] must be True, False or "requested", not {value!r}.')
+
+
+def _exclude_data(raw: Mapping[str, Any]) -> Mapping[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for alias, tables in _mapping(raw, "EXCLUDE_DATA").items():
+        if alias not in connections:
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["EXCLUDE_DATA"] names {alias!r}, which is no key of DATABASES ({", ".join(connections)}).'
+            )
+        if not isinstance(tables, list | tuple | set | frozenset) or not all(isinstance(item, str) for item in tables):
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["EXCLUDE_DATA"]["{alias}"] must be a list of the names of tables, not {tables!r}.'
+            )
+        found[alias] = frozenset(tables)
+    return found
+
+
+def _empty(value: object) -> str:
+    if value in ("refuse", "warn") and isinstance(value, str):
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["EMPTY"] must be "refuse" or "warn", not {value!r}.')
 
 
 def _directory(value: object) -> Path | None:

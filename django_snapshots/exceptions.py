@@ -12,11 +12,13 @@
     ├── SnapshotIntegrityError
     ├── SnapshotVersionError
     ├── SnapshotEncryptionError
+    ├── SnapshotEmptiedError
     ├── SnapshotConnectorError
     ├── SnapshotArtifactError
     ├── SnapshotPreflightError
     │   └── SnapshotConfirmationError
     ├── SnapshotBusyError
+    ├── SnapshotPinnedError
     └── SnapshotCancelled
 
 A message says what happened, to which alias or file, and what to do. Each class can be rebuilt from its message
@@ -74,6 +76,10 @@ class SnapshotEncryptionError(SnapshotError):
     """An artifact could not be encrypted or decrypted."""
 
 
+class SnapshotEmptiedError(SnapshotError):
+    """Nothing is left of what the snapshot before had; nothing was published."""
+
+
 class SnapshotConnectorError(SnapshotError):
     """A database could not be dumped or restored."""
 
@@ -92,6 +98,10 @@ class SnapshotConfirmationError(SnapshotPreflightError):
 
 class SnapshotBusyError(SnapshotError):
     """Another run works on the same thing; wait for its end or cancel it."""
+
+
+class SnapshotPinnedError(SnapshotError):
+    """The snapshot is pinned and stays; unpin it first."""
 
 
 class SnapshotCancelled(SnapshotError):

@@ -99,14 +99,16 @@ def snapshot(
     retention: dict[str, int] | bool | None = None,
     schedule: str | None = None,
     wait: float | None = None,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Take a snapshot; the result is ``{"name", "run", "created_at", "size", "artifacts"}``.
 
     *name* may be a template, and defaults to ``SNAPSHOTS["NAME"]``; *databases* and *artifacts* default to what the
     settings include; *metadata* is plain JSON for the manifest. *retention* is a policy, or true for
     ``SNAPSHOTS["RETENTION"]``, by which snapshots like this one are pruned once it has succeeded. *schedule* names the
-    schedule that asked. With *wait*, seconds, it waits for another run that has one of its databases; else it is
-    refused at once with ``SnapshotBusyError``.
+    schedule that asked. *allow_empty* takes one also where it is empty and the snapshot before wasn't. With *wait*,
+    seconds, it waits for another run that has one of its databases; else it is refused at once with
+    ``SnapshotBusyError``.
     """
     data = {
         "name": name,
@@ -116,6 +118,7 @@ def snapshot(
         "retention": retention,
         "schedule": schedule,
         "wait": wait,
+        "allow_empty": allow_empty,
     }
     return _run(self, Kind.SNAPSHOT, data)
 
@@ -128,13 +131,19 @@ def restore(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] | None = None,
     elsewhere: bool = False,
+    into: dict[str, str] | None = None,
+    database_names: dict[str, str] | None = None,
+    migrate: bool = False,
+    no_owner: bool = False,
     wait: float | None = None,
 ) -> dict[str, Any]:
     """Restore the snapshot called *name*, or the latest; the result is the report.
 
-    *confirm* holds the name of every target that isn't empty and may be replaced. With *wait*, seconds, it waits for
-    another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is ``"requested"``, ask by
-    ``django_snapshots.request_restore`` instead.
+    *confirm* holds the name of every target that isn't empty and may be replaced. *into* maps aliases of the snapshot
+    to the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
+    *migrate* runs the migrations that the restored databases lack, *no_owner* leaves out owners and grants. With
+    *wait*, seconds, it waits for another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is
+    ``"requested"``, ask by ``django_snapshots.request_restore`` instead.
     """
     data = {
         "name": name,
@@ -142,9 +151,28 @@ def restore(
         "artifacts": artifacts,
         "confirm": confirm,
         "elsewhere": elsewhere,
+        "into": into,
+        "database_names": database_names,
+        "migrate": migrate,
+        "no_owner": no_owner,
         "wait": wait,
     }
     return _run(self, Kind.RESTORE, data)
+
+
+@shared_task(bind=True, name="django_snapshots.undo", ignore_result=False, **_OPTIONS)
+def undo(
+    self: SnapshotTask,
+    undo: str | None = None,
+    confirm: Sequence[str] | None = None,
+    wait: float | None = None,
+) -> dict[str, Any]:
+    """Put back what a restore has replaced; the result is the report.
+
+    *undo* is the id of the restore's run, or the beginning of it; without it the latest restore is meant. *confirm*
+    holds the name of every target that is replaced. The undo keeps what it replaces, and can itself be undone.
+    """
+    return _run(self, Kind.UNDO, {"undo": undo, "confirm": confirm, "wait": wait})
 
 
 @shared_task(bind=True, name="django_snapshots.verify", ignore_result=False, **_OPTIONS)
@@ -221,6 +249,10 @@ def request_restore(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] = (),
     elsewhere: bool = False,
+    into: dict[str, str] | None = None,
+    database_names: dict[str, str] | None = None,
+    migrate: bool = False,
+    no_owner: bool = False,
     wait: float | None = None,
     requested_by: str = "",
 ) -> AsyncResult[dict[str, Any]]:
@@ -236,6 +268,10 @@ def request_restore(
         "artifacts": artifacts,
         "confirm": confirm,
         "elsewhere": elsewhere,
+        "into": into,
+        "database_names": database_names,
+        "migrate": migrate,
+        "no_owner": no_owner,
         "wait": wait,
     }
     requester = runs.Requester(name=requested_by, source="code")

@@ -31,6 +31,9 @@ class DumpRequest:
     """Names this attempt to servers (``application_name``); at most 63 bytes of ASCII."""
     exclude_tables: frozenset[str] = frozenset()
     """Unquoted names of tables to leave out entirely: the journal's own."""
+    exclude_data: frozenset[str] = frozenset()
+    """Unquoted names of tables whose rows are left out: the tables are there, and empty. One that can't be left so is
+    refused, never ignored: that is not there, or whose rows others point at, which could not be restored then."""
     temporary_directory: Callable[[], AbstractContextManager[Path]]
     """Makes a private (0700) directory that is removed at the end, for those that can't stream."""
 
@@ -86,6 +89,8 @@ class RestoreRequest:
     drill: bool = False
     """Whether the state is built only to be looked at: nothing is asked of the target, nothing there is locked or has
     to be there, and ``switch`` is never called."""
+    merge: bool = False
+    """Whether files that the snapshot doesn't have stay, beside those it has; for kinds that are made of files."""
     owner: bool | None = None
     """Whether owners and grants are restored; ``None`` is as the connector was made."""
 

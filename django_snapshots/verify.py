@@ -42,9 +42,7 @@ def verify(catalog: Catalog, name: str | None, *, level: int = 2, observe: Obser
     """
     snapshot = catalog.latest() if name is None else catalog.get(name)
     with catalog.reader(snapshot) as reader:
-        problems = _problems(reader, snapshot.artifacts, level, observe)
-        if not problems:
-            problems = _at_the_end(reader)
+        problems = _problems(reader, snapshot.artifacts, level, observe) or _at_the_end(reader)
     _refuse(snapshot, problems)
     return VerifyReport(
         name=snapshot.name,
@@ -62,9 +60,10 @@ def check_artifacts(
     level: int,
     observe: Observe = lambda _: None,
 ) -> None:
-    """Look at each of *artifacts*; raise ``SnapshotIntegrityError`` with everything that is wrong."""
+    """Look at each of *artifacts*, and at what would lie behind the last one of all; raise ``SnapshotIntegrityError``
+    with everything that is wrong."""
     with catalog.reader(snapshot) as reader:
-        problems = _problems(reader, artifacts, level, observe)
+        problems = _problems(reader, artifacts, level, observe) or _at_the_end(reader)
     _refuse(snapshot, problems)
 
 

@@ -12,9 +12,10 @@ from django.utils import timezone
 
 from django_snapshots import runs
 from django_snapshots.admin.shown import mapping_of, shown_json, shown_subject, shown_time, text_of, texts_of
-from django_snapshots.catalog import Entry
+from django_snapshots.catalog import Catalog, Entry
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.models import Kind, Run, State
+from django_snapshots.redaction import redact
 from django_snapshots.sizes import human_size
 
 _DAMAGED = "SnapshotIntegrityError"
@@ -40,16 +41,20 @@ class Row:
     label: str = "Complete"
     reason: str = ""
     verified: Verified | None = None
+    pin: str = ""
+    """Why it stays, if it is pinned."""
+    warnings: int = 0
+    """How many sentences its dumps have to say."""
 
 
-def rows(entries: Sequence[Entry]) -> list[Row]:
-    """Lines for *entries*, each with what the journal knows of its last verify and of damage."""
+def rows(entries: Sequence[Entry], catalog: Catalog) -> list[Row]:
+    """Lines for *entries*, each with its pin, and with what the journal knows of its last verify and of damage."""
     snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None]
     verified, bad = last_verified(snapshots), runs.known_bad(snapshots)
-    return [_row(entry, verified.get(entry.name), bad.get(entry.name, "")) for entry in entries]
+    return [_row(entry, catalog, verified.get(entry.name), bad.get(entry.name, "")) for entry in entries]
 
 
-def _row(entry: Entry, verified: Verified | None, damage: str) -> Row:
+def _row(entry: Entry, catalog: Catalog, verified: Verified | None, damage: str) -> Row:
     if entry.snapshot is None:
         return Row(name=entry.name, state="failed", label="Unreadable", reason=str(entry.error))
     return Row(
@@ -61,7 +66,21 @@ def _row(entry: Entry, verified: Verified | None, damage: str) -> Row:
         label="Damaged" if damage else "Complete",
         reason=damage,
         verified=verified,
+        pin=_pin(catalog, entry.snapshot),
+        warnings=sum(_count_of_warnings(record) for record in entry.snapshot.artifacts),
     )
+
+
+def _pin(catalog: Catalog, snapshot: Snapshot) -> str:
+    try:
+        return str(catalog.pin(snapshot) or "")
+    except Exception as error:  # noqa: BLE001 - a storage may be anybody's, and this is one line of a page
+        return f"whether it is pinned can't be told: {redact(str(error))}"
+
+
+def _count_of_warnings(record: ArtifactRecord) -> int:
+    metadata = mapping_of(record.metadata)
+    return len(texts_of(metadata.get("warnings"))) + len(texts_of(metadata.get("unreadable")))
 
 
 def last_verified(snapshots: Sequence[Snapshot]) -> dict[str, Verified]:

@@ -22,7 +22,7 @@ from django_snapshots.connectors.generic_target import generic_target
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.preserved_rows import PreservedRows
 from django_snapshots.connectors.protocols import DatabaseConnector
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConnectorError, SnapshotError
 from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
 
 
@@ -36,6 +36,11 @@ class FileConnectorAdapter:
     def open_dump(self, subject: str, request: DumpRequest) -> Iterator[Dump]:
         """Let the connector dump into a private file, and offer that. Raises ``SnapshotConnectorError``."""
         require_alias(subject)
+        if request.exclude_data:
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["EXCLUDE_DATA"]["{subject}"] is set, but {type(self.connector).__name__}, a connector of '
+                "two methods, dumps whole databases. Leave the alias out there, or give it another connector."
+            )
         with request.temporary_directory() as directory:
             path = directory / _file_name(subject)
             facts = _facts(subject)

@@ -23,6 +23,7 @@ from django_snapshots.connectors import model_rows, sqlite_files
 from django_snapshots.connectors.facts import applied_migrations, require_alias
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.generic_target import generic_target
+from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.model_rows import Model, covered_models, table_of
 from django_snapshots.exceptions import (
     SnapshotCancelled,
@@ -130,9 +131,12 @@ def _write(
         present = set(connection.introspection.table_names(include_views=True))
         started_at = datetime.now(UTC)
         models = covered_models(alias, request.exclude_tables)
+        _require_left_out(alias, models, present, request.exclude_data)
         with path.open("xb") as file:
             for model in models:
-                if table_of(model) in present:
+                if table_of(model) in request.exclude_data:
+                    counts[table_of(model)] = 0
+                elif table_of(model) in present:
                     counts[table_of(model)] = _write_model(model, alias, file.write, request.processes)
         warnings = _left_out(models, present, request.exclude_tables)
         facts = {"row_counts": counts, "migrations": applied_migrations(connection)}
@@ -169,6 +173,19 @@ def _write_model(model: Model, alias: str, write: Callable[[bytes], Any], proces
         if number % _CANCEL_EVERY == 0 and processes.ended:
             raise SnapshotCancelled(f"The run was cancelled while {alias!r} was dumped.")
     return number
+
+
+def _require_left_out(alias: str, models: list[Model], present: set[str], tables: frozenset[str]) -> None:
+    """Refuse to leave out the rows of *tables* where that can't be, or could not be restored."""
+    require_tables(alias, tables, {table_of(model) for model in models} & present)
+    pointers = (
+        f"{table_of(model)}.{item.column} to {table_of(item.remote_field.model)}"
+        for model in models
+        if table_of(model) not in tables
+        for item in model._meta.concrete_fields
+        if item.remote_field is not None and table_of(item.remote_field.model) in tables
+    )
+    require_no_pointers(alias, pointers)
 
 
 def _left_out(models: list[Model], present: set[str], excluded: frozenset[str]) -> list[str]:

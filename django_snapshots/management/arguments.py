@@ -15,7 +15,8 @@ def add_commands(parser: ArgumentParser) -> None:
     """Add every subcommand to *parser*."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     for add in (
-        *(_add_backup, _add_restore, _add_verify, _add_list, _add_info, _add_delete, _add_prune),
+        *(_add_backup, _add_restore, _add_undo, _add_verify, _add_list, _add_info, _add_delete, _add_pin, _add_unpin),
+        _add_prune,
         *(_add_status, _add_cancel, _add_sweep),
     ):
         command = add(commands)
@@ -27,6 +28,9 @@ def _add_backup(commands: Any) -> ArgumentParser:
     backup.add_argument("name", nargs="?", help="its name; the default is SNAPSHOTS['NAME']")
     _add_parts(backup, "take")
     backup.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the manifest")
+    backup.add_argument(
+        "--allow-empty", action="store_true", help="take it also where it is empty and the snapshot before wasn't"
+    )
     _add_wait(backup)
     _add_queue(backup)
     return backup
@@ -45,9 +49,40 @@ def _add_restore(commands: Any) -> ArgumentParser:
     )
     restore.add_argument("--no-input", action="store_true", help="never ask; every target needs its --confirm")
     restore.add_argument("--elsewhere", action="store_true", help="allow a snapshot of another project or environment")
+    for option, metavar, words in (
+        ("--into", "ALIAS=OTHER", "replace the database of the alias OTHER by that of ALIAS; may be repeated"),
+        ("--database-name", "ALIAS=NAME", "restore ALIAS into the database NAME on its server; may be repeated"),
+    ):
+        restore.add_argument(option, action="append", default=[], metavar=metavar, help=words)
+    restore.add_argument(
+        "--check", action="store_true", help="only say what stands in the way or will surprise; nothing is touched"
+    )
+    restore.add_argument(
+        "--migrate", action="store_true", help="afterwards run the migrations that the restored databases lack"
+    )
+    restore.add_argument(
+        "--no-owner", action="store_true", help="leave out owners and grants: everything belongs to who restores"
+    )
     _add_wait(restore)
     _add_queue(restore)
     return restore
+
+
+def _add_undo(commands: Any) -> ArgumentParser:
+    undo = _command(commands, "undo", "put back what a restore has replaced")
+    undo.add_argument("run", nargs="?", help="the restore's run, or the beginning of its id; the default is the latest")
+    undo.add_argument("--list", action="store_true", help="only show what restores have kept")
+    undo.add_argument(
+        "--confirm",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="the name of a target that may be replaced; once for each",
+    )
+    undo.add_argument("--no-input", action="store_true", help="never ask; every target needs its --confirm")
+    _add_wait(undo)
+    _add_queue(undo)
+    return undo
 
 
 def _add_verify(commands: Any) -> ArgumentParser:
@@ -86,6 +121,19 @@ def _add_prune(commands: Any) -> ArgumentParser:
     prune.add_argument("--no-input", action="store_true", help="do not ask")
     _add_queue(prune)
     return prune
+
+
+def _add_pin(commands: Any) -> ArgumentParser:
+    pin = _command(commands, "pin", "keep a snapshot from being pruned or deleted")
+    pin.add_argument("name", help="its name")
+    pin.add_argument("--reason", default="", metavar="TEXT", help="why; shown with it")
+    return pin
+
+
+def _add_unpin(commands: Any) -> ArgumentParser:
+    unpin = _command(commands, "unpin", "let a pinned snapshot be pruned or deleted again")
+    unpin.add_argument("name", help="its name")
+    return unpin
 
 
 def _add_status(commands: Any) -> ArgumentParser:

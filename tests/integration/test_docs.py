@@ -185,7 +185,7 @@ def test_the_worked_example_recomputes() -> None:
     values: dict[str, Any] = {}
     exec(the_block("docs/reference/format.md", "The digest", "python"), values)
     assert values["digest_of"](manifest) == manifest["digest"]
-    assert Snapshot.from_bytes(example.encode()).to_json() == manifest
+    assert Snapshot.from_bytes(f"{example.rstrip()}\n".encode()).to_json() == manifest
 
 
 def test_format_has_every_field_of_a_manifest() -> None:

@@ -19,8 +19,11 @@ PUBLIC = {
     "cancel_run",
     "create_snapshot",
     "list_snapshots",
+    "pin_snapshot",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
+    "unpin_snapshot",
     "verify_snapshot",
 }
 

@@ -16,6 +16,7 @@ from django_snapshots.connectors.mysql.dump import (
     dump_chunks,
     event_names,
     history_of,
+    require_left_out,
     warnings_of,
 )
 from django_snapshots.connectors.mysql.findings import findings
@@ -152,6 +153,7 @@ class MySQLConnector(FileTier):
             )
             with explained(alias, "could not be asked what it holds"):
                 found = [table for table in tables(connection) if table.name not in request.exclude_tables]
+                require_left_out(connection, alias, tool, found, request.exclude_data)
                 history = history_of(connection, server, tool, found)
                 return DumpPlan(
                     db_alias=alias,
@@ -161,6 +163,7 @@ class MySQLConnector(FileTier):
                     secrets=secrets_in(options),
                     tables=found,
                     exclude_tables=request.exclude_tables,
+                    exclude_data=request.exclude_data,
                     history=history,
                     events=bool(event_names(connection)),
                     definers=definers(connection),
@@ -176,7 +179,7 @@ def _metadata(plan: DumpPlan, opened: Moment) -> Mapping[str, Any]:
         "engine": plan.server.engine,
         "server_version": plan.server.version,
         "client_version": plan.tool.version,
-        "row_counts": opened.row_counts(),
+        "row_counts": {**opened.row_counts(), **dict.fromkeys(plan.exclude_data, 0)},
         "row_counts_exact": not opened.inexact_tables,
         "row_counts_inexact_tables": opened.inexact_tables,
         "migrations": opened.migrations,

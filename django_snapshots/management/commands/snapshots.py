@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -14,9 +14,15 @@ from django.db import Error as DatabaseError
 
 from django_snapshots import execution, runs
 from django_snapshots import restore as restoring
-from django_snapshots.catalog import Catalog, Entry, summary
+from django_snapshots import undo as undoing
+from django_snapshots.catalog import Catalog, Entry, Pin, summary
 from django_snapshots.conf import get_settings
-from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConfirmationError, SnapshotError
+from django_snapshots.exceptions import (
+    SnapshotConfigurationError,
+    SnapshotConfirmationError,
+    SnapshotError,
+    SnapshotPreflightError,
+)
 from django_snapshots.management import ask, running, signals, status
 from django_snapshots.management.arguments import RULES, add_commands
 from django_snapshots.management.codes import exit_code
@@ -28,9 +34,12 @@ from django_snapshots.sizes import human_size
 
 
 class Command(BaseCommand):
-    """Take, list, verify, restore, delete and prune snapshots; look after runs."""
+    """Take, list, verify, restore, pin, delete and prune snapshots; undo restores; look after runs."""
 
-    help = "Take, list, verify, restore, delete and prune snapshots of this project; look after the runs that do it."
+    help = (
+        "Take, list, verify, restore, pin, delete and prune snapshots of this project; undo restores; look after the "
+        "runs that do it."
+    )
     requires_system_checks: list[str] = []
 
     @property
@@ -62,23 +71,59 @@ class Command(BaseCommand):
 
     def do_backup(self, options: dict[str, Any]) -> None:
         """Take a snapshot."""
-        data = {**_parts(options), "metadata": _metadata(options["metadata"]), "wait": options["wait"]}
+        data = {**_parts(options), "metadata": _pairs(options, "metadata")}
+        data.update({key: options[key] for key in ("wait", "allow_empty")})
         result = running.do(Kind.SNAPSHOT, Request.from_json(data), options, self.stderr)
         self._answer(options, result, lambda: self.screen.taken(result))
 
     def do_restore(self, options: dict[str, Any]) -> None:
         """Restore a snapshot, after every target was confirmed by name."""
-        data = {**_parts(options), **{key: options[key] for key in ("confirm", "elsewhere", "wait")}}
+        keys = ("confirm", "elsewhere", "migrate", "no_owner", "wait")
+        data = {**_parts(options), **{key: options[key] for key in keys}}
+        data |= {"into": _pairs(options, "into"), "database_names": _pairs(options, "database_name")}
         request = replace(Request.from_json(data), granted=True)  # whoever has a shell here has the right
         settings = get_settings()
+        report = execution.preflight(settings, request)
+        if options["check"]:
+            self._checked(options, report)
+            return
         snapshot, selections = restoring.select(settings, request)
         confirmed = list(request.confirm)
         if not options["no_input"] and options["format"] == "text":
-            confirmed += ask.confirm_targets(self.screen.warn, snapshot, selections, confirmed)
+            self.screen.preflight(report)
+            if report["possible"]:
+                confirmed += ask.confirm_targets(self.screen.warn, snapshot, selections, confirmed)
         restoring.require_confirmation(snapshot, selections, confirmed)
         request = Request.from_json({**data, "name": snapshot.name, "confirm": confirmed})
         result = running.do(Kind.RESTORE, request, options, self.stderr)
         self._answer(options, result, lambda: self.screen.restored(result))
+
+    def _checked(self, options: dict[str, Any], report: dict[str, Any]) -> None:
+        """The answer of --check; what stops a restore is its exit code, too."""
+        self._answer(options, report, lambda: self.screen.preflight(report))
+        if not report["possible"]:
+            sentence = f"{report['name']} can't be restored here; nothing was touched."
+            raise CommandError(sentence, returncode=exit_code(SnapshotPreflightError()))
+
+    def do_undo(self, options: dict[str, Any]) -> None:
+        """Undo a restore, after every target was confirmed by name."""
+        settings = get_settings()
+        execution.meet_derived_aliases()
+        if options["list"]:
+            states = undoing.kept_states(settings)
+            self._answer(options, [state.to_json() for state in states], lambda: self.screen.kept(states))
+            return
+        data = {"undo": options["run"], "confirm": options["confirm"], "wait": options["wait"]}
+        request = Request.from_json(data)
+        run, states = undoing.chosen(settings, request.undo)
+        targets, confirmed = undoing.targets(settings, states), list(request.confirm)
+        if not options["no_input"] and options["format"] == "text":
+            self.screen.kept(states)
+            confirmed += ask.confirm_undo(self.screen.warn, run, targets, confirmed)
+        undoing.require_confirmation(run, targets, confirmed)
+        request = Request.from_json({**data, "undo": run, "confirm": confirmed})
+        result = running.do(Kind.UNDO, request, options, self.stderr)
+        self._answer(options, result, lambda: self.screen.undone(result))
 
     def do_verify(self, options: dict[str, Any]) -> None:
         """Verify a snapshot."""
@@ -91,8 +136,11 @@ class Command(BaseCommand):
         """List the snapshots."""
         settings = get_settings()
         entries = execution.list_entries(settings)
+        pins = _pins(Catalog(settings.storage), entries)
         self._answer(
-            options, [_entry_json(entry) for entry in entries], lambda: self.screen.entries(entries, settings.storage)
+            options,
+            [_entry_json(entry, pins) for entry in entries],
+            lambda: self.screen.entries(entries, settings.storage, pins),
         )
 
     def do_info(self, options: dict[str, Any]) -> None:
@@ -100,7 +148,21 @@ class Command(BaseCommand):
         catalog = Catalog(get_settings().storage)
         name = options["name"]
         snapshot = catalog.get(name) if name else catalog.latest()
-        self._answer(options, snapshot.to_json(), lambda: self.screen.snapshot(snapshot))
+        pin = catalog.pin(snapshot)
+        data = {**snapshot.to_json(), "pinned": None if pin is None else pin.to_json()}
+        self._answer(options, data, lambda: self.screen.snapshot(snapshot, pin))
+
+    def do_pin(self, options: dict[str, Any]) -> None:
+        """Pin a snapshot."""
+        name = options["name"]
+        done = execution.pin_snapshot(name, reason=options["reason"], by=running.requester().name)
+        self._answer(options, done, lambda: self.screen.good(f"{name} is pinned: it stays until it is unpinned."))
+
+    def do_unpin(self, options: dict[str, Any]) -> None:
+        """Take a pin away."""
+        done = execution.unpin_snapshot(options["name"])
+        what = "is not pinned any more" if done["was_pinned"] else "was not pinned"
+        self._answer(options, done, lambda: self.screen.say(f"{done['name']} {what}."))
 
     def do_delete(self, options: dict[str, Any]) -> None:
         """Delete one snapshot."""
@@ -189,14 +251,21 @@ def _parts(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("name", "databases", "artifacts")}
 
 
-def _metadata(pairs: list[str]) -> dict[str, str]:
-    wrong = [pair for pair in pairs if "=" not in pair]
+def _pairs(options: dict[str, Any], option: str) -> dict[str, str]:
+    """What an option with KEY=VALUE was given, as often as it was."""
+    wrong = [pair for pair in options[option] if "=" not in pair]
     if wrong:
-        raise SnapshotConfigurationError(f"--metadata takes KEY=VALUE, not {wrong[0]!r}.")
-    return dict(pair.split("=", 1) for pair in pairs)
+        raise SnapshotConfigurationError(f"--{option.replace('_', '-')} takes KEY=VALUE, not {wrong[0]!r}.")
+    return dict(pair.split("=", 1) for pair in options[option])
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
+def _entry_json(entry: Entry, pins: Mapping[str, Pin]) -> dict[str, Any]:
     if entry.snapshot is None:
         return {"name": entry.name, "error": str(entry.error)}
-    return summary(entry.snapshot)
+    pin = pins.get(entry.name)
+    return {**summary(entry.snapshot), "pinned": None if pin is None else pin.to_json()}
+
+
+def _pins(catalog: Catalog, entries: Sequence[Entry]) -> dict[str, Pin]:
+    found = ((entry.name, catalog.pin(entry.snapshot)) for entry in entries if entry.snapshot is not None)
+    return {name: pin for name, pin in found if pin is not None}
