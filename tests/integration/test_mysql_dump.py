@@ -261,6 +261,7 @@ def test_a_password_of_any_characters_works_and_is_on_no_command_line(
     alias = make_mariadb(user="special")
     with mariadb_cursor(mariadb) as cursor:
         cursor.execute("ALTER USER special@'%%' IDENTIFIED BY %s", [password])
+        cursor.execute(r"GRANT ALL ON `django\_snapshots\_%`.* TO special@'%'")
     connections[alias].settings_dict["PASSWORD"] = password
     query(alias, "CREATE TABLE t AS SELECT seq, REPEAT('x', 1000) AS filler FROM seq_1_to_3000")
     with dump_request() as request, MySQLConnector().open_dump(alias, request) as opened:

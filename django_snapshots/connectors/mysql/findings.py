@@ -21,6 +21,7 @@ from django_snapshots.connectors.mysql.rights import (
     account,
     grant,
     may_set_definers,
+    missing_beside,
     missing_to_restore,
     read_rights,
 )
@@ -93,7 +94,7 @@ def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -
     """Whether there is room beside the target: schemas that we may make, or two empty ones that were given."""
     for name in schemas.given or (f"{NEW_PREFIX}any",):
         rights = read_rights(connection, replace(server, database=name))
-        if not (missing := missing_to_restore(rights)):
+        if not (missing := missing_beside(rights)):
             continue
         if schemas.given:
             statement = grant(missing, replace(server, database=name), rights)
@@ -146,7 +147,7 @@ def _strangers(connection: BaseDatabaseWrapper, server: Server, request: Restore
         connection,
         "SELECT DISTINCT constraint_schema, table_name, unique_constraint_schema, referenced_table_name "  # noqa: S608
         "FROM information_schema.referential_constraints "
-        f"WHERE constraint_schema = {here} OR unique_constraint_schema = {here}",
+        f"WHERE constraint_schema = {here} OR unique_constraint_schema = {here} ORDER BY table_name",
     )
     for schema, table, other_schema, other in keys:
         if schema != server.database and not str(schema).startswith((NEW_PREFIX, OLD_PREFIX)):

@@ -11,7 +11,8 @@ from django_snapshots.exceptions import SnapshotPreflightError
 _REACH = 65536
 """Bytes within which a line that matters has its end; longer ones are rows."""
 _NAME = rb"`(?:[^`\n]|``)*`"
-_EVENT = re.compile(rb"^/\*!50106 CREATE\*/ [^\n]*? EVENT (?P<name>" + _NAME + rb") ON SCHEDULE ", re.MULTILINE)
+_HEAD = re.compile(rb"^/\*!50106 CREATE\*/", re.MULTILINE)
+_EVENT = re.compile(rb"/\*!50106 CREATE\*/ [^\n]*?\bEVENT (?P<name>" + _NAME + rb") ON SCHEDULE ")
 _STATUS = re.compile(rb"(?P<before> ON COMPLETION (?:NOT )?PRESERVE )(?P<status>ENABLE|DISABLE)\b")
 _ALTER = re.compile(rb"^(ALTER DATABASE )" + _NAME, re.MULTILINE)
 _COLUMN = re.compile(rb"^  `[^\n]* DEFAULT [^\n]*?nextval\([^\n]*$", re.MULTILINE)
@@ -57,10 +58,14 @@ class Rehearsal:
     def _disabled(self, text: bytes) -> bytes:
         position = 0
         done = []
-        while event := _EVENT.search(text, position):
-            status = _STATUS.search(text, event.end())
-            if status is None:
-                raise SnapshotPreflightError("An event in the dump does not say whether it is enabled.")
+        for head in _HEAD.finditer(text):
+            event = _EVENT.match(text, head.start())
+            status = _STATUS.search(text, event.end()) if event else None
+            if event is None or status is None:
+                raise SnapshotPreflightError(
+                    "The dump has an event in a form that is not known, so it could fire while the dump is loaded; "
+                    "nothing was touched."
+                )
             if status["status"] == b"ENABLE":
                 self.enabled.add(event["name"][1:-1].replace(b"``", b"`").decode(errors="surrogateescape"))
             done += [text[position : status.start("status")], b"DISABLE"]

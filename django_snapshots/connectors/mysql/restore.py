@@ -60,7 +60,13 @@ from django_snapshots.connectors.mysql.server import (
     without_database,
 )
 from django_snapshots.connectors.mysql.sessions import Marks
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError, SnapshotError, SnapshotIntegrityError
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotPreflightError,
+)
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import Outcome
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
@@ -157,6 +163,7 @@ class MySQLRestore:
                 f"CREATE DATABASE IF NOT EXISTS {quote(target)} CHARACTER SET = {quote(self.incoming.charset)} "
                 f"COLLATE = {quote(self.incoming.collation)}",
             )
+            self._require_free_names()
             home = self.schemas.keeping(connection, self.mark, self.incoming.home)
             outgoing = read_side(connection, target, home, self.mark, self.request.preserve_tables)
             self.schemas.make(connection, home, outgoing.charset, outgoing.collation)
@@ -172,6 +179,19 @@ class MySQLRestore:
             )
             create_record(connection, home, record)
         return record
+
+    def _require_free_names(self) -> None:
+        """What comes in must not have the name of something that stays: half-way it would be too late to find out."""
+        stay = set(self.request.preserve_tables)
+        there = {name for name, table in definitions.trigger_tables(self.connection, self.target) if table in stay}
+        coming = {item.name for item in self.incoming.definitions if item.kind == "TRIGGER"} & there
+        coming |= {*self.incoming.tables, *self.incoming.sequences} & stay
+        coming |= {item.name for item in self.incoming.definitions if item.kind == "VIEW"} & stay
+        if coming:
+            raise SnapshotPreflightError(
+                f"What would come into {self.target} has the name of something that must stay there: "
+                f"{', '.join(sorted(coming))}. Rename one of them."
+            )
 
     def _after(self, error: Exception) -> SnapshotError:
         """Bring the exchange to one of its ends at once, and say which."""
