@@ -709,3 +709,25 @@ def test_an_attempt_that_wakes_while_it_is_settled_changes_nothing(
     assert (world.path.read_bytes() if world.path.exists() else None) == (
         b"<html>" * 500 if target == "broken" else None
     )
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("made", [False, True])
+def test_the_log_of_a_file_that_is_gone_never_gets_beside_a_new_one(world: World, made: bool) -> None:
+    world.path.unlink()
+    log = Path(f"{world.path}-wal")
+    log.write_bytes(b"a log")
+    world.killed("fresh")
+    assert not log.exists()
+    if made:
+        fill(world.path, "delete", "by somebody else")
+    assert world.settle() is Outcome.BEFORE
+    assert world.left == []
+    if made:
+        assert "by somebody else" in "".join(said(world.path))
+        log = Path(f"{log}.orphan-m")
+    assert log.read_bytes() == b"a log"
+    if not made:
+        world.restore("n")
+        assert "new" in "".join(said(world.path))
+        assert not log.exists()
