@@ -8,7 +8,7 @@ lists the tables that it leaves out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from django_snapshots.exceptions import (
 )
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
+from django_snapshots.replaced import Finding
 from django_snapshots.transfer import (
     CHUNK_SIZE,
     Dump,
@@ -52,6 +53,7 @@ _FIRST = {
     "postgresql": "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
     "oracle": "SET TRANSACTION READ ONLY",
 }
+_READERS_SEE_BEFORE = frozenset({"postgresql", "mysql", "oracle"})
 _ONE_MOMENT = frozenset({"postgresql", "mysql", "sqlite", "oracle"})
 _CANCEL_EVERY = 1000
 
@@ -77,7 +79,9 @@ class DumpDataConnector(FileTier):
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Replace the rows in a transaction that stays open. The dump is read twice; nothing is touched before the
-        first pass has proved its digests and that its models are here."""
+        first pass has proved its digests and that its models are here, and a safety copy was taken. Refuses a drill: such
+        a dump holds rows without tables, which only a migrated database can take.
+        """
         require_alias(subject)
         if request.drill:
             raise SnapshotPreflightError(
@@ -89,7 +93,8 @@ class DumpDataConnector(FileTier):
                 models = _models_to_replace(subject, source, own.connection, request)
             prepared = _PreparedRows(subject, source, request, own, models, stack.pop_all())
         try:
-            prepared.load()
+            if not request.drill:
+                prepared.load()
         except BaseException:
             prepared.discard()
             raise
@@ -103,6 +108,23 @@ class DumpDataConnector(FileTier):
     def drills(self, subject: str) -> bool:
         """Never: such a dump has rows and no tables, and can be loaded only into the database itself."""
         return False
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """What such a restore can't promise."""
+        if request.drill:
+            text = f"A dump of models' rows has no tables, so a drill of {subject!r} only reads it to its end."
+            return [Finding(text=text, stops=False)]
+        text = (
+            f"{subject!r} is restored through Django's models, in one transaction. What it replaces is only in the "
+            f"safety snapshot.{_gap(subject)}"
+        )
+        return [Finding(text=text, stops=False)]
+
+
+def _gap(alias: str) -> str:
+    if connections[alias].vendor in _READERS_SEE_BEFORE:
+        return ""
+    return " Rows that others write between that and the restore are lost: stop the project's own processes first."
 
 
 def _examined(source: Source, request: RestoreRequest) -> Mapping[str, Any]:
@@ -302,8 +324,14 @@ class _PreparedRows:
         self._checks_disabled = False
 
     def load(self) -> None:
-        """Open the transaction, empty the tables, insert the rows, and check the foreign keys."""
+        """Open the transaction, empty the tables, insert the rows, and check the foreign keys.
+
+        Where others read the state before an open transaction, the safety copy is taken when the tables are empty in
+        ours: then every row that it has removed is in the copy. Elsewhere it comes before.
+        """
         connection = self._own.connection
+        if connection.vendor not in _READERS_SEE_BEFORE:
+            self._request.safety()
         with _explained(self._alias, "prepare the restore of"), self._own.active():
             # SQLite can switch its checks off only outside of a transaction.
             self._checks_disabled = connection.disable_constraint_checking()
@@ -311,11 +339,16 @@ class _PreparedRows:
             self._atomic.__enter__()
             for model in reversed(self._models):
                 self._empty(model)
+        if self._own.connection.vendor in _READERS_SEE_BEFORE:
+            self._request.safety()
+        with _explained(self._alias, "prepare the restore of"), self._own.active():
             self._inserted = model_rows.insert(self._wanted_lines(), self._alias)
             self._check_foreign_keys()
 
     def check(self) -> None:
         """Count the rows inside the transaction, against what was read and what the manifest says."""
+        if self._request.drill:
+            return
         with _explained(self._alias, "check"), self._own.active():
             counts = {table_of(model): model._base_manager.using(self._alias).count() for model in self._models}
         expected = {table_of(model): self._inserted.get(table_of(model), 0) for model in self._models}
