@@ -116,8 +116,8 @@ def properties(server: Server, name: str) -> list[tuple[object, ...]]:
     question = """
         SELECT (to_jsonb(d) - '{oid,datfrozenxid,datminmxid,datname,datacl}'::text[])::text,
             (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(coalesce(d.datacl, acldefault('d', d.datdba))) a),
-            (SELECT array_agg((setrole, x)::text ORDER BY (setrole, x)::text) FROM pg_db_role_setting s, unnest(setconfig) x
-             WHERE s.setdatabase = d.oid), shobj_description(d.oid, 'pg_database')
+            (SELECT array_agg((setrole, x)::text ORDER BY (setrole, x)::text)
+             FROM pg_db_role_setting s, unnest(setconfig) x WHERE s.setdatabase = d.oid), shobj_description(d.oid, 'pg_database')
         FROM pg_database d WHERE datname = %s
     """
     with postgres_cursor(server) as cursor:
@@ -127,7 +127,7 @@ def properties(server: Server, name: str) -> list[tuple[object, ...]]:
 def test_the_database_itself_goes_along(
     postgres: Server, make_postgres: Maker, tmp_path: Path, connector: PostgresConnector
 ) -> None:
-    """Encoding, locale, owner, rights, settings, limit, comment: by a restore to the new one; by an undo they return."""
+    """Encoding, locale, owner, rights, settings, limit, comment: by a restore to the new one; an undo has them too."""
     alias = make_postgres(role="snapshots_creator", NAME='test odd "name" %s')
     name = sql.Identifier(settings.DATABASES[alias]["NAME"])
     with postgres_cursor(postgres) as cursor:
@@ -538,7 +538,7 @@ def test_a_drill_of_a_snapshot_that_lacks_rows(connector: PostgresConnector, ali
     other = dataclasses.replace(source, metadata={**source.metadata, "row_counts": counts})
     with (
         prepared(connector, alias, other, mark=MARK, drill=True) as restoring,
-        pytest.raises(SnapshotIntegrityError, match="public.shop 1000 instead of 999"),
+        pytest.raises(SnapshotIntegrityError, match=r"public\.shop 1000 instead of 999"),
     ):
         restoring.check()
 
