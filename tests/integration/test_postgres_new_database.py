@@ -117,7 +117,8 @@ def properties(server: Server, name: str) -> list[tuple[object, ...]]:
         SELECT (to_jsonb(d) - '{oid,datfrozenxid,datminmxid,datname,datacl}'::text[])::text,
             (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(coalesce(d.datacl, acldefault('d', d.datdba))) a),
             (SELECT array_agg((setrole, x)::text ORDER BY (setrole, x)::text)
-             FROM pg_db_role_setting s, unnest(setconfig) x WHERE s.setdatabase = d.oid), shobj_description(d.oid, 'pg_database')
+             FROM pg_db_role_setting s, unnest(setconfig) x WHERE s.setdatabase = d.oid),
+            shobj_description(d.oid, 'pg_database')
         FROM pg_database d WHERE datname = %s
     """
     with postgres_cursor(server) as cursor:
@@ -500,6 +501,21 @@ def test_a_database_that_is_missing(
         connections[missing].close()
         with postgres_cursor(postgres) as cursor:
             cursor.execute("DROP DATABASE IF EXISTS test_postgres_missing WITH (FORCE)")
+
+
+def test_a_target_that_somebody_makes_meanwhile(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, make_postgres: Maker
+) -> None:
+    """Nobody has confirmed that it may be replaced."""
+    missing = make_postgres.register("postgres_missing", {**settings.DATABASES[alias], "NAME": "test_postgres_missing"})
+    with postgres_cursor(postgres) as cursor, prepared(connector, missing, source, mark=MARK) as restoring:
+        cursor.execute("CREATE DATABASE test_postgres_missing OWNER snapshots_creator")
+        try:
+            with pytest.raises(SnapshotConnectorError, match="was made by somebody else"):
+                restoring.switch()
+        finally:
+            cursor.execute("DROP DATABASE test_postgres_missing WITH (FORCE)")
+    assert databases(postgres) == []
 
 
 def test_a_drill_needs_no_target(
