@@ -10,7 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from django_snapshots.execution import create_snapshot, list_snapshots, restore_snapshot, verify_snapshot
+    from django_snapshots.execution import (
+        create_snapshot,
+        list_snapshots,
+        restore_snapshot,
+        undo_restore,
+        verify_snapshot,
+    )
     from django_snapshots.storage.django_storage import DjangoStorageBackend
     from django_snapshots.storage.local import LocalFileSystemBackend
     from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
@@ -27,6 +33,7 @@ __all__ = [
     "list_snapshots",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
     "verify_snapshot",
 ]
 
@@ -42,6 +49,7 @@ _HOMES = (
     ("list_snapshots", "execution"),
     ("request_restore", "tasks"),
     ("restore_snapshot", "execution"),
+    ("undo_restore", "execution"),
     ("verify_snapshot", "execution"),
 )
 

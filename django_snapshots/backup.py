@@ -17,7 +17,7 @@ from django_snapshots.artifacts.environment import installed_packages
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotIntegrityError
-from django_snapshots.manifest import ArtifactRecord, Snapshot, plain_json
+from django_snapshots.manifest import ArtifactRecord, Safety, Snapshot, plain_json
 from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
 from django_snapshots.pipeline.digest import content_tally, stored_tally
 from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
@@ -115,14 +115,16 @@ def publish(
     stored: Sequence[StoredArtifact],
     *,
     storage_id: str,
+    safety: Safety | None = None,
     gate: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
     retreat: Callable[[Exception], bool] = lambda _error: True,
 ) -> Snapshot:
     """Write the manifest of a snapshot whose artifacts are all stored; only then does it exist.
 
-    *gate* is passed once, before anything takes a name of the snapshot's own; *check* is called again and again until
-    the manifest is there; both may raise. *retreat* is asked, with the error, before anything is taken back.
+    *safety* makes it the safety copy of a restore. *gate* is passed once, before anything takes a name of the
+    snapshot's own; *check* is called again and again until the manifest is there; both may raise. *retreat* is asked,
+    with the error, before anything is taken back.
     """
     records = [artifact.record for artifact in stored]
     moments = [record.created_at for record in records if record.type == "database"]
@@ -139,6 +141,7 @@ def publish(
         environment=settings.environment,
         pip=tuple(installed_packages()),
         metadata=dict(plan.metadata),
+        safety=safety,
     )
     return Catalog(settings.storage).publish(
         snapshot, stored, form=settings.format, gate=gate, check=check, retreat=retreat

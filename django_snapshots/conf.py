@@ -46,6 +46,7 @@ KEYS = (
     "ATTEMPTS",
     "STALL_LIMIT",
     "SWEEP_GRACE",
+    "SAFETY_KEEP",
 )
 _NOT_BUILT = ("ENCRYPTION",)
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
@@ -66,6 +67,8 @@ class Limits:
     """Seconds without a byte after which a step is ended."""
     grace: float = 86400.0
     """Seconds after a run's end before what it left in the storage is removed."""
+    safety_keep: float = 7 * 86400.0
+    """Seconds that what a restore has replaced stays, so that the restore can be undone."""
 
     def sweep(self) -> float:
         """Seconds between two sweeps of the journal."""
@@ -338,6 +341,7 @@ def _limits(raw: Mapping[str, Any]) -> Limits:
         attempts=_count(raw.get("ATTEMPTS", Limits.attempts)),
         stall=_seconds(raw, "STALL_LIMIT", Limits.stall, least=1),
         grace=_seconds(raw, "SWEEP_GRACE", Limits.grace, least=0),
+        safety_keep=_seconds(raw, "SAFETY_KEEP", Limits.safety_keep, least=0),
     )
 
 

@@ -17,14 +17,6 @@ from django_snapshots.models import Run
 _APP = "django_snapshots"
 
 
-def preserved_tables(aliases: Iterable[str]) -> dict[str, frozenset[str]]:
-    """For each of *aliases* the tables that a dump leaves out and a restore leaves alone: the journal's.
-
-    They are the same for every alias: two aliases may be one database.
-    """
-    return {alias: runs.tables() for alias in aliases}
-
-
 def recorded_migrations(aliases: Iterable[str]) -> dict[str, list[str]]:
     """This app's applied migrations in each alias before a restore, as far as it can be asked."""
     return {alias: _recorded(connections[alias]) for alias in aliases if _answers(connections[alias])}

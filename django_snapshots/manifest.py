@@ -102,6 +102,26 @@ class ArtifactRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Safety:
+    """What a safety copy is for."""
+
+    restore: str
+    """The run that was about to replace what it is a copy of, 32 hex digits."""
+    expires_at: datetime
+    """Until then it stays; aware."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"restore": self.restore, "expires_at": to_iso(self.expires_at)}
+
+    @classmethod
+    def from_json(cls, data: object, where: str) -> Self:
+        """Check *data*; raise ``SnapshotIntegrityError`` that names *where*."""
+        reader = _Reader(data, f"safety in {where}")
+        return cls(restore=reader.take("restore", str), expires_at=reader.take_datetime("expires_at"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """One snapshot as its manifest tells it."""
 
@@ -122,6 +142,8 @@ class Snapshot:
     encrypted: bool = False
     pip: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    safety: Safety | None = None
+    """Set in the safety copy of a restore: a snapshot that counts for nothing and stays for a set time."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that this version does not know, kept as they came."""
 
@@ -157,6 +179,7 @@ class Snapshot:
             "project": self.project,
             "environment": self.environment,
             "artifacts": [artifact.to_json() for artifact in self.artifacts],
+            **({"safety": self.safety.to_json()} if self.safety else {}),
         }
         return {**data, "digest": digest_of(data)}
 
@@ -188,6 +211,7 @@ class Snapshot:
         reader = _Reader(data, where)
         artifacts = tuple(ArtifactRecord.from_json(item, where) for item in reader.take("artifacts", list))
         _refuse_duplicates(artifacts, where)
+        safety = reader.take_if_there("safety")
         return cls(
             version=reader.take("version", str),
             name=reader.take("name", str),
@@ -203,6 +227,7 @@ class Snapshot:
             pip=tuple(str(item) for item in reader.take("pip", list)),
             metadata=reader.take("metadata", dict),
             artifacts=artifacts,
+            safety=None if safety is None else Safety.from_json(safety, where),
             unknown=reader.rest(),
         )
 
@@ -302,6 +327,9 @@ class _Reader:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise SnapshotIntegrityError(f"{self._where} has no proper {name!r}: expected {kind.__name__}.")
         return value
+
+    def take_if_there(self, name: str) -> Any:
+        return self._data.pop(name, None)
 
     def take_datetime(self, name: str) -> datetime:
         text = self.take(name, str)

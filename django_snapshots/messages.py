@@ -73,7 +73,7 @@ def record(kind: Kind, request: Request, requester: runs.Requester) -> Run:
     """Record a request in the journal, for a message to follow."""
     run_id = uuid.uuid4()
     # Whoever can call this is the application itself, which has asked whether they may.
-    request = replace(request, granted=kind == Kind.RESTORE)
+    request = replace(request, granted=kind in runs.SETTLED)
     run, _ = runs.begin(kind, request, run=run_id, requester=requester, task_id=str(run_id))
     return run
 
@@ -117,7 +117,19 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
         Kind.DELETE: ("name", "wait"),
         Kind.PRUNE: ("retention", "like", "dry_run", "only", "schedule"),
         Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata", "retention", "schedule", "wait"),
-        Kind.RESTORE: ("name", "databases", "artifacts", "confirm", "elsewhere", "wait"),
+        Kind.RESTORE: (
+            "name",
+            "databases",
+            "artifacts",
+            "confirm",
+            "elsewhere",
+            "into",
+            "database_names",
+            "migrate",
+            "no_owner",
+            "wait",
+        ),
+        Kind.UNDO: ("undo", "confirm", "wait"),
         Kind.VERIFY: ("name", "level", "schedule", "wait"),
     }[kind]
     return {key: value for key, value in request.to_json().items() if key in taken}

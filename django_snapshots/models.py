@@ -29,6 +29,7 @@ class Kind(models.TextChoices):
 
     SNAPSHOT = "snapshot"
     RESTORE = "restore"
+    UNDO = "undo"
     VERIFY = "verify"
     DELETE = "delete"
     PRUNE = "prune"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ _SUBJECT_LENGTH = 120
 _LONGEST_SUBJECT = 255
 _TEMPLATE_LENGTH = 150
 _LONGEST_WAIT = 7 * 86400
+_RUN_ID = re.compile(r"[0-9A-Fa-f-]{6,36}")
 _REQUEST_LISTS = ("databases", "artifacts", "confirm", "only")
 
 
@@ -56,6 +58,16 @@ class Request:
     """The schedule that asked."""
     wait: float = 0.0
     """Seconds that the run waits, at most, for another one that has what it needs; else it is refused at once."""
+    into: Mapping[str, str] = field(default_factory=dict)
+    """For an alias of the snapshot, the alias whose database a restore replaces instead."""
+    database_names: Mapping[str, str] = field(default_factory=dict)
+    """For an alias of the snapshot, the name of another database on the same server to restore into."""
+    migrate: bool = False
+    """Whether a restore runs the migrations that the snapshot's databases lack."""
+    no_owner: bool = False
+    """Whether a restore leaves out owners and grants, on an engine that has them."""
+    undo: str | None = None
+    """The restore that an undo undoes, by its run's id or the beginning of it; ``None`` is the latest."""
     granted: bool = False
     """Whether somebody with the right to it has made this request in the journal; no task takes it as an argument."""
 
@@ -94,6 +106,11 @@ class Request:
             dry_run=data.get("dry_run") is True,
             wait=_wait(data.get("wait")),
             granted=data.get("granted") is True,
+            into=_pairs("into", data.get("into")),
+            database_names=_pairs("database_names", data.get("database_names")),
+            migrate=data.get("migrate") is True,
+            no_owner=data.get("no_owner") is True,
+            undo=_run_id(data.get("undo")),
             schedule=None if data.get("schedule") is None else check_schedule_name(data["schedule"]),
             **lists,
         )
@@ -116,6 +133,22 @@ def _wait(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_WAIT:
         return float(value)
     raise SnapshotConfigurationError(f"wait is a number of seconds, at most a week, not {value!r}.")
+
+
+def _pairs(key: str, value: object) -> Mapping[str, str]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping) and all(isinstance(item, str) and item for pair in value.items() for item in pair):
+        return dict(value)
+    raise SnapshotConfigurationError(f"{key} is a dict of an alias and a name each, not {value!r}.")
+
+
+def _run_id(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and _RUN_ID.fullmatch(value):
+        return value.lower().replace("-", "")
+    raise SnapshotConfigurationError(f"A restore is named by its run's id, or the beginning of it, not by {value!r}.")
 
 
 def _names(key: str, value: object) -> tuple[str, ...]:

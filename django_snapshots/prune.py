@@ -18,7 +18,7 @@ from django_snapshots.exceptions import (
     SnapshotIntegrityError,
     SnapshotNotFoundError,
 )
-from django_snapshots.manifest import Snapshot
+from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.retention import Decision, Policy, group_of
 from django_snapshots.verify import check_artifacts
 
@@ -143,6 +143,8 @@ def _foreign(snapshots: Sequence[Snapshot], request: PruneRequest) -> dict[str, 
             found[snapshot.name] = f"of another project or environment: {owner}"
         elif snapshot.storage != request.storage_id:
             found[snapshot.name] = "made in another storage and copied here"
+        elif snapshot.safety is not None:
+            found[snapshot.name] = f"the safety copy of a restore, until {to_iso(snapshot.safety.expires_at)}"
     return found
 
 

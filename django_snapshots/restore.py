@@ -1,38 +1,38 @@
-"""The journey back: manifest, digests, targets, then prepare all, check all, switch all.
-
-Who can die when, and what then holds (first version): until ``switch`` nothing of any target has changed, whatever
-dies. If one target's ``switch`` raises, those before it are rolled back where their connector can; the error says
-which targets hold the snapshot, which hold what they held, and which must be restored again.
+"""The journey back: manifest, preflight, digests, then every target by ``switching``.
 
 Knows neither Celery nor the journal.
 """
 
 from __future__ import annotations
 
-import contextlib
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
+from django_snapshots import preflight
+from django_snapshots.artifacts.capabilities import keeps_of, preflight_of
+from django_snapshots.backup import utc_now
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
+from django_snapshots.connectors.derived import base_of, beside, ensure
 from django_snapshots.exceptions import (
     SnapshotConfirmationError,
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotPreflightError,
 )
-from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.manifest import ArtifactRecord, Snapshot, to_iso
 from django_snapshots.pipeline.compression import decompressor
 from django_snapshots.pipeline.digest import content_tally, stored_tally
 from django_snapshots.pipeline.stream import Watch, chain, closing_chunks
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
-from django_snapshots.temporary import private_directory
-from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
+from django_snapshots.safety import Safekeeping
+from django_snapshots.switching import Change, Moves, carry_out, request_for
+from django_snapshots.transfer import RestoreRequest, Source, Target
 from django_snapshots.verify import check_artifacts
-
-_NO_TABLES: Mapping[str, frozenset[str]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,8 @@ class Selection:
 
     record: ArtifactRecord
     target: Target
+    subject: str
+    """What is replaced: the record's own subject, unless it is restored into another database."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,12 @@ class RestoreReport:
     name: str
     restored: tuple[Selection, ...]
     notes: tuple[str, ...]
+    run: str = ""
+    """What ``undo`` names it by."""
+    kept: tuple[str, ...] = ()
+    """The targets whose old state is kept beside them."""
+    safety: tuple[str, ...] = ()
+    """The safety copies that were taken of the others."""
 
     def to_json(self) -> dict[str, Any]:
         """A task's result."""
@@ -60,6 +68,9 @@ class RestoreReport:
                 for item in self.restored
             ],
             "notes": list(self.notes),
+            "undo": self.run if self.kept or self.safety else None,
+            "kept": list(self.kept),
+            "safety": list(self.safety),
         }
 
 
@@ -70,13 +81,22 @@ class RestoreAttempt:
     request: Request
     processes: Processes
     label: str = "django-snapshots"
-    preserve_tables: Mapping[str, frozenset[str]] = field(default_factory=lambda: _NO_TABLES)
-    """For each alias, the tables that stay as they are."""
-    before_switch: Callable[[Sequence[Selection]], None] = lambda _: None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """32 hex digits; with *token* it makes the marks of what is left beside the targets."""
+    token: int = 1
+    preserve_tables: frozenset[str] = frozenset()
+    """The tables of every database that stay as they are."""
+    announce: Callable[[Sequence[Change]], None] = lambda _: None
+    """Hears of every target and its mark before anything is built."""
+    note: Callable[[str, Mapping[str, Any]], None] = lambda _mark, _facts: None
+    """Keeps, durably, what proves the outcome of the switch of a mark."""
+    safety_taken: Callable[[str, Snapshot], None] = lambda _mark, _snapshot: None
+    """Hears of the safety copy of a mark's target."""
+    before_switch: Callable[[Sequence[Change]], None] = lambda _: None
     """Reads what ``after_switch`` will need from the databases as they are."""
     point_of_no_return: Callable[[], None] = lambda: None
     """Passed right before the first switch; may raise, and then nothing is switched."""
-    after_switch: Callable[[Sequence[Selection]], None] = lambda _: None
+    after_switch: Callable[[Sequence[Change]], None] = lambda _: None
     """Makes the journal fit the restored databases."""
     observe: Callable[[int], None] = lambda _: None
     """Told the length of every chunk that was read; may raise until the first switch, and isn't heeded after it."""
@@ -88,11 +108,14 @@ def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Select
     Raises ``SnapshotNotFoundError``, or ``SnapshotPreflightError`` with everything that stands in the way.
     """
     snapshot, records = chosen(settings, request)
-    problems = [*_forbidden(settings, snapshot, request), *_not_in(snapshot, request)]
+    problems = [*_nowhere(records, request), *_of_elsewhere(settings, snapshot, request), *_not_in(snapshot, request)]
     selections: list[Selection] = []
     for record in records:
         try:
-            selections.append(Selection(record=record, target=target_of(settings, record)))
+            subject = subject_of(request, record)
+            selections.append(
+                Selection(record=record, subject=subject, target=target_of(settings, record.type, subject))
+            )
         except SnapshotError as error:
             problems.append(str(error))
     if problems:
@@ -134,24 +157,148 @@ def restore(settings: Settings, attempt: RestoreAttempt) -> RestoreReport:
     """
     snapshot, selections = select(settings, attempt.request)
     require_confirmation(snapshot, selections, attempt.request.confirm)
+    notes: list[str] = []
+    observer = Observer(attempt.observe)
+    attempt = replace(attempt, observe=observer)
+    changes = changes_of(settings, attempt, snapshot, selections, notes)
+    sources = [source_of(settings, snapshot, item.record, observer) for item in selections]
+    notes += preflight.passed(snapshot, list(zip(changes, sources, strict=True)))
     records = [item.record for item in selections]
     check_artifacts(Catalog(settings.storage), snapshot, records, level=2, observe=attempt.observe)
-    notes: list[str] = []
-    attempt.before_switch(selections)
-    observer = _Observer(attempt.observe)
-    attempt = replace(attempt, observe=observer)
-    with contextlib.ExitStack() as stack:
-        prepared = [_prepare(settings, attempt, snapshot, item, notes, stack) for item in selections]
-        for item in prepared:
-            item.check()
+    safety = replace_all(settings, attempt, changes, observer)
+    return RestoreReport(
+        name=snapshot.name,
+        restored=selections,
+        notes=tuple(notes),
+        run=attempt.run,
+        safety=safety,
+        kept=tuple(change.target.description for change in changes if change.keeps),
+    )
+
+
+def look(settings: Settings, attempt: RestoreAttempt) -> preflight.Report:
+    """Everything that stands in the way of what ``attempt.request`` asks for; touches nothing."""
+    snapshot, selections = select(settings, attempt.request)
+    changes = changes_of(settings, attempt, snapshot, selections, [])
+    sources = [source_of(settings, snapshot, item.record) for item in selections]
+    return preflight.look(snapshot, list(zip(changes, sources, strict=True)))
+
+
+def replace_all(
+    settings: Settings, attempt: RestoreAttempt, changes: Sequence[Change], observer: Observer
+) -> tuple[str, ...]:
+    """Carry *changes* out, with what the attempt wants around it; return the names of the safety copies."""
+    keeping = Safekeeping(
+        settings=settings, run=attempt.run, token=attempt.token, processes=attempt.processes, observe=observer
+    )
+    taken: list[str] = []
+
+    def take_safety(change: Change) -> None:
+        snapshot = keeping.take(change, changes.index(change))
+        attempt.safety_taken(change.mark, snapshot)
+        taken.append(snapshot.name)
+
+    def close_the_way_back() -> None:
         attempt.point_of_no_return()
         observer.heeded = False
-        _switch_all(selections, prepared)
-        attempt.after_switch(selections)
-    return RestoreReport(name=snapshot.name, restored=selections, notes=tuple(notes))
+
+    attempt.announce(changes)
+    attempt.before_switch(changes)
+    moves = Moves(
+        safety=take_safety, point_of_no_return=close_the_way_back, switched=lambda: attempt.after_switch(changes)
+    )
+    carry_out(changes, moves)
+    return tuple(taken)
 
 
-class _Observer:
+def changes_of(
+    settings: Settings,
+    attempt: RestoreAttempt,
+    snapshot: Snapshot,
+    selections: Sequence[Selection],
+    notes: list[str],
+) -> list[Change]:
+    """What is to be done to each target, in the order of *selections*; *notes* takes the sentences of the report."""
+    return [_change(settings, attempt, snapshot, item, position, notes) for position, item in enumerate(selections)]
+
+
+def _change(
+    settings: Settings,
+    attempt: RestoreAttempt,
+    snapshot: Snapshot,
+    item: Selection,
+    position: int,
+    notes: list[str],
+) -> Change:
+    record = item.record
+    kind = settings.kind(record.type)
+    source = source_of(settings, snapshot, record, attempt.observe)
+    mark = mark_of(attempt, position)
+    request = request_of(settings, attempt, record.type, item.subject, item.target, mark, snapshot.name, notes)
+    return Change(
+        type=record.type,
+        subject=item.subject,
+        target=item.target,
+        mark=mark,
+        keeps=keeps_of(kind, item.subject),
+        request=request,
+        prepare=lambda request: kind.prepare(item.subject, source, request),
+        preflight=lambda source: preflight_of(kind, item.subject, source, request),
+    )
+
+
+def mark_of(attempt: RestoreAttempt, position: int) -> str:
+    """Names what this attempt leaves beside the target of that position."""
+    return f"{attempt.run}_{attempt.token}_{position}"
+
+
+def request_of(
+    settings: Settings,
+    attempt: RestoreAttempt,
+    kind: str,
+    subject: str,
+    target: Target,
+    mark: str,
+    name: str,
+    notes: list[str],
+) -> RestoreRequest:
+    """What is asked of one target; *name* is the snapshot's that replaces it, or empty."""
+    now = utc_now()
+    wanted = request_for(
+        settings,
+        processes=attempt.processes,
+        label=attempt.label,
+        report=lambda sentence: notes.append(f"{subject}: {sentence}"),
+        preserve_tables=attempt.preserve_tables if kind == "database" else frozenset(),
+        mark=mark,
+        about={
+            "run": attempt.run,
+            "snapshot": name,
+            "type": kind,
+            "subject": subject,
+            "target": target.name,
+            "project": settings.project,
+            "environment": settings.environment,
+            "replaced_at": to_iso(now),
+            "expires_at": to_iso(now + timedelta(seconds=settings.limits.safety_keep)),
+        },
+        note=lambda facts: attempt.note(mark, facts),
+    )
+    return replace(wanted, owner=False if attempt.request.no_owner else None)
+
+
+def source_of(
+    settings: Settings, snapshot: Snapshot, record: ArtifactRecord, observe: Callable[[int], None] = lambda _: None
+) -> Source:
+    """One stored artifact, as a restore reads it."""
+    return Source(
+        filename=record.filename,
+        metadata=record.metadata,
+        open=lambda: read_content(Catalog(settings.storage), snapshot, record, observe),
+    )
+
+
+class Observer:
     """Tells of every chunk; what it raises ends the restore until the first switch.
 
     A switch may read the dump: one that was ended there, by a cancel or a journal that is away for a moment, would
@@ -168,42 +315,6 @@ class _Observer:
         except Exception:
             if self.heeded:
                 raise
-
-
-def _prepare(
-    settings: Settings,
-    attempt: RestoreAttempt,
-    snapshot: Snapshot,
-    item: Selection,
-    notes: list[str],
-    stack: contextlib.ExitStack,
-) -> Prepared:
-    record = item.record
-    request = RestoreRequest(
-        processes=attempt.processes,
-        label=attempt.label,
-        preserve_tables=attempt.preserve_tables.get(record.subject, frozenset())
-        if record.type == "database"
-        else frozenset(),
-        temporary_directory=lambda: private_directory(settings.temporary_directory),
-        report=lambda sentence: notes.append(f"{record.subject}: {sentence}"),
-    )
-    source = Source(
-        filename=record.filename,
-        metadata=record.metadata,
-        open=lambda: read_content(Catalog(settings.storage), snapshot, record, attempt.observe),
-    )
-    prepared = settings.kind(record.type).prepare(record.subject, source, request)
-    stack.callback(_discard, prepared, request)
-    return prepared
-
-
-def _discard(prepared: Prepared, request: RestoreRequest) -> None:
-    """Clean up; what can't be removed is told in the report, and hides neither the restore's success nor its error."""
-    try:
-        prepared.discard()
-    except Exception as error:  # noqa: BLE001
-        request.report(f"What the restore had built beside it could not all be removed: {error}")
 
 
 def read_content(
@@ -244,54 +355,8 @@ class _Limit:
             yield chunk
 
 
-def _in_order(
-    selections: Sequence[Selection], prepared: Sequence[Prepared]
-) -> tuple[tuple[Selection, ...], tuple[Prepared, ...]]:
-    """What can be brought back first, then what may stop half-way, then what happens as a whole and can't be undone:
-    a load that fails half-way still finds everything else as it was, or able to return to it."""
-    pairs = sorted(
-        zip(selections, prepared, strict=True),
-        key=lambda pair: getattr(pair[1], "switch_rank", SwitchRank.IN_PLACE),
-    )
-    return tuple(selection for selection, _ in pairs), tuple(item for _, item in pairs)
-
-
-def _switch_all(selections: Sequence[Selection], prepared: Sequence[Prepared]) -> None:
-    selections, prepared = _in_order(selections, prepared)
-    for position, item in enumerate(prepared):
-        try:
-            item.switch()
-        except BaseException as error:
-            kept = _roll_back(selections[:position], prepared[:position])
-            if not isinstance(error, Exception):
-                raise
-            kind, text = _told(error, selections[position])
-            raise kind(f"{text} {kept}".strip()) from error
-
-
-def _told(error: Exception, selection: Selection) -> tuple[type[SnapshotError], str]:
-    """An error of a switch; one that isn't ours says nothing of the target's state, and then nobody knows it."""
-    if isinstance(error, SnapshotError):
-        return type(error), str(error)
-    what = f"{selection.target.description} could not be switched ({type(error).__name__}: {error})"
-    return SnapshotError, f"{what}, and what it holds now is not known; restore it again."
-
-
-def _roll_back(selections: Sequence[Selection], prepared: Sequence[Prepared]) -> str:
-    """Bring back what was switched already; say what came of it."""
-    sentences: list[str] = []
-    for selection, item in reversed(list(zip(selections, prepared, strict=True))):
-        what = selection.target.description
-        try:
-            item.roll_back()
-        except Exception as error:  # noqa: BLE001 - the others are brought back whatever this one does
-            sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
-        else:
-            sentences.append(f"{what} is as it was before.")
-    return " ".join(sentences)
-
-
-def _forbidden(settings: Settings, snapshot: Snapshot, request: Request) -> list[str]:
+def forbidden(settings: Settings, request: Request) -> list[str]:
+    """Why nothing may be restored here by *request*, if nothing may."""
     problems: list[str] = []
     if not settings.allow_restore:
         problems.append('SNAPSHOTS["ALLOW_RESTORE"] is False in this project.')
@@ -301,6 +366,11 @@ def _forbidden(settings: Settings, snapshot: Snapshot, request: Request) -> list
             "in the admin, by the command or by django_snapshots.request_restore(), and not by a task that anybody "
             "may send."
         )
+    return problems
+
+
+def _of_elsewhere(settings: Settings, snapshot: Snapshot, request: Request) -> list[str]:
+    problems = forbidden(settings, request)
     if request.elsewhere:
         return problems
     for what, theirs, ours in (
@@ -341,13 +411,31 @@ def _is_asked_for(record: ArtifactRecord, request: Request) -> bool:
     return request.artifacts is not None
 
 
-def target_of(settings: Settings, record: ArtifactRecord) -> Target:
-    kind = settings.kind(record.type)
-    if record.subject not in kind.subjects():
+def subject_of(request: Request, record: ArtifactRecord) -> str:
+    """What a restore of *record* replaces. Raises ``SnapshotConfigurationError``."""
+    if record.type != "database":
+        return record.subject
+    alias = request.into.get(record.subject, record.subject)
+    name = request.database_names.get(record.subject)
+    return alias if name is None else beside(alias, name)
+
+
+def _nowhere(records: Sequence[ArtifactRecord], request: Request) -> list[str]:
+    """What is to go into another database, and isn't restored at all."""
+    restored = {record.subject for record in records if record.type == "database"}
+    unknown = sorted({*request.into, *request.database_names} - restored)
+    return [f"{', '.join(map(repr, unknown))} is to go into another database, but is not restored."] if unknown else []
+
+
+def target_of(settings: Settings, artifact: str, subject: str) -> Target:
+    """What a restore of *subject* would replace. Raises ``SnapshotError``."""
+    kind = settings.kind(artifact)
+    known = base_of(ensure(subject)) if artifact == "database" else subject
+    if known not in kind.subjects():
         raise SnapshotPreflightError(
-            f"This project has no {record.type} {record.subject!r}; name what to restore, or add it to the settings."
+            f"This project has no {artifact} {subject!r}; name what to restore, or add it to the settings."
         )
-    return kind.target(record.subject)
+    return kind.target(subject)
 
 
 def _refuse_shared_targets(selections: Sequence[Selection]) -> None:

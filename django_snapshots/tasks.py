@@ -128,13 +128,19 @@ def restore(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] | None = None,
     elsewhere: bool = False,
+    into: dict[str, str] | None = None,
+    database_names: dict[str, str] | None = None,
+    migrate: bool = False,
+    no_owner: bool = False,
     wait: float | None = None,
 ) -> dict[str, Any]:
     """Restore the snapshot called *name*, or the latest; the result is the report.
 
-    *confirm* holds the name of every target that isn't empty and may be replaced. With *wait*, seconds, it waits for
-    another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is ``"requested"``, ask by
-    ``django_snapshots.request_restore`` instead.
+    *confirm* holds the name of every target that isn't empty and may be replaced. *into* maps aliases of the snapshot
+    to the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
+    *migrate* runs the migrations that the restored databases lack, *no_owner* leaves out owners and grants. With
+    *wait*, seconds, it waits for another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is
+    ``"requested"``, ask by ``django_snapshots.request_restore`` instead.
     """
     data = {
         "name": name,
@@ -142,9 +148,28 @@ def restore(
         "artifacts": artifacts,
         "confirm": confirm,
         "elsewhere": elsewhere,
+        "into": into,
+        "database_names": database_names,
+        "migrate": migrate,
+        "no_owner": no_owner,
         "wait": wait,
     }
     return _run(self, Kind.RESTORE, data)
+
+
+@shared_task(bind=True, name="django_snapshots.undo", ignore_result=False, **_OPTIONS)
+def undo(
+    self: SnapshotTask,
+    undo: str | None = None,
+    confirm: Sequence[str] | None = None,
+    wait: float | None = None,
+) -> dict[str, Any]:
+    """Put back what a restore has replaced; the result is the report.
+
+    *undo* is the id of the restore's run, or the beginning of it; without it the latest restore is meant. *confirm*
+    holds the name of every target that is replaced. The undo keeps what it replaces, and can itself be undone.
+    """
+    return _run(self, Kind.UNDO, {"undo": undo, "confirm": confirm, "wait": wait})
 
 
 @shared_task(bind=True, name="django_snapshots.verify", ignore_result=False, **_OPTIONS)
@@ -221,6 +246,10 @@ def request_restore(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] = (),
     elsewhere: bool = False,
+    into: dict[str, str] | None = None,
+    database_names: dict[str, str] | None = None,
+    migrate: bool = False,
+    no_owner: bool = False,
     wait: float | None = None,
     requested_by: str = "",
 ) -> AsyncResult[dict[str, Any]]:
@@ -236,6 +265,10 @@ def request_restore(
         "artifacts": artifacts,
         "confirm": confirm,
         "elsewhere": elsewhere,
+        "into": into,
+        "database_names": database_names,
+        "migrate": migrate,
+        "no_owner": no_owner,
         "wait": wait,
     }
     requester = runs.Requester(name=requested_by, source="code")

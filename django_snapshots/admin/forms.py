@@ -111,6 +111,34 @@ class DeleteForm(forms.Form):
         return data
 
 
+class UndoForm(forms.Form):
+    """The name of each target typed once more."""
+
+    def __init__(self, *arguments: Any, targets: Sequence[Target], **options: Any) -> None:
+        super().__init__(*arguments, **{"label_suffix": "", **options})
+        self._targets = [target for target in targets if not target.empty]
+        for position, target in enumerate(self._targets):
+            self.fields[f"typed_{position}"] = forms.CharField(
+                label=f"Type {target.name} to replace it",
+                help_text=target.description,
+                required=False,
+                strip=False,
+                widget=_TYPED,
+            )
+
+    def clean(self) -> dict[str, Any]:
+        """Every name has to be there, as it is."""
+        data = super().clean() or self.cleaned_data
+        for position, target in enumerate(self._targets):
+            if data.get(f"typed_{position}") != target.name:
+                self.add_error(f"typed_{position}", f"This is not {target.name}. Nothing was changed.")
+        return data
+
+    def names(self) -> list[str]:
+        """What was confirmed."""
+        return [target.name for target in self._targets]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """One artifact of a snapshot, and what its restore would replace."""

@@ -91,6 +91,11 @@ def _lines(run: Run) -> list[str]:
     if run.kind == Kind.VERIFY:
         files, size = texts_of(result.get("files")), human_size(int(result.get("size", 0)))
         return [f"{run.name} is whole: {len(files)} files, {size}, level {text_of(result.get('level'))}."]
+    if run.kind == Kind.UNDO:
+        return [
+            *(f"{target} is what it was before." for target in texts_of(result.get("targets"))),
+            *texts_of(result.get("notes")),
+        ]
     if run.kind == Kind.RESTORE:
         return [*(_restored(item) for item in result.get("restored") or ()), *texts_of(result.get("notes"))]
     if run.kind == Kind.PRUNE:

@@ -16,16 +16,23 @@ from django.http import (
     HttpResponseRedirect,
     JsonResponse,
 )
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from django_snapshots import runs, working
-from django_snapshots.admin.access import ReadOnly, may_cancel, require_view
+from django_snapshots import execution, runs, working
+from django_snapshots import undo as undoing
+from django_snapshots.admin.access import ReadOnly, may, may_cancel, require, require_view, submit
+from django_snapshots.admin.forms import UndoForm
 from django_snapshots.admin.progress import progress_of, snapshot_url
 from django_snapshots.admin.shown import run_badge, shown_duration, shown_json
+from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import SnapshotError
-from django_snapshots.models import FINAL_STATES, Kind, Run
+from django_snapshots.models import FINAL_STATES, Kind, Run, StoredSnapshot
+from django_snapshots.plan import Request
+
+_ACTION = "admin/django_snapshots/storedsnapshot/action.html"
 
 
 @admin.register(Run)
@@ -63,10 +70,12 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_urls(self) -> list[URLPattern]:
         """With the page's own end points."""
-        progress, cancel = (self.admin_site.admin_view(view) for view in (self.progress_view, self.cancel_view))
+        views = (self.progress_view, self.cancel_view, self.undo_view)
+        progress, cancel, undo = (self.admin_site.admin_view(view) for view in views)
         return [
             path("<uuid:run_id>/progress/", progress, name="django_snapshots_run_progress"),
             path("<uuid:run_id>/cancel/", cancel, name="django_snapshots_run_cancel"),
+            path("<uuid:run_id>/undo/", undo, name="django_snapshots_run_undo"),
             *super().get_urls(),
         ]
 
@@ -94,6 +103,34 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             )
         return HttpResponseRedirect(self._page_of(run_id, "change"))
 
+    def undo_view(self, request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
+        """Undo a restore, with the name of everything that is replaced typed."""
+        require(request, "restore")
+        run = self._run(request, run_id)
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": StoredSnapshot._meta,
+            "media": self.media,
+            "title": f"Undo the {run.kind} of {run.name}" if run.name else f"Undo the {run.kind}",
+            "button": "Undo",
+            "dangerous": True,
+            "warning": "What is there now is kept in its turn, so that this can be undone as well.",
+        }
+        try:
+            settings = get_settings()
+            execution.meet_derived_aliases()
+            _, states = undoing.chosen(settings, run.pk.hex)
+            form = UndoForm(
+                request.POST if request.method == "POST" else None, targets=undoing.targets(settings, states)
+            )
+            if request.method == "POST" and form.is_valid():
+                wanted = Request.from_json({"undo": run.pk.hex, "confirm": form.names()})
+                return HttpResponseRedirect(self._page_of(submit(request, Kind.UNDO, wanted).pk, "change"))
+        except SnapshotError as error:
+            return TemplateResponse(request, _ACTION, {**context, "problem": str(error)})
+        return TemplateResponse(request, _ACTION, {**context, "form": form})
+
     def _run(self, request: HttpRequest, run_id: uuid.UUID) -> Run:
         run = self.get_queryset(request).filter(pk=run_id).first()
         if run is None:
@@ -115,6 +152,7 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
                 "subtitle": None,
                 "progress": progress_of(run),
                 "progress_url": self._page_of(run.pk, "progress"),
+                "undo_url": self._page_of(run.pk, "undo") if _can_be_undone(run) and may(request, "restore") else "",
                 "cancel_url": self._page_of(run.pk, "cancel") if may_cancel(request) else "",
                 "snapshot_url": snapshot_url(run, self.admin_site.name),
             }
@@ -140,3 +178,8 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         """Its name, with the way to its page if it may be there."""
         url = snapshot_url(run, self.admin_site.name)
         return format_html('<a href="{}">{}</a>', url, run.name) if url else run.name
+
+
+def _can_be_undone(run: Run) -> bool:
+    """Whether it has replaced something; its page says whether that is still kept."""
+    return run.kind in runs.SETTLED and run.publishing_at is not None and run.state in FINAL_STATES

@@ -284,7 +284,7 @@ def _place(settings: Settings, record: ArtifactRecord) -> Place:
     """What a restore of *record* would replace; whatever a connector raises stands in the way of this one alone."""
     try:
         with _savepoint(record):
-            return Place(record=record, target=restoring.target_of(settings, record))
+            return Place(record=record, target=restoring.target_of(settings, record.type, record.subject))
     except Exception as error:  # noqa: BLE001
         return Place(record=record, target=None, problem=str(execution.explained(error, record.subject)))
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from django_snapshots.connectors.auto import connector_for, connector_name
+from django_snapshots.connectors.derived import base_of, ensure
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.protocols import StreamingConnector
 from django_snapshots.exceptions import SnapshotNotFoundError, SnapshotPreflightError
@@ -39,7 +40,12 @@ class DatabaseArtifact:
 
     def connector(self, alias: str) -> StreamingConnector:
         """The connector of *alias*."""
-        return connector_for(alias, self._connectors)
+        base = base_of(ensure(alias))
+        return connector_for(alias, self._connectors if base == alias else self._like(alias, base))
+
+    def _like(self, alias: str, base: str) -> Mapping[str, object]:
+        """Another database of an alias has that one's connector."""
+        return {alias: self._connectors.get(base, "auto")}
 
     @contextlib.contextmanager
     def _named_dump(self, alias: str, request: DumpRequest) -> Iterator[Dump]:

@@ -68,7 +68,7 @@ class Catalog:
         return self._read(check_name(name), directory=True, archive=True)
 
     def latest(self) -> Snapshot:
-        """The newest snapshot.
+        """The newest snapshot that is no safety copy.
 
         Raises ``SnapshotNotFoundError``, or ``SnapshotIntegrityError`` if one that can't be read may be newer: to take
         an older one for it in silence would restore the wrong state.
@@ -79,7 +79,7 @@ class Catalog:
                 f"Which snapshot in {label(self.storage)} is the latest can't be told, name the one that you mean: "
                 f"{' '.join(unreadable)}"
             )
-        snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None]
+        snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None and not entry.snapshot.safety]
         if not snapshots:
             raise SnapshotNotFoundError(f"There is no snapshot in {label(self.storage)}.")
         return max(snapshots, key=lambda snapshot: snapshot.created_at)

@@ -67,6 +67,7 @@ def summary(snapshot: Snapshot) -> dict[str, Any]:
         "created_at": to_iso(snapshot.created_at),
         "size": snapshot.size,
         "artifacts": [artifact.to_json() for artifact in snapshot.artifacts],
+        **({"safety": snapshot.safety.to_json()} if snapshot.safety else {}),
     }
 
 

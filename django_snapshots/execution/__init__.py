@@ -4,7 +4,7 @@ The same three moves serve workers, each for its own step, and one process that 
 can't be written (a bare machine, no database) an inline run goes on without it.
 """
 
-from django_snapshots.execution.begin import launch, list_entries, prepare, settle_dead
+from django_snapshots.execution.begin import launch, prepare, settle_dead
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import finish, outcome
 from django_snapshots.execution.garbage import collect
@@ -17,9 +17,12 @@ from django_snapshots.execution.inline import (
     restore_snapshot,
     run_inline,
     run_request,
+    undo_restore,
     verify_snapshot,
 )
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
+from django_snapshots.execution.place import list_entries
+from django_snapshots.execution.restoring import meet_derived_aliases, preflight
 from django_snapshots.execution.work import work
 
 __all__ = [
@@ -33,14 +36,17 @@ __all__ = [
     "launch",
     "list_entries",
     "list_snapshots",
+    "meet_derived_aliases",
     "outcome",
     "plan_prune",
+    "preflight",
     "prepare",
     "progress",
     "restore_snapshot",
     "run_inline",
     "run_request",
     "settle_dead",
+    "undo_restore",
     "verify_snapshot",
     "work",
 ]

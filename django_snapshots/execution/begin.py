@@ -10,7 +10,7 @@ from django.utils import timezone
 from django_snapshots import backup, runs
 from django_snapshots import restore as restoring
 from django_snapshots.artifacts.capabilities import identity_of
-from django_snapshots.catalog import Catalog, Entry, label
+from django_snapshots.catalog import Catalog, label
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.exceptions import (
     SnapshotBusyError,
@@ -20,6 +20,9 @@ from django_snapshots.exceptions import (
 )
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import finish
+from django_snapshots.execution.place import place_of
+from django_snapshots.execution.restoring import undo_targets
+from django_snapshots.execution.work import work
 from django_snapshots.manifest import check_name
 from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request, SnapshotPlan, has_timestamp, next_moment, plan_snapshot
@@ -94,7 +97,9 @@ def _prepare_unless_in_the_way(run: Run) -> list[Step]:
 
 def settle_dead(run: Run) -> bool:
     """Bring a run to its end if nobody works on it any more; whether it has ended."""
-    for run_id in runs.end_dead(run):
+    ended = runs.end_dead(run)
+    ended += [run_id for step in runs.unsettled(run) if (run_id := work(step)) is not None]
+    for run_id in dict.fromkeys(ended):
         finish(run_id)
     run.refresh_from_db(using=runs.alias())
     return run.state in FINAL_STATES
@@ -111,6 +116,8 @@ def _prepare(run: Run, request: Request) -> list[Step]:
         step = PlannedStep(position=0, type=run.kind, subject=request.like or "snapshots", phase=0)
         return runs.start(run, [step], name="", storage_id="", storage_label="", reserve=False)
     settings = get_settings()
+    if run.kind == Kind.UNDO:
+        return _prepare_undo(run, settings, request)
     # The latest is looked up once: every attempt works on the same one, and nobody can delete it meanwhile.
     name = check_name(request.name) if request.name else Catalog(settings.storage).latest().name
     step = PlannedStep(position=0, type=run.kind, subject=name, phase=0)
@@ -118,9 +125,20 @@ def _prepare(run: Run, request: Request) -> list[Step]:
     if run.kind == Kind.RESTORE:
         _, records = restoring.chosen(settings, Request.from_json({**run.request, "name": name}))
         wanted += [
-            lock for record in records for lock in _physical(settings, record.type, record.subject, exclusive=True)
+            lock
+            for record in records
+            for lock in _physical(settings, record.type, restoring.subject_of(request, record), exclusive=True)
         ]
     return runs.start(run, [step], name=name, storage_id="", storage_label="", reserve=False, wanted=wanted)
+
+
+def _prepare_undo(run: Run, settings: Settings, request: Request) -> list[Step]:
+    undone, found = undo_targets(settings, request)
+    # From here on it is the one that was seen: another restore may end meanwhile.
+    runs.remember(run, {**run.request, "undo": undone})
+    wanted = [lock for artifact, subject in found for lock in _physical(settings, artifact, subject, exclusive=True)]
+    step = PlannedStep(position=0, type=run.kind, subject=undone, phase=0)
+    return runs.start(run, [step], name="", storage_id="", storage_label="", reserve=False, wanted=wanted)
 
 
 def _physical(settings: Settings, artifact_type: str, subject: str, *, exclusive: bool) -> Iterator[runs.Wanted]:
@@ -164,24 +182,6 @@ def _prepare_snapshot(run: Run, request: Request) -> list[Step]:
             # Another run took the name after the look; another moment gives another name.
             if not has_timestamp(settings, request):
                 raise
-
-
-def place_of(settings: Settings) -> str:
-    """Where the storage is, if it can tell; only then can it be missed when it is somewhere else."""
-    return str(getattr(settings.storage, "label", ""))
-
-
-def list_entries(settings: Settings) -> list[Entry]:
-    """Everything in the storage that has a manifest, the newest first.
-
-    That there is nothing is believed only of the storage that the journal knows: a disk that isn't mounted looks like
-    an empty one. Raises ``SnapshotStorageError``.
-    """
-    catalog = Catalog(settings.storage)
-    entries, place = catalog.entries(), place_of(settings)
-    if not entries and place and runs.available():
-        catalog.storage_id(expected=runs.known_storage_id(place), create=False)
-    return entries
 
 
 def plan_with_free_name(

@@ -17,6 +17,7 @@ from django_snapshots import runs
 from django_snapshots.catalog import Catalog, Leftover
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.execution.expiry import expire
 from django_snapshots.redaction import redact
 from django_snapshots.temporary import remove_abandoned
 
@@ -30,6 +31,7 @@ def collect() -> list[str]:
     storage_id = catalog.storage_id(create=False)
     removed = [f"{item.name}/{item.filename}" for item in _leftovers(catalog, storage_id, settings.limits.grace)]
     removed += [f"the rest of {name}" for name in _half_deleted(catalog, storage_id, settings)]
+    removed += expire(settings)
     return [*removed, *(str(path) for path in remove_abandoned(settings.temporary_directory))]
 
 

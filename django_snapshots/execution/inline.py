@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotError,
 )
-from django_snapshots.execution.begin import launch, list_entries
+from django_snapshots.execution.begin import launch
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import finish, outcome
 from django_snapshots.execution.hooks import Hooks
+from django_snapshots.execution.place import list_entries
 from django_snapshots.execution.without_journal import request_without_journal
 from django_snapshots.execution.work import work
 from django_snapshots.manifest import Snapshot
@@ -66,6 +67,10 @@ def restore_snapshot(
     artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] = (),
     elsewhere: bool = False,
+    into: Mapping[str, str] | None = None,
+    database_names: Mapping[str, str] | None = None,
+    migrate: bool = False,
+    no_owner: bool = False,
     wait: float | None = None,
     requester: runs.Requester | None = None,
     hooks: Hooks | None = None,
@@ -73,8 +78,12 @@ def restore_snapshot(
     """Restore the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
 
     *databases* and *artifacts* name parts of it. *confirm* holds the name of every target that isn't empty and may be
-    replaced. *elsewhere* allows a snapshot of another project or environment. With *wait*, seconds, it waits for
-    another run that has one of them. Needs neither the journal nor, for an artifact that is no database, a database.
+    replaced. *elsewhere* allows a snapshot of another project or environment. *into* maps aliases of the snapshot to
+    the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
+    *migrate* runs the migrations that the
+    restored databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another run
+    that has one of them. What is replaced is kept for ``SNAPSHOTS["SAFETY_KEEP"]`` seconds: ``undo_restore``. Needs
+    neither the journal nor, for an artifact that is no database, a database.
     Raises ``SnapshotError``; its message says what state each target is in.
     """
     request = Request.from_json(
@@ -84,10 +93,31 @@ def restore_snapshot(
             "artifacts": artifacts,
             "confirm": confirm,
             "elsewhere": elsewhere,
+            "into": into,
+            "database_names": database_names,
+            "migrate": migrate,
+            "no_owner": no_owner,
             "wait": wait,
         }
     )
     return run_request(Kind.RESTORE, request, requester=requester, hooks=hooks)
+
+
+def undo_restore(
+    run: str | None = None,
+    *,
+    confirm: Sequence[str] = (),
+    wait: float | None = None,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Put back, in this process, what the restore *run*, or the latest, has replaced; return the report as plain JSON.
+
+    *run* is the restore's id, or the beginning of it. *confirm* holds the name of every target that is replaced. What
+    is there now is kept in its turn, so that the undo can be undone. Raises ``SnapshotError``.
+    """
+    request = Request.from_json({"undo": run, "confirm": confirm, "wait": wait})
+    return run_request(Kind.UNDO, request, requester=requester, hooks=hooks)
 
 
 def verify_snapshot(
@@ -112,7 +142,7 @@ def run_request(
     kind: Kind, request: Request, *, requester: runs.Requester | None = None, hooks: Hooks | None = None
 ) -> dict[str, Any]:
     """Do all of *request* in this process, in the journal if there is one; return its result or raise its error."""
-    request = replace(request, granted=kind == Kind.RESTORE)
+    request = replace(request, granted=kind in runs.SETTLED)
     if runs.available():
         return run_inline(kind, request, requester=requester, hooks=hooks)
     try:

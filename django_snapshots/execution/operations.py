@@ -1,67 +1,24 @@
-"""What restores, prunes and deletes take from the journal and give to it."""
+"""What prunes and deletes take from the journal and give to it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from django.db import Error as DatabaseError
-from django.db import connections
 from django.utils import timezone
 
-from django_snapshots import backup, journal, runs, schedules
+from django_snapshots import backup, runs
 from django_snapshots import prune as pruning
-from django_snapshots import restore as restoring
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
     SnapshotError,
 )
-from django_snapshots.execution.begin import place_of
+from django_snapshots.execution.place import place_of
 from django_snapshots.plan import Request
-from django_snapshots.processes import Processes
 from django_snapshots.retention import Policy
-
-
-def restore_with_journal(
-    settings: Settings,
-    request: Request,
-    processes: Processes,
-    *,
-    label: str = "django-snapshots",
-    observe: Callable[[int], None] = lambda _: None,
-    before_switch: Callable[[], None] = lambda: None,
-) -> restoring.RestoreReport:
-    aliases = tuple(connections)
-    recorded: dict[str, list[str]] = {}
-
-    def make_fit(selections: Sequence[restoring.Selection]) -> None:
-        restored = [item.record.subject for item in selections if item.record.type == "database"]
-        try:
-            journal.make_fit(restored, recorded)
-            for alias in restored:
-                schedules.write_in(alias)
-        except DatabaseError as error:
-            raise SnapshotError(
-                "Everything is restored, but the journal's own records in it could not be made to fit "
-                f"({error}). Run `manage.py migrate` and look at django_migrations."
-            ) from error
-
-    attempt = restoring.RestoreAttempt(
-        request=request,
-        processes=processes,
-        label=label,
-        preserve_tables=journal.preserved_tables(aliases),
-        before_switch=lambda selections: recorded.update(
-            journal.recorded_migrations(item.record.subject for item in selections if item.record.type == "database")
-        ),
-        point_of_no_return=before_switch,
-        after_switch=make_fit,
-        observe=observe,
-    )
-    return restoring.restore(settings, attempt)
 
 
 def prune_with_journal(

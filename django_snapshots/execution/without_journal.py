@@ -20,7 +20,8 @@ from django_snapshots.execution.begin import plan_with_free_name
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import withdraw_objects
 from django_snapshots.execution.hooks import Hooks
-from django_snapshots.execution.operations import delete_snapshot, require_journal, restore_with_journal
+from django_snapshots.execution.operations import delete_snapshot, require_journal
+from django_snapshots.execution.restoring import restore_with_journal
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import Kind
 from django_snapshots.plan import PlannedStep, Request, SnapshotPlan
@@ -44,8 +45,8 @@ def request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[
         return {"deleted": request.name}
     with Processes() as processes:
         return restore_with_journal(
-            settings, request, processes, observe=lambda count: hooks.moved(kind, count)
-        ).to_json()
+            settings, request, processes, kind=kind, observe=lambda count: hooks.moved(kind, count)
+        )
 
 
 def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks) -> Snapshot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -24,7 +25,10 @@ from django_snapshots.exceptions import (
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.keeper import Keeper
-from django_snapshots.execution.operations import prune_with_journal, restore_with_journal
+from django_snapshots.execution.ledger import Ledger
+from django_snapshots.execution.operations import prune_with_journal
+from django_snapshots.execution.restoring import restore_with_journal
+from django_snapshots.execution.settle import Settling, SnapshotUnsettled
 from django_snapshots.models import Kind, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.processes import Processes
@@ -69,7 +73,7 @@ class _Attempt:
         self.step = Step.objects.using(runs.alias()).select_related("run").get(pk=claimed.step)
         self._bytes = 0
         limits = get_limits()
-        patience = _RESTORE_STALLS_LATER if self.step.run.kind == Kind.RESTORE else 1
+        patience = _RESTORE_STALLS_LATER if self.step.run.kind in runs.SETTLED else 1
         self.keeper = Keeper(
             claimed.lease,
             lambda: runs.renew(claimed, content_bytes=self._bytes),
@@ -90,6 +94,9 @@ class _Attempt:
             logger.warning("%s of run %s: %s", self.step, self.step.run.pk, cause)
             return None
         try:
+            if self.claimed.settles and isinstance(error, SnapshotUnsettled):
+                again = self.keeper.through_outages(lambda: runs.put_off(self.claimed, cause))
+                return None if again else self.step.run.pk
             ended = self.keeper.through_outages(lambda: runs.fail(self.claimed, cause))
         except DatabaseError as away:
             logger.warning("The journal is away, so it can't be told that %s: %s", cause, redact(str(away)).strip())
@@ -99,11 +106,18 @@ class _Attempt:
     def interrupted(self) -> None:
         """The process is told to end: the next worker goes on, if there is to be one."""
         run = self.step.run
-        if run.kind in runs.BEGUN_ANEW and not run.inline and self.keeper.must_end is None:
+        if self._another_goes_on():
             runs.release(self.claimed)
             return
         what = "was interrupted" if run.inline else "was ended: its worker was shut down in the middle of it"
         runs.fail(self.claimed, self.keeper.must_end or SnapshotError(f"{self.step} {what}."))
+
+    def _another_goes_on(self) -> bool:
+        """Whether another worker begins it anew or, behind a restore's point of no return, settles it."""
+        run = self.step.run
+        if run.kind in runs.SETTLED:
+            return self.keeper.shielded
+        return run.kind in runs.BEGUN_ANEW and not run.inline and self.keeper.must_end is None
 
     def _stuck(self, error: SnapshotError) -> None:
         """From the keeper's thread, while the one that works hangs."""
@@ -151,15 +165,38 @@ class _Attempt:
             return self._delete()
         if run.kind == Kind.PRUNE:
             return prune_with_journal(settings, request, check=lambda: self.moved(0), run=run.pk)
-        report_of_restore = restore_with_journal(
+        if self.claimed.settles:
+            return self._settle(settings, processes)
+        return restore_with_journal(
             settings,
             request,
             processes,
+            kind=Kind(run.kind),
+            run=run.pk.hex,
+            token=self.claimed.token,
             label=self._label(self.claimed.token),
+            write=self._write,
             observe=self.moved,
             before_switch=self._close_the_way_back,
         )
-        return report_of_restore.to_json()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        """Into the step's record, unless the step is another attempt's by now."""
+        self.keeper.through_outages(lambda: runs.note(self.claimed, record=dict(record)))
+
+    def _settle(self, settings: Settings, processes: Processes) -> dict[str, Any]:
+        """End what a restore before this attempt has begun; nothing else may end half-way, so nothing ends this."""
+        self.keeper.shield()
+        settling = Settling(
+            settings=settings,
+            processes=processes,
+            labels=self._older_labels(),
+            label=self._label(self.claimed.token),
+            run=self.step.run.pk.hex,
+            token=self.claimed.token,
+            migrate=Request.from_json(self.step.run.request).migrate,
+        )
+        return settling.settle(Ledger.of(self.step.record), str(self.step.run.kind))
 
     def _label(self, token: int) -> str:
         """Names an attempt to servers."""
@@ -204,6 +241,8 @@ class _Attempt:
 
     def _end_older_sessions(self, settings: Settings) -> None:
         """What an attempt before this one has left open on a server: its worker may only sleep."""
-        labels = [self._label(token) for token in range(1, self.claimed.token)]
-        if labels:
+        if labels := self._older_labels():
             end_sessions_of(settings.kind(self.step.type), self.step.subject, labels)
+
+    def _older_labels(self) -> list[str]:
+        return [self._label(token) for token in range(1, self.claimed.token)]

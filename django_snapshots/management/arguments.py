@@ -15,7 +15,7 @@ def add_commands(parser: ArgumentParser) -> None:
     """Add every subcommand to *parser*."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     for add in (
-        *(_add_backup, _add_restore, _add_verify, _add_list, _add_info, _add_delete, _add_prune),
+        *(_add_backup, _add_restore, _add_undo, _add_verify, _add_list, _add_info, _add_delete, _add_prune),
         *(_add_status, _add_cancel, _add_sweep),
     ):
         command = add(commands)
@@ -45,9 +45,40 @@ def _add_restore(commands: Any) -> ArgumentParser:
     )
     restore.add_argument("--no-input", action="store_true", help="never ask; every target needs its --confirm")
     restore.add_argument("--elsewhere", action="store_true", help="allow a snapshot of another project or environment")
+    for option, metavar, words in (
+        ("--into", "ALIAS=OTHER", "replace the database of the alias OTHER by that of ALIAS; may be repeated"),
+        ("--database-name", "ALIAS=NAME", "restore ALIAS into the database NAME on its server; may be repeated"),
+    ):
+        restore.add_argument(option, action="append", default=[], metavar=metavar, help=words)
+    restore.add_argument(
+        "--check", action="store_true", help="only say what stands in the way or will surprise; nothing is touched"
+    )
+    restore.add_argument(
+        "--migrate", action="store_true", help="afterwards run the migrations that the restored databases lack"
+    )
+    restore.add_argument(
+        "--no-owner", action="store_true", help="leave out owners and grants: everything belongs to who restores"
+    )
     _add_wait(restore)
     _add_queue(restore)
     return restore
+
+
+def _add_undo(commands: Any) -> ArgumentParser:
+    undo = _command(commands, "undo", "put back what a restore has replaced")
+    undo.add_argument("run", nargs="?", help="the restore's run, or the beginning of its id; the default is the latest")
+    undo.add_argument("--list", action="store_true", help="only show what restores have kept")
+    undo.add_argument(
+        "--confirm",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="the name of a target that may be replaced; once for each",
+    )
+    undo.add_argument("--no-input", action="store_true", help="never ask; every target needs its --confirm")
+    _add_wait(undo)
+    _add_queue(undo)
+    return undo
 
 
 def _add_verify(commands: Any) -> ArgumentParser:

@@ -9,6 +9,7 @@ from django_snapshots.catalog import label
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import SnapshotConfirmationError
 from django_snapshots.manifest import Snapshot, to_iso
+from django_snapshots.transfer import Target
 
 Say = Callable[[str], object]
 
@@ -23,9 +24,20 @@ def confirm_targets(
             continue
         say(
             f"Snapshot {snapshot.name} ({to_iso(snapshot.created_at)}) will replace "
-            f"{item.target.description}. What is in it now will be gone."
+            f"{item.target.description}. What is in it now is kept for a while: see `manage.py snapshots undo`."
         )
         answers.append(_typed(f"Type {item.target.name} to go on: "))
+    return answers
+
+
+def confirm_undo(say: Say, run: str, targets: Sequence[Target], confirmed: Sequence[str]) -> list[str]:
+    """Name every target that an undo would replace and have its name typed; return what was typed."""
+    answers: list[str] = []
+    for target in targets:
+        if target.empty or target.name in (*confirmed, *answers):
+            continue
+        say(f"Undoing the restore {run} will replace {target.description} by what was there before it.")
+        answers.append(_typed(f"Type {target.name} to go on: "))
     return answers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.core.management.base import OutputWrapper
@@ -12,6 +12,7 @@ from django.core.management.color import Style
 from django_snapshots.catalog import Entry, label
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.sizes import human_size
+from django_snapshots.undo import Kept
 
 
 class Screen:
@@ -54,7 +55,39 @@ class Screen:
             self.say(f"  {sentence}")
         for item in result["restored"]:
             self.say(f"  {item['type']} {item['subject']} -> {item['target']}")
+        for name in result.get("safety") or ():
+            self.say(f"  safety copy: {name}")
         self.good(f"Restored {result['name']}.")
+        if result.get("undo"):
+            self.say(f"  To undo it: manage.py snapshots undo {result['undo']}")
+
+    def preflight(self, report: dict[str, Any]) -> None:
+        """What stands in the way of a restore, and what will surprise."""
+        for sentence in report["errors"]:
+            self.bad(f"  stops: {sentence}")
+        for sentence in report["warnings"]:
+            self.warn(f"  note: {sentence}")
+        if report["possible"]:
+            self.say(f"{report['name']} can be restored to {'; '.join(report['targets'])}.")
+
+    def kept(self, states: Sequence[Kept]) -> None:
+        """What restores have kept."""
+        if not states:
+            self.say("No restore has left anything that could be put back.")
+        for state in states:
+            when = to_iso(state.replaced_at)[:19] + " UTC" if state.replaced_at else "at an unknown time"
+            until = f", until {to_iso(state.expires_at)[:19]} UTC" if state.expires_at else ""
+            by = f" by {state.brought}" if state.brought else ""
+            self.say(f"  {state.run}  {state.type} {state.subject}, replaced {when}{by}: {state.place}{until}")
+
+    def undone(self, result: dict[str, Any]) -> None:
+        """An undo's report."""
+        for sentence in result["notes"]:
+            self.say(f"  {sentence}")
+        for target in result["targets"]:
+            self.say(f"  {target} is what it was before the restore.")
+        self.good(f"Undone: {result['undone']}.")
+        self.say(f"  To undo that: manage.py snapshots undo {result['undo']}")
 
     def pruned(self, result: dict[str, Any]) -> None:
         """A prune's, each snapshot with its reasons."""
@@ -75,6 +108,8 @@ class Screen:
                 continue
             taken = to_iso(entry.snapshot.created_at)[:19]
             parts = ", ".join(artifact.subject for artifact in entry.snapshot.artifacts)
+            if (safety := entry.snapshot.safety) is not None:
+                parts += f" (safety copy of the restore {safety.restore[:8]}, until {to_iso(safety.expires_at)[:10]})"
             self.say(f"{entry.name:<{width}}  {taken} UTC  {human_size(entry.snapshot.size):>9}  {parts}")
 
     def snapshot(self, snapshot: Snapshot) -> None:
@@ -86,6 +121,7 @@ class Screen:
             ("run", snapshot.run),
             ("Django, Python", f"{snapshot.django_version}, {snapshot.python_version}"),
             ("size", human_size(snapshot.size)),
+            ("safety copy of restore", snapshot.safety.restore if snapshot.safety else ""),
             ("metadata", json.dumps(dict(snapshot.metadata), ensure_ascii=False) if snapshot.metadata else ""),
         )
         for title, value in lines:

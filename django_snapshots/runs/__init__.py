@@ -7,10 +7,10 @@ has a lease by the database's clock; when it is over, anybody may take the work 
 may move them, are a table in ``docs/explanation/runs.md``.
 """
 
-from django_snapshots.runs.begin import Requester, begin, planned, start, steps_of, touch, wait
+from django_snapshots.runs.begin import Requester, begin, planned, remember, start, steps_of, touch, wait
 from django_snapshots.runs.cancel import can_be_cancelled, find, get, request_cancel
 from django_snapshots.runs.clock import DatabaseNow, Lease, seconds_since_boot
-from django_snapshots.runs.dead import BEGUN_ANEW, dead_steps, end_dead_steps, give_up
+from django_snapshots.runs.dead import BEGUN_ANEW, SETTLED, dead_steps, end_dead_steps, give_up
 from django_snapshots.runs.errors import describe, rebuild
 from django_snapshots.runs.finish import (
     Finish,
@@ -34,6 +34,7 @@ from django_snapshots.runs.history import (
     lately,
     live,
     published,
+    requests_of,
     reserved_by,
 )
 from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, require_unwanted, snapshot_lock
@@ -54,6 +55,7 @@ from django_snapshots.runs.steps import (
     fail,
     hinted,
     note,
+    put_off,
     ready,
     release,
     renew,
@@ -65,14 +67,17 @@ from django_snapshots.runs.sweep import (
     is_collection_due,
     is_due,
     is_late,
+    is_unsettled,
     since_sweep,
     sweep,
     sweep_run,
+    unsettled,
     waiting,
 )
 
 __all__ = [
     "BEGUN_ANEW",
+    "SETTLED",
     "Claim",
     "DatabaseNow",
     "Finish",
@@ -111,6 +116,7 @@ __all__ = [
     "is_collection_due",
     "is_due",
     "is_late",
+    "is_unsettled",
     "known_bad",
     "known_storage_id",
     "lately",
@@ -118,14 +124,17 @@ __all__ = [
     "note",
     "planned",
     "published",
+    "put_off",
     "ready",
     "rebuild",
     "refuse",
     "release",
     "release_finish",
+    "remember",
     "renew",
     "renew_finish",
     "request_cancel",
+    "requests_of",
     "require_free",
     "require_no_transaction",
     "require_unwanted",
@@ -144,6 +153,7 @@ __all__ = [
     "tables",
     "told",
     "touch",
+    "unsettled",
     "wait",
     "waiting",
 ]

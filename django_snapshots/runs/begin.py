@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -131,6 +131,11 @@ def wait(run: Run, seconds: float, why: str) -> None:
     """Leave a queued run queued for some seconds; *why* stands where its error would, until it begins or ends."""
     waiting = Run.objects.using(alias()).filter(pk=run.pk, state=State.QUEUED)
     waiting.update(not_before=DatabaseNow() + timedelta(seconds=seconds), touched_at=DatabaseNow(), error=why)
+
+
+def remember(run: Run, request: Mapping[str, Any]) -> None:
+    """Make a queued run's request say what it turned out to mean."""
+    Run.objects.using(alias()).filter(pk=run.pk, state=State.QUEUED).update(request=dict(request))
 
 
 def steps_of(run: Run) -> list[Step]:

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
 from django_snapshots.models import FINAL_STATES, Run, State, Step
+from django_snapshots.runs.dead import NOT_TO_BE_SETTLED
 from django_snapshots.runs.errors import describe
 from django_snapshots.runs.finish import refuse
 from django_snapshots.runs.place import alias
@@ -65,5 +66,5 @@ def drop_waiting(run: Run) -> None:
     error = cancellation(run)
     if run.state == State.QUEUED:
         refuse(run, error)
-    waiting = Step.objects.using(alias()).filter(run=run, state=State.QUEUED)
+    waiting = Step.objects.using(alias()).filter(NOT_TO_BE_SETTLED, run=run, state=State.QUEUED)
     waiting.update(state=State.CANCELLED, finished_at=timezone.now(), **describe(error))

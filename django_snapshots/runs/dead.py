@@ -22,8 +22,14 @@ from django_snapshots.runs.errors import describe
 from django_snapshots.runs.place import alias
 
 BEGUN_ANEW = (Kind.SNAPSHOT, Kind.VERIFY, Kind.DELETE, Kind.PRUNE)
-"""What another worker begins anew when one is lost. A restore isn't: a person should look at the target first."""
+"""What another worker begins anew when one is lost."""
+SETTLED = (Kind.RESTORE, Kind.UNDO)
+"""What isn't begun anew: another worker finds out what became of each target, and brings that to its end."""
+_MOST_SETTLINGS = 20
 _LONGEST_PAUSE = 300.0
+_MOST_DOUBLINGS = 10
+NOT_TO_BE_SETTLED = ~Q(run__kind__in=SETTLED, token__gt=0)
+"""Of steps that nobody holds: those that may end without anybody's look at their targets."""
 _NOT_BEGUN = "Not begun, because another step failed."
 
 
@@ -46,16 +52,22 @@ def _take_from(run: Run, step: Step, limits: Limits) -> bool:
     held = Step.objects.using(alias()).filter(_DEAD, pk=step.pk, token=step.token, state=State.RUNNING)
     silence = f"{step}: its worker {step.holder} gave no sign of life for {limits.lease:.0f} s"
     if _gets_another_attempt(run, step, limits):
-        pause = min(_LONGEST_PAUSE, limits.lease / 6 * 2 ** (step.attempts - 1))
+        goes_on = "what became of its targets is looked at" if run.kind in SETTLED else "begun anew"
+        # What a dead restore has left stands in the way of everybody: it is looked at without a pause.
+        at_once = run.kind in SETTLED and step.attempts == 1
+        pause = None if at_once else later(step.attempts)
         with transaction.atomic(using=alias()):
-            changed = held.update(**anew(), error=f"{silence}; begun anew.", not_before=_later(pause))
+            changed = held.update(**anew(), error=f"{silence}; {goes_on}.", not_before=pause)
             if changed:
                 begin_later_phases_anew(step)
+                hand_to_workers(run.pk)
         return bool(changed)
     return _fail(run, held, SnapshotError(f"{silence}{_why_not_again(run, step)}"))
 
 
 def _gets_another_attempt(run: Run, step: Step, limits: Limits) -> bool:
+    if run.kind in SETTLED:
+        return another_settles(step)
     return (
         run.kind in BEGUN_ANEW
         and not run.inline
@@ -65,16 +77,34 @@ def _gets_another_attempt(run: Run, step: Step, limits: Limits) -> bool:
 
 
 def _why_not_again(run: Run, step: Step) -> str:
+    if run.kind in SETTLED:
+        return (
+            f", like that of each of its {step.attempts} attempts: look at the targets. What was replaced lies beside "
+            "them or is a safety copy in the storage; `manage.py snapshots undo --list` shows it."
+        )
     if run.inline:
         return ": it was killed, or its machine stopped. Ask again."
-    if run.kind not in BEGUN_ANEW:
-        return ": it was killed, or its machine stopped. Look at what it was to replace before you ask again."
     if run.cancel_requested_at is not None:
         return ", after the run was cancelled."
     return (
         f", like that of each of its {step.attempts} attempts: something in it kills workers, such as a want of "
         "memory. Look into the worker's and the kernel's log."
     )
+
+
+def is_to_be_settled(step: Step) -> bool:
+    """Whether an attempt before has perhaps begun to replace something, which its end can't be without."""
+    return step.run.kind in SETTLED and step.token > 0
+
+
+def another_settles(step: Step) -> bool:
+    """Whether it is looked at once more what an attempt has left."""
+    return step.attempts < _MOST_SETTLINGS
+
+
+def hand_to_workers(run: uuid.UUID) -> None:
+    """Inside of the transaction that takes a restore from its process: any worker settles it, also an inline one."""
+    Run.objects.using(alias()).filter(pk=run, kind__in=SETTLED).update(inline=False)
 
 
 def begin_later_phases_anew(step: Step) -> None:
@@ -94,8 +124,10 @@ def anew() -> dict[str, Any]:
     return {"state": State.QUEUED, "lease_until": None, "moment": None, "hinted_at": None, "hints": 0}
 
 
-def _later(seconds: float) -> Any:
-    return DatabaseNow() + timedelta(seconds=seconds)
+def later(attempts: int) -> Any:
+    """When the next attempt may begin, after so many."""
+    pause = min(_LONGEST_PAUSE, get_limits().lease / 6 * 2.0 ** min(attempts - 1, _MOST_DOUBLINGS))
+    return DatabaseNow() + timedelta(seconds=pause)
 
 
 def _fail(run: Run, held: Any, error: SnapshotError) -> bool:
@@ -108,11 +140,11 @@ def _fail(run: Run, held: Any, error: SnapshotError) -> bool:
 
 def drop_siblings(run: uuid.UUID) -> None:
     """What was not begun of a run that has failed is not begun any more."""
-    waiting = Step.objects.using(alias()).filter(run=run, state=State.QUEUED)
+    waiting = Step.objects.using(alias()).filter(NOT_TO_BE_SETTLED, run=run, state=State.QUEUED)
     waiting.update(state=State.CANCELLED, finished_at=timezone.now(), error=_NOT_BEGUN)
 
 
 def give_up(run: Run, error: SnapshotError) -> None:
     """Fail the steps of *run* that nobody has taken and nobody will."""
-    waiting = Step.objects.using(alias()).filter(run=run, state=State.QUEUED)
+    waiting = Step.objects.using(alias()).filter(NOT_TO_BE_SETTLED, run=run, state=State.QUEUED)
     waiting.update(state=State.FAILED, finished_at=timezone.now(), **describe(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence, Set
 from datetime import timedelta
+from typing import Any
 
 from django.db.models.functions import Coalesce
 
@@ -80,3 +81,12 @@ def live(limit: int = 50) -> list[Run]:
     """Runs that have not ended, the oldest first."""
     rows = Run.objects.using(alias()).filter(state__in=(State.QUEUED, State.RUNNING))
     return list(rows.order_by("created_at")[:limit])
+
+
+def requests_of(kind: Kind) -> list[dict[str, Any]]:
+    """What was asked for in the latest runs of *kind*."""
+    rows = Run.objects.using(alias()).filter(kind=kind).order_by("-created_at")
+    return list(rows.values_list("request", flat=True)[:_LATEST])
+
+
+_LATEST = 200

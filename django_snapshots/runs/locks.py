@@ -101,9 +101,10 @@ def drop(run: uuid.UUID, key: str) -> None:
     Lock.objects.using(alias()).filter(run=run, key=_short(key)).delete()
 
 
-def require_free(wanted: Wanted) -> None:
-    """Raise ``SnapshotBusyError`` while a run holds what is wanted; for whoever has no run of its own."""
+def require_free(wanted: Wanted, *, besides: uuid.UUID | None = None) -> None:
+    """Raise ``SnapshotBusyError`` while a run, other than *besides*, holds what is wanted."""
     others = Lock.objects.using(alias()).filter(key=_short(wanted.key)).exclude(run__state__in=FINAL_STATES)
+    others = others.exclude(run=besides) if besides else others
     rival = others.filter(Q() if wanted.exclusive else Q(exclusive=True)).select_related("run").first()
     if rival is not None:
         raise _busy(rival.run, wanted)

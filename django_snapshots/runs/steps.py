@@ -17,7 +17,16 @@ from django_snapshots.conf import get_limits
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotError
 from django_snapshots.models import FINAL_STATES, Run, State, Step
 from django_snapshots.runs.clock import DatabaseNow, Lease, seconds_since_boot
-from django_snapshots.runs.dead import anew, begin_later_phases_anew, drop_siblings, end_dead_steps
+from django_snapshots.runs.dead import (
+    anew,
+    another_settles,
+    begin_later_phases_anew,
+    drop_siblings,
+    end_dead_steps,
+    hand_to_workers,
+    is_to_be_settled,
+    later,
+)
 from django_snapshots.runs.errors import describe
 from django_snapshots.runs.place import alias, holder
 
@@ -29,6 +38,8 @@ class Claim:
     step: int
     token: int
     lease: Lease = field(compare=False, repr=False, default_factory=lambda: Lease(0))
+    settles: bool = False
+    """Whether it is about what an attempt before it has left, which no cancel ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +65,10 @@ def claim(step: int) -> Claim | None:
     rows = rows.filter(Q(not_before=None) | Q(not_before__lte=DatabaseNow()), state=State.QUEUED, token=seen.token)
     # Conditions on the row itself: a join becomes a subquery, and a database that waits for another claim's lock then
     # looks at the row's old state. That a run goes on can be a subquery, because no claim changes it.
-    going_on = Run.objects.using(alias()).filter(
-        pk=OuterRef("run_id"), state=State.RUNNING, cancel_requested_at__isnull=True
-    )
+    settles = is_to_be_settled(seen)
+    going_on = Run.objects.using(alias()).filter(pk=OuterRef("run_id"), state=State.RUNNING)
+    if not settles:
+        going_on = going_on.filter(cancel_requested_at__isnull=True)
     changed = rows.filter(Exists(going_on)).update(
         state=State.RUNNING,
         token=seen.token + 1,
@@ -69,7 +81,7 @@ def claim(step: int) -> Claim | None:
     if not changed:
         return None
     lease.renewed(asked_at)
-    return Claim(step=step, token=seen.token + 1, lease=lease)
+    return Claim(step=step, token=seen.token + 1, lease=lease, settles=settles)
 
 
 def _is_early(step: Step) -> bool:
@@ -99,6 +111,8 @@ def renew(claimed: Claim, **fields: Any) -> Verdict:
         return Verdict(lost=True, must_end=SnapshotCancelled("This attempt has lost its step to another one and ends."))
     claimed.lease.renewed(asked_at)
     run = Run.objects.using(alias()).filter(steps=claimed.step)
+    if claimed.settles:
+        return Verdict()
     if (cancelled := run.filter(cancel_requested_at__isnull=False).first()) is not None:
         return Verdict(must_end=cancellation(cancelled))
     if run.filter(steps__state=State.FAILED).exists():
@@ -161,6 +175,20 @@ def release(claimed: Claim) -> bool:
         changed = _held(claimed).update(**anew(), not_before=None, attempts=F("attempts") - 1)
         if changed:
             begin_later_phases_anew(Step.objects.using(alias()).get(pk=claimed.step))
+            hand_to_workers(run_of(claimed.step))
+            _touch(claimed)
+    return bool(changed)
+
+
+def put_off(claimed: Claim, why: BaseException) -> bool:
+    """Give back what can't be settled here or now; false if it was tried often enough, and the step has failed."""
+    with transaction.atomic(using=alias()):
+        step = Step.objects.using(alias()).select_related("run").get(pk=claimed.step)
+        if not another_settles(step):
+            fail(claimed, SnapshotError(f"{why} It was looked at {step.attempts - 1} times; look at it by hand."))
+            return False
+        changed = _held(claimed).update(**anew(), not_before=later(step.attempts), error=str(why))
+        if changed:
             _touch(claimed)
     return bool(changed)
 

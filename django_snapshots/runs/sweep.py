@@ -20,7 +20,7 @@ from django_snapshots.exceptions import SnapshotError
 from django_snapshots.models import FINAL_STATES, Housekeeping, Run, State, Step
 from django_snapshots.runs import cancel, finish, steps
 from django_snapshots.runs.clock import DatabaseNow
-from django_snapshots.runs.dead import end_dead_steps, give_up
+from django_snapshots.runs.dead import SETTLED, end_dead_steps, give_up
 from django_snapshots.runs.place import alias
 
 _LONGEST_PAUSE = 600.0
@@ -95,13 +95,24 @@ def sweep_run(run: Run, swept: Swept) -> None:
 
 def end_dead(run: Run) -> list[uuid.UUID]:
     """Take from the dead what they hold of one run; return it if it is to be finished. There is nothing to be sent."""
-    if run.state == State.RUNNING:
-        end_dead_steps(run)
+    if run.state == State.RUNNING and end_dead_steps(run):
+        run.refresh_from_db(using=alias())
     if run.cancel_requested_at is not None and run.publishing_at is None:
         cancel.drop_waiting(run)
     if run.inline:
         _sweep_inline(run)
     return _to_finish(run)
+
+
+def unsettled(run: Run) -> list[int]:
+    """Steps of a restore that nobody holds and somebody has to settle now."""
+    rows = Step.objects.using(alias()).filter(_free("not_before"), run=run, state=State.QUEUED, token__gt=0)
+    return list(rows.filter(run__kind__in=SETTLED).values_list("pk", flat=True))
+
+
+def is_unsettled(step: int) -> bool:
+    """Whether a step is of a restore whose targets have to be looked at."""
+    return Step.objects.using(alias()).filter(pk=step, run__kind__in=SETTLED, token__gt=0, state=State.QUEUED).exists()
 
 
 def _sweep_inline(run: Run) -> None:

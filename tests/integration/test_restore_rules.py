@@ -355,7 +355,7 @@ def test_confirmation_counts_only_what_is_not_empty(moved):
     snapshot, selections = restoring.select(moved.settings, Request(name="before", databases=("a",)))
     restoring.require_confirmation(snapshot, selections, ())
     full = Target(name="shop", description="the shop", empty=False)
-    selections = [restoring.Selection(record=selections[0].record, target=full)]
+    selections = [restoring.Selection(record=selections[0].record, subject="a", target=full)]
     with pytest.raises(SnapshotConfirmationError, match=r"confirm=\['shop'\]"):
         restoring.require_confirmation(snapshot, selections, ["the shop", "Shop"])
     restoring.require_confirmation(snapshot, selections, ["shop"])

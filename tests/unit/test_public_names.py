@@ -21,6 +21,7 @@ PUBLIC = {
     "list_snapshots",
     "request_restore",
     "restore_snapshot",
+    "undo_restore",
     "verify_snapshot",
 }
 

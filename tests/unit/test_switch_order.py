@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from django_snapshots import restore
+from django_snapshots import switching
 from django_snapshots.artifacts.media import PreparedMedia
 from django_snapshots.connectors.dumpdata import _PreparedRows
 from django_snapshots.connectors.postgres.restoring import Restoring
 from django_snapshots.connectors.sqlite import _PreparedDatabase
 from django_snapshots.exceptions import SnapshotConnectorError
-from django_snapshots.manifest import ArtifactRecord
 from django_snapshots.transfer import SwitchRank, Target
 
 
@@ -42,11 +41,17 @@ class Switched:
         """Nothing to drop."""
 
 
-def selection(name: str) -> restore.Selection:
-    record = ArtifactRecord(
-        type="database", filename=name, size=0, checksum="", created_at=datetime.now(UTC), metadata={"subject": name}
+def change(item: Switched) -> switching.Change:
+    request: Any = None
+    return switching.Change(
+        type="database",
+        subject=item.name,
+        target=Target(name=item.name, description=item.name, empty=False),
+        mark="",
+        keeps=True,
+        request=request,
+        prepare=lambda _: item,
     )
-    return restore.Selection(record=record, target=Target(name=name, description=name, empty=False))
 
 
 def test_each_kind_says_when_it_is_switched() -> None:
@@ -60,6 +65,6 @@ def test_a_commit_waits_for_the_load_that_may_fail_half_way() -> None:
     committed.switch_rank, swapped.switch_rank = SwitchRank.FINAL, SwitchRank.REVERSIBLE  # type: ignore[attr-defined]
     prepared = [committed, loaded, swapped]
     with pytest.raises(SnapshotConnectorError, match=r"mariadb stopped half-way\. media is as it was before\."):
-        restore._switch_all([selection(item.name) for item in prepared], prepared)
+        switching._switch_all([change(item) for item in prepared], prepared)
     assert log == ["media", "mariadb"]
     assert (committed.state, swapped.state) == ("old", "old")

@@ -14,9 +14,15 @@ from django.db import Error as DatabaseError
 
 from django_snapshots import execution, runs
 from django_snapshots import restore as restoring
+from django_snapshots import undo as undoing
 from django_snapshots.catalog import Catalog, Entry, summary
 from django_snapshots.conf import get_settings
-from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConfirmationError, SnapshotError
+from django_snapshots.exceptions import (
+    SnapshotConfigurationError,
+    SnapshotConfirmationError,
+    SnapshotError,
+    SnapshotPreflightError,
+)
 from django_snapshots.management import ask, running, signals, status
 from django_snapshots.management.arguments import RULES, add_commands
 from django_snapshots.management.codes import exit_code
@@ -28,9 +34,12 @@ from django_snapshots.sizes import human_size
 
 
 class Command(BaseCommand):
-    """Take, list, verify, restore, delete and prune snapshots; look after runs."""
+    """Take, list, verify, restore, delete and prune snapshots; undo restores; look after runs."""
 
-    help = "Take, list, verify, restore, delete and prune snapshots of this project; look after the runs that do it."
+    help = (
+        "Take, list, verify, restore, delete and prune snapshots of this project; undo restores; look after the runs "
+        "that do it."
+    )
     requires_system_checks: list[str] = []
 
     @property
@@ -62,23 +71,58 @@ class Command(BaseCommand):
 
     def do_backup(self, options: dict[str, Any]) -> None:
         """Take a snapshot."""
-        data = {**_parts(options), "metadata": _metadata(options["metadata"]), "wait": options["wait"]}
+        data = {**_parts(options), "metadata": _pairs(options, "metadata"), "wait": options["wait"]}
         result = running.do(Kind.SNAPSHOT, Request.from_json(data), options, self.stderr)
         self._answer(options, result, lambda: self.screen.taken(result))
 
     def do_restore(self, options: dict[str, Any]) -> None:
         """Restore a snapshot, after every target was confirmed by name."""
-        data = {**_parts(options), **{key: options[key] for key in ("confirm", "elsewhere", "wait")}}
+        keys = ("confirm", "elsewhere", "migrate", "no_owner", "wait")
+        data = {**_parts(options), **{key: options[key] for key in keys}}
+        data |= {"into": _pairs(options, "into"), "database_names": _pairs(options, "database_name")}
         request = replace(Request.from_json(data), granted=True)  # whoever has a shell here has the right
         settings = get_settings()
+        report = execution.preflight(settings, request)
+        if options["check"]:
+            self._checked(options, report)
+            return
         snapshot, selections = restoring.select(settings, request)
         confirmed = list(request.confirm)
         if not options["no_input"] and options["format"] == "text":
-            confirmed += ask.confirm_targets(self.screen.warn, snapshot, selections, confirmed)
+            self.screen.preflight(report)
+            if report["possible"]:
+                confirmed += ask.confirm_targets(self.screen.warn, snapshot, selections, confirmed)
         restoring.require_confirmation(snapshot, selections, confirmed)
         request = Request.from_json({**data, "name": snapshot.name, "confirm": confirmed})
         result = running.do(Kind.RESTORE, request, options, self.stderr)
         self._answer(options, result, lambda: self.screen.restored(result))
+
+    def _checked(self, options: dict[str, Any], report: dict[str, Any]) -> None:
+        """The answer of --check; what stops a restore is its exit code, too."""
+        self._answer(options, report, lambda: self.screen.preflight(report))
+        if not report["possible"]:
+            sentence = f"{report['name']} can't be restored here; nothing was touched."
+            raise CommandError(sentence, returncode=exit_code(SnapshotPreflightError()))
+
+    def do_undo(self, options: dict[str, Any]) -> None:
+        """Undo a restore, after every target was confirmed by name."""
+        settings = get_settings()
+        execution.meet_derived_aliases()
+        if options["list"]:
+            states = undoing.kept_states(settings)
+            self._answer(options, [state.to_json() for state in states], lambda: self.screen.kept(states))
+            return
+        data = {"undo": options["run"], "confirm": options["confirm"], "wait": options["wait"]}
+        request = Request.from_json(data)
+        run, states = undoing.chosen(settings, request.undo)
+        targets, confirmed = undoing.targets(settings, states), list(request.confirm)
+        if not options["no_input"] and options["format"] == "text":
+            self.screen.kept(states)
+            confirmed += ask.confirm_undo(self.screen.warn, run, targets, confirmed)
+        undoing.require_confirmation(run, targets, confirmed)
+        request = Request.from_json({**data, "undo": run, "confirm": confirmed})
+        result = running.do(Kind.UNDO, request, options, self.stderr)
+        self._answer(options, result, lambda: self.screen.undone(result))
 
     def do_verify(self, options: dict[str, Any]) -> None:
         """Verify a snapshot."""
@@ -189,11 +233,12 @@ def _parts(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("name", "databases", "artifacts")}
 
 
-def _metadata(pairs: list[str]) -> dict[str, str]:
-    wrong = [pair for pair in pairs if "=" not in pair]
+def _pairs(options: dict[str, Any], option: str) -> dict[str, str]:
+    """What an option with KEY=VALUE was given, as often as it was."""
+    wrong = [pair for pair in options[option] if "=" not in pair]
     if wrong:
-        raise SnapshotConfigurationError(f"--metadata takes KEY=VALUE, not {wrong[0]!r}.")
-    return dict(pair.split("=", 1) for pair in pairs)
+        raise SnapshotConfigurationError(f"--{option.replace('_', '-')} takes KEY=VALUE, not {wrong[0]!r}.")
+    return dict(pair.split("=", 1) for pair in options[option])
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""What the journal keeps of a restore while it is at work: every target with its mark, for whoever has to settle it.
+
+It lies in the step's record, and is written under the step's token: an attempt that has lost its step can't change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from django_snapshots.switching import Change
+
+_KEY = "restore"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One target."""
+
+    type: str
+    subject: str
+    mark: str
+    name: str
+    description: str
+    provable: bool
+    """Whether its kind or connector can tell later what became of it."""
+    empty: bool
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    safety: str = ""
+    """The name of its safety copy, if one was taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """All targets of one attempt."""
+
+    name: str
+    """The snapshot's, or that of the run that is undone."""
+    entries: tuple[Entry, ...] = ()
+    recorded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """This app's applied migrations in each alias, before."""
+    switching: bool = False
+    """Whether the point of no return is passed."""
+
+    def to_record(self) -> dict[str, Any]:
+        """As the step's record."""
+        return {_KEY: asdict(self)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any] | None) -> Self | None:
+        """What a step's record holds of it; ``None`` if its attempt had not begun to build."""
+        data = (record or {}).get(_KEY)
+        if not isinstance(data, Mapping):
+            return None
+        return cls(
+            name=str(data["name"]),
+            entries=tuple(Entry(**item) for item in data["entries"]),
+            recorded=data["recorded"],
+            switching=bool(data["switching"]),
+        )
+
+    def announced(self, changes: Sequence[Change], provable: Mapping[str, bool]) -> Self:
+        """With the targets of *changes*; *provable* is by mark."""
+        return replace(
+            self,
+            entries=tuple(
+                Entry(
+                    type=change.type,
+                    subject=change.subject,
+                    mark=change.mark,
+                    name=change.target.name,
+                    description=change.target.description,
+                    provable=provable[change.mark],
+                    empty=change.target.empty,
+                )
+                for change in changes
+            ),
+        )
+
+    def noted(self, mark: str, facts: Mapping[str, Any]) -> Self:
+        """With more facts about the target of *mark*."""
+        return self._changed(mark, lambda entry: replace(entry, noted={**entry.noted, **facts}))
+
+    def saved(self, mark: str, name: str) -> Self:
+        """With the safety copy *name* of the target of *mark*."""
+        return self._changed(mark, lambda entry: replace(entry, safety=name))
+
+    def with_migrations(self, recorded: Mapping[str, Sequence[str]]) -> Self:
+        """With this app's applied migrations in each alias."""
+        return replace(self, recorded={alias: list(names) for alias, names in recorded.items()})
+
+    def at_the_switch(self) -> Self:
+        """Behind the point of no return."""
+        return replace(self, switching=True)
+
+    def _changed(self, mark: str, change: Any) -> Self:
+        return replace(self, entries=tuple(change(entry) if entry.mark == mark else entry for entry in self.entries))
+
+    def databases(self) -> list[str]:
+        """The aliases among the targets."""
+        return [entry.subject for entry in self.entries if entry.type == "database"]

@@ -1,0 +1,222 @@
+"""What restores and undos take from the journal and give to it.
+
+Who can die when, and what then holds: before anything is built, every target is in the journal with the mark of what
+will lie beside it (``ledger``). The point of no return is written there before the first switch. Whoever finds the
+attempt dead settles each target by its mark (``settle``); when all of them are switched, the restore has succeeded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.core.management import call_command
+from django.db import Error as DatabaseError
+
+from django_snapshots import journal, runs, schedules, signals
+from django_snapshots import restore as restoring
+from django_snapshots import undo as undoing
+from django_snapshots.artifacts.protocols import ArtifactKind
+from django_snapshots.conf import Settings
+from django_snapshots.connectors.derived import beside, ensure
+from django_snapshots.exceptions import SnapshotError
+from django_snapshots.execution.errors import explained
+from django_snapshots.execution.expiry import expire
+from django_snapshots.execution.ledger import Ledger
+from django_snapshots.manifest import Snapshot
+from django_snapshots.models import Kind
+from django_snapshots.plan import Request
+from django_snapshots.processes import Processes
+from django_snapshots.redaction import redact
+from django_snapshots.replaced import KeepsReplaced
+from django_snapshots.switching import Change
+
+Write = Callable[[Mapping[str, Any]], None]
+
+
+class Bookkeeping:
+    """Keeps the ledger of one attempt; *write* puts it into the journal, and raises if the right to that is lost."""
+
+    def __init__(self, settings: Settings, name: str, write: Write) -> None:
+        self._settings = settings
+        self._write = write
+        self.ledger = Ledger(name=name)
+
+    def announce(self, changes: Sequence[Change]) -> None:
+        """Nothing is built before this is written."""
+        provable = {change.mark: can_be_proved(self._settings.kind(change.type), change.subject) for change in changes}
+        self._keep(self.ledger.announced(changes, provable))
+
+    def before_switch(self, changes: Sequence[Change]) -> None:
+        """Reads what ``make_fit`` needs of the databases as they are."""
+        recorded = journal.recorded_migrations(_databases(changes))
+        self._keep(self.ledger.with_migrations(recorded))
+
+    def note(self, mark: str, facts: Mapping[str, Any]) -> None:
+        """See ``RestoreRequest.note``."""
+        self._keep(self.ledger.noted(mark, facts))
+
+    def saved(self, mark: str, snapshot: Snapshot) -> None:
+        """The safety copy of a target is there."""
+        self._keep(self.ledger.saved(mark, snapshot.name))
+
+    def switch(self) -> None:
+        """From here on only its mark can tell what became of a target."""
+        self._keep(self.ledger.at_the_switch())
+
+    def _keep(self, ledger: Ledger) -> None:
+        self._write(ledger.to_record())
+        self.ledger = ledger
+
+
+def restore_with_journal(
+    settings: Settings,
+    request: Request,
+    processes: Processes,
+    *,
+    kind: Kind = Kind.RESTORE,
+    run: str | None = None,
+    token: int = 1,
+    label: str = "django-snapshots",
+    write: Write = lambda _record: None,
+    observe: Callable[[int], None] = lambda _: None,
+    before_switch: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Restore, or undo a restore; return the report as plain JSON. Raises ``SnapshotError``."""
+    books = Bookkeeping(settings, request.name or request.undo or "", write)
+
+    hears = Listeners(name=request.name or request.undo or "", kind=kind, run=run or uuid.uuid4().hex)
+
+    def close_the_way_back() -> None:
+        hears.before(books.ledger)
+        books.switch()
+        before_switch()
+
+    def after_switch(changes: Sequence[Change]) -> None:
+        make_fit(_databases(changes), books.ledger.recorded, migrate=request.migrate)
+        hears.after(books.ledger)
+
+    attempt = restoring.RestoreAttempt(
+        request=request,
+        processes=processes,
+        label=label,
+        run=hears.run,
+        token=token,
+        preserve_tables=runs.tables(),
+        announce=books.announce,
+        note=books.note,
+        safety_taken=books.saved,
+        before_switch=books.before_switch,
+        point_of_no_return=close_the_way_back,
+        after_switch=after_switch,
+        observe=observe,
+    )
+    meet_derived_aliases()
+    journey = undoing.undo if kind == Kind.UNDO else restoring.restore
+    report = journey(settings, attempt).to_json()
+    with contextlib.suppress(Exception):  # all is restored; the collector comes again
+        expire(settings, uuid.UUID(hears.run))
+    return hears.told(report)
+
+
+@dataclass(kw_only=True)
+class Listeners:
+    """The project's receivers of ``signals``, and what they raised when it was too late to stop."""
+
+    name: str
+    kind: str
+    run: str
+    complaints: list[str] = field(default_factory=list)
+
+    def before(self, ledger: Ledger) -> None:
+        """Raises ``SnapshotError`` for whatever a receiver raises."""
+        try:
+            signals.pre_restore.send(sender=None, **self._words(ledger))
+        except SnapshotError:
+            raise
+        except Exception as error:
+            raise explained(error, "a receiver of pre_restore, so nothing was changed") from error
+
+    def after(self, ledger: Ledger) -> None:
+        """Never raises."""
+        for receiver, answer in signals.post_restore.send_robust(sender=None, **self._words(ledger)):
+            if isinstance(answer, Exception):
+                who = getattr(receiver, "__qualname__", type(receiver).__name__)
+                self.complaints.append(f"The receiver {who} of post_restore failed: {redact(str(answer))}")
+
+    def told(self, report: dict[str, Any]) -> dict[str, Any]:
+        """*report* with what the receivers raised."""
+        return {**report, "notes": [*report["notes"], *self.complaints]}
+
+    def _words(self, ledger: Ledger) -> dict[str, Any]:
+        targets = [(entry.type, entry.subject) for entry in ledger.entries]
+        return {"name": self.name, "kind": str(self.kind), "run": self.run, "targets": targets}
+
+
+def make_fit(aliases: Sequence[str], recorded: Mapping[str, Sequence[str]], *, migrate: bool = False) -> None:
+    """Bring the journal's own records, and the schedules, in the databases of *aliases* in line with what is there;
+    with *migrate* also their tables."""
+    try:
+        journal.make_fit(aliases, {alias: list(names) for alias, names in recorded.items()})
+        for alias in aliases:
+            schedules.write_in(alias)
+    except DatabaseError as error:
+        raise SnapshotError(
+            "Everything is restored, but the journal's own records in it could not be made to fit "
+            f"({error}). Run `manage.py migrate` and look at django_migrations."
+        ) from error
+    for alias in aliases if migrate else ():
+        _migrate(alias)
+
+
+def _migrate(alias: str) -> None:
+    try:
+        call_command("migrate", database=alias, interactive=False, verbosity=0)
+    except Exception as error:
+        raise SnapshotError(
+            f"Everything is restored, but `manage.py migrate --database {alias}` failed: {redact(str(error)).strip()}. "
+            "Remove the cause and run it again, or undo the restore."
+        ) from error
+
+
+def can_be_proved(kind: ArtifactKind, subject: str) -> bool:
+    """Whether *kind* can tell later what an attempt has made of *subject*."""
+    if kind.type == "database":
+        ensure(subject)
+    connector = getattr(kind, "connector", None)
+    return isinstance(connector(subject) if callable(connector) else kind, KeepsReplaced)
+
+
+def preflight(settings: Settings, request: Request) -> dict[str, Any]:
+    """What stands in the way of a restore, as plain JSON; touches nothing. Raises ``SnapshotError`` only where not
+    even that can be told."""
+    with Processes() as processes:
+        attempt = restoring.RestoreAttempt(request=request, processes=processes, preserve_tables=runs.tables())
+        return restoring.look(settings, attempt).to_json()
+
+
+def meet_derived_aliases() -> None:
+    """Make the databases that restores were asked to fill beside the originals known to this process."""
+    if not runs.available():
+        return
+    for request in runs.requests_of(Kind.RESTORE):
+        for alias, name in (request.get("database_names") or {}).items():
+            with contextlib.suppress(SnapshotError):
+                beside((request.get("into") or {}).get(alias, alias), name)
+
+
+def undo_targets(settings: Settings, request: Request) -> tuple[str, list[tuple[str, str]]]:
+    """The restore that an undo is of, and the type and subject of everything that it replaces.
+
+    Raises ``SnapshotNotFoundError``.
+    """
+    meet_derived_aliases()
+    run, states = undoing.chosen(settings, request.undo)
+    return run, [(state.type, state.subject) for state in states]
+
+
+def _databases(changes: Sequence[Change]) -> list[str]:
+    return [change.subject for change in changes if change.type == "database"]

@@ -1,0 +1,146 @@
+"""What becomes of a restore whose worker is dead, or has lost its right.
+
+Its step is claimed by another worker with a higher token. That one ends the server sessions of the attempts before
+it, and has every target settled by its mark: from then on the old attempt can change nothing, even if it only slept.
+Then the restore is what its targets say: all switched, it has succeeded; none, it has failed and everything is as it
+was; some, these are brought back, and it has failed. Dies the one that settles, the next does the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django_snapshots import runs
+from django_snapshots.artifacts.capabilities import bring_back_of, end_sessions_of, keeps_of, settle_of
+from django_snapshots.conf import Settings
+from django_snapshots.connectors.derived import ensure
+from django_snapshots.exceptions import SnapshotError
+from django_snapshots.execution.ledger import Entry, Ledger
+from django_snapshots.execution.restoring import Listeners, make_fit
+from django_snapshots.processes import Processes
+from django_snapshots.replaced import Outcome
+from django_snapshots.switching import Change, Moves, carry_out, request_for
+from django_snapshots.transfer import Target
+
+_KILLED = "Its worker was killed, or its machine stopped, in the middle of it."
+
+
+class SnapshotUnsettled(SnapshotError):
+    """It can't be told here, or not now, what became of a target; another worker may tell, or this one later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settling:
+    """One attempt at settling."""
+
+    settings: Settings
+    processes: Processes
+    labels: Sequence[str]
+    """Of the attempts before this one."""
+    label: str
+    run: str
+    token: int
+    migrate: bool
+
+    def settle(self, ledger: Ledger | None, kind: str) -> dict[str, Any]:
+        """The report of a restore or undo (*kind*) that has succeeded after all; raises ``SnapshotError`` that says
+        what state each target is in, and ``SnapshotUnsettled`` if that can't be told yet."""
+        if ledger is None:
+            raise SnapshotError(f"{_KILLED} Nothing was changed: it had not begun to build. Ask again.")
+        outcomes = {entry.mark: self._settled(entry) for entry in ledger.entries}
+        if not ledger.switching:
+            raise SnapshotError(f"{_KILLED} Nothing was changed: {_all_of(ledger)} as before. Ask again.")
+        switched = [entry for entry in ledger.entries if outcomes[entry.mark] == Outcome.SWITCHED]
+        unknown = [entry for entry in ledger.entries if not entry.provable and not entry.empty]
+        proved = [entry for entry in ledger.entries if entry.provable]
+        if len(switched) == len(proved) and proved and not unknown:
+            make_fit(ledger.databases(), ledger.recorded, migrate=self.migrate)
+            hears = Listeners(name=ledger.name, kind=kind, run=self.run)
+            hears.after(ledger)
+            return hears.told(self._report(ledger, kind))
+        self._bring_back(switched)
+        raise SnapshotError(_told(ledger, unknown, self.run))
+
+    def _settled(self, entry: Entry) -> Outcome:
+        kind = self.settings.kind(entry.type)
+        if entry.type == "database":
+            ensure(entry.subject)
+        end_sessions_of(kind, entry.subject, self.labels)
+        outcome = settle_of(kind, entry.subject, entry.mark, entry.noted)
+        if entry.provable and outcome == Outcome.UNSEEN:
+            raise SnapshotUnsettled(
+                f"What became of {entry.description} can't be told from here: it is on another machine, or its server "
+                "does not answer."
+            )
+        return outcome
+
+    def _bring_back(self, entries: Sequence[Entry]) -> None:
+        """What was switched, back, the last one first; what it brought is kept in its place."""
+        if not entries:
+            return
+        changes = [self._change(entry, position) for position, entry in enumerate(reversed(entries))]
+        carry_out(changes, Moves())
+
+    def _change(self, entry: Entry, position: int) -> Change:
+        kind = self.settings.kind(entry.type)
+        preserve = runs.tables() if entry.type == "database" else frozenset()
+        request = request_for(
+            self.settings,
+            processes=self.processes,
+            label=self.label,
+            report=lambda _: None,
+            preserve_tables=preserve,
+            mark=f"{self.run}_{self.token}_{position}",
+            about={"run": self.run, "type": entry.type, "subject": entry.subject, "target": entry.name},
+        )
+        return Change(
+            type=entry.type,
+            subject=entry.subject,
+            target=Target(name=entry.name, description=entry.description, empty=entry.empty),
+            mark=request.mark,
+            keeps=keeps_of(kind, entry.subject),
+            request=request,
+            prepare=lambda wanted: bring_back_of(kind, entry.subject, entry.mark, wanted),
+        )
+
+    def _report(self, ledger: Ledger, kind: str) -> dict[str, Any]:
+        notes = [f"{_KILLED} Every target had been switched by then; another worker has brought it to its end."]
+        targets = [entry.description for entry in ledger.entries]
+        if kind == "undo":
+            return {"undone": ledger.name, "undo": self.run, "targets": targets, "notes": notes}
+        return {
+            "name": ledger.name,
+            "restored": [
+                {"type": entry.type, "subject": entry.subject, "target": entry.description} for entry in ledger.entries
+            ],
+            "notes": notes,
+            "undo": self.run,
+            "kept": [entry.description for entry in ledger.entries if entry.provable and not entry.safety],
+            "safety": [entry.safety for entry in ledger.entries if entry.safety],
+        }
+
+
+def _all_of(ledger: Ledger) -> str:
+    names = [entry.description for entry in ledger.entries if not entry.empty] or ["every target"]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _told(ledger: Ledger, unknown: Sequence[Entry], run: str) -> str:
+    known = [entry for entry in ledger.entries if entry not in unknown and entry.provable]
+    sentences = [_KILLED]
+    if known:
+        sentences.append(f"As it was before: {', '.join(entry.description for entry in known)}.")
+    for entry in unknown:
+        sentences.append(
+            f"{entry.description} is replaced in place, and may be as before, restored, or half of each: "
+            + (
+                f"`manage.py snapshots undo {run}` brings back its safety copy."
+                if entry.safety
+                else "restore it again."
+            )
+        )
+    if not unknown:
+        sentences.append("Nothing is changed. Ask again.")
+    return " ".join(sentences)

@@ -1,0 +1,168 @@
+"""Several targets replaced together: prepare all, check all, switch all, back on failure.
+
+Who can die when, and what then holds: until the first ``switch`` nothing of any target has changed, whatever dies. If
+one target's ``switch`` raises, those before it are rolled back; the error says in which state each target is. If the
+process dies between two switches, whoever comes later settles each target by its mark (``replaced``).
+
+Knows neither Celery nor the journal, and not where the new states come from: a snapshot, or what was kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from django_snapshots.conf import Settings
+from django_snapshots.exceptions import SnapshotError
+from django_snapshots.processes import Processes
+from django_snapshots.replaced import Finding
+from django_snapshots.temporary import private_directory
+from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One target that is to be replaced."""
+
+    type: str
+    subject: str
+    target: Target
+    mark: str
+    keeps: bool
+    """Whether what is replaced stays beside the target; else it needs a safety copy."""
+    request: RestoreRequest
+    prepare: Callable[[RestoreRequest], Prepared]
+    preflight: Callable[[Source], Iterable[Finding]] = lambda _: ()
+    """What its kind finds in the way of it."""
+
+    @property
+    def needs_safety(self) -> bool:
+        """Whether there is something to lose that isn't kept by itself."""
+        return not self.keeps and not self.target.empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """What happens around the switch. Each may raise until the first switch; then nothing is switched."""
+
+    safety: Callable[[Change], None] = lambda _: None
+    """Takes a safety copy of a target; raises if that can't be had."""
+    point_of_no_return: Callable[[], None] = lambda: None
+    """Passed right before the first switch."""
+    switched: Callable[[], None] = lambda: None
+    """Called when every target holds its new state."""
+
+
+def carry_out(changes: Sequence[Change], moves: Moves) -> None:
+    """Prepare, check and switch all of *changes*. Raises ``SnapshotError`` that says what state each target is in."""
+    with contextlib.ExitStack() as stack:
+        prepared = [_prepare(change, moves, stack) for change in changes]
+        for item in prepared:
+            item.check()
+        moves.point_of_no_return()
+        _switch_all(changes, prepared)
+        moves.switched()
+
+
+def request_for(
+    settings: Settings,
+    *,
+    processes: Processes,
+    label: str,
+    report: Callable[[str], None],
+    preserve_tables: frozenset[str] = frozenset(),
+    mark: str = "",
+    about: Mapping[str, object] | None = None,
+    note: Callable[[Mapping[str, object]], None] = lambda _: None,
+) -> RestoreRequest:
+    """What is asked of one target."""
+    return RestoreRequest(
+        processes=processes,
+        label=label,
+        preserve_tables=preserve_tables,
+        temporary_directory=lambda: private_directory(settings.temporary_directory),
+        report=report,
+        mark=mark,
+        about=dict(about or {}),
+        note=note,
+    )
+
+
+@dataclass(kw_only=True)
+class _Safety:
+    """Takes the safety copy of one target once, whoever asks for it."""
+
+    change: Change
+    take: Callable[[Change], None]
+    taken: bool = field(default=False)
+
+    def __call__(self) -> None:
+        if not self.taken and self.change.needs_safety:
+            self.take(self.change)
+        self.taken = True
+
+
+def _prepare(change: Change, moves: Moves, stack: contextlib.ExitStack) -> Prepared:
+    safety = _Safety(change=change, take=moves.safety)
+    request = replace(change.request, safety=safety)
+    prepared = change.prepare(request)
+    stack.callback(_discard, prepared, request)
+    # Somebody's own connector may know nothing of it; until its switch nothing has changed.
+    safety()
+    return prepared
+
+
+def _discard(prepared: Prepared, request: RestoreRequest) -> None:
+    """Clean up; what can't be removed is told in the report, and hides neither the restore's success nor its error."""
+    try:
+        prepared.discard()
+    except Exception as error:  # noqa: BLE001
+        request.report(f"What the restore had built beside it could not all be removed: {error}")
+
+
+def _in_order(
+    changes: Sequence[Change], prepared: Sequence[Prepared]
+) -> tuple[tuple[Change, ...], tuple[Prepared, ...]]:
+    """What can be brought back first, then what may stop half-way, then what happens as a whole and can't be undone:
+    a load that fails half-way still finds everything else as it was, or able to return to it."""
+    pairs = sorted(
+        zip(changes, prepared, strict=True),
+        key=lambda pair: getattr(pair[1], "switch_rank", SwitchRank.IN_PLACE),
+    )
+    return tuple(change for change, _ in pairs), tuple(item for _, item in pairs)
+
+
+def _switch_all(changes: Sequence[Change], prepared: Sequence[Prepared]) -> None:
+    changes, prepared = _in_order(changes, prepared)
+    for position, item in enumerate(prepared):
+        try:
+            item.switch()
+        except BaseException as error:
+            kept = _roll_back(changes[:position], prepared[:position])
+            if not isinstance(error, Exception):
+                raise
+            kind, text = _told(error, changes[position])
+            raise kind(f"{text} {kept}".strip()) from error
+
+
+def _told(error: Exception, change: Change) -> tuple[type[SnapshotError], str]:
+    """An error of a switch; one that isn't ours says nothing of the target's state, and then nobody knows it."""
+    if isinstance(error, SnapshotError):
+        return type(error), str(error)
+    what = f"{change.target.description} could not be switched ({type(error).__name__}: {error})"
+    return SnapshotError, f"{what}, and what it holds now is not known; restore it again."
+
+
+def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared]) -> str:
+    """Bring back what was switched already; say what came of it."""
+    sentences: list[str] = []
+    for change, item in reversed(list(zip(changes, prepared, strict=True))):
+        what = change.target.description
+        try:
+            item.roll_back()
+        except Exception as error:  # noqa: BLE001 - the others are brought back whatever this one does
+            sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
+        else:
+            sentences.append(f"{what} is as it was before.")
+    return " ".join(sentences)
