@@ -107,8 +107,9 @@ def _left_out(places: Places) -> Iterator[Finding]:
     for change, source in places:
         tables = source.metadata.get("data_excluded")
         if change.type == "database" and isinstance(tables, list) and tables:
+            listed = _listed([str(item) for item in tables])
             yield Finding(
-                text=f"The snapshot of {change.subject!r} has no rows of {_listed([str(item) for item in tables])}: they "
+                text=f"The snapshot of {change.subject!r} has no rows of {listed}: they "
                 "were left out of it, and after the restore these tables are empty.",
                 stops=False,
             )

@@ -42,7 +42,7 @@ def private_directory(parent: Path | None = None) -> Iterator[Path]:
         yield path
     finally:
         try:
-            _empty(descriptor)
+            empty(descriptor)
             path.rmdir()
         finally:
             os.close(descriptor)
@@ -70,7 +70,7 @@ def remove_abandoned(parent: Path | None = None) -> list[Path]:
 
 def _make(parent: Path | None) -> tuple[Path, int]:
     """Make a directory and lock it."""
-    host, boot = _here()
+    host, boot = here()
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{host}-{boot}-", dir=parent))
         try:
@@ -80,7 +80,7 @@ def _make(parent: Path | None) -> tuple[Path, int]:
             continue
         try:
             # Somebody who holds the lock is about to remove it.
-            if _locked(descriptor) and _is_still(path, descriptor):
+            if locked(descriptor) and _is_still(path, descriptor):
                 return path, descriptor
         except OSError:
             path.rmdir()
@@ -101,9 +101,9 @@ def _remove_if_abandoned(where: Path, name: str, parent: int) -> bool:
     except OSError:  # gone, or no directory, or one of somebody else
         return False
     try:
-        if not (_is_ours(descriptor, parent) and _locked(descriptor) and _is_still(name, descriptor, parent)):
+        if not (_is_ours(descriptor, parent) and locked(descriptor) and _is_still(name, descriptor, parent)):
             return False
-        _empty(descriptor)
+        empty(descriptor)
         os.rmdir(name, dir_fd=parent)
         return True
     except (OSError, RecursionError) as error:
@@ -120,7 +120,7 @@ def _is_ours(descriptor: int, parent: int) -> bool:
     return private and found.st_dev == os.fstat(parent).st_dev
 
 
-def _locked(descriptor: int) -> bool:
+def locked(descriptor: int) -> bool:
     """Take the lock, which ends with the last copy of *descriptor*; ``False`` if somebody has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,7 +138,7 @@ def _is_still(path: Path | str, descriptor: int, parent: int | None = None) -> b
     return os.path.samestat(found, os.fstat(descriptor))
 
 
-def _empty(directory: int) -> None:
+def empty(directory: int) -> None:
     """Remove all that is in an open directory, whatever modes its directories have."""
     with os.scandir(directory) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -157,7 +157,7 @@ def _empty_below(name: str, parent: int) -> None:
     try:
         if os.fstat(descriptor).st_dev != os.fstat(parent).st_dev:
             raise OSError(errno.EXDEV, "Another file system is mounted there", name)
-        _empty(descriptor)
+        empty(descriptor)
     finally:
         os.close(descriptor)
 
@@ -165,12 +165,12 @@ def _empty_below(name: str, parent: int) -> None:
 def _is_of_here(name: str) -> bool:
     """Whether its lock can be trusted: made in this boot of the kernel, or in an earlier one of this host."""
     found = _NAME.fullmatch(name)
-    host, boot = _here()
+    host, boot = here()
     return found is not None and (found["host"] == host or found["boot"] == boot)
 
 
 @functools.cache
-def _here() -> tuple[str, str]:
+def here() -> tuple[str, str]:
     """Short digests of this host's name and of this boot; where a boot has no name, the host's stands for it."""
     host = os.uname().nodename
     try:

@@ -89,6 +89,8 @@ class RestoreRequest:
     drill: bool = False
     """Whether the state is built only to be looked at: nothing is asked of the target, nothing there is locked or has
     to be there, and ``switch`` is never called."""
+    merge: bool = False
+    """Whether files that the snapshot doesn't have stay, beside those it has; for kinds that are made of files."""
     owner: bool | None = None
     """Whether owners and grants are restored; ``None`` is as the connector was made."""
 

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 _AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _MOUNTS = Path("/proc/self/mountinfo")
 
@@ -40,6 +41,22 @@ def move(origin: Path, destination: Path) -> None:
             origin.chmod(stat.S_IMODE(mode))
             raise
         destination.chmod(stat.S_IMODE(mode))
+
+
+def move_without_replacing(origin: Path, destination: Path) -> None:
+    """As ``move``, but ``FileExistsError`` if the name is taken, also by somebody who takes it at this moment."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        names = os.fsencode(origin), os.fsencode(destination)
+        if call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number in (errno.EEXIST, errno.ENOENT):
+            raise OSError(number, os.strerror(number), str(origin), None, str(destination))
+    # Without such a call, or without the right that ``move`` gets itself, there is a moment between these two.
+    if os.path.lexists(destination):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(destination))
+    move(origin, destination)
 
 
 def mounts_at_or_below(root: Path) -> set[Path]:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from django_snapshots.artifacts import media_kept
 from django_snapshots.artifacts.file_system import sync_file_system
 from django_snapshots.artifacts.media_dump import archive
+from django_snapshots.artifacts.media_merge import add_missing
+from django_snapshots.artifacts.media_preflight import findings
 from django_snapshots.artifacts.media_reader import ArchiveReader
 from django_snapshots.artifacts.media_root import media_root
 from django_snapshots.artifacts.media_switch import Staging
 from django_snapshots.artifacts.media_tar import joined
 from django_snapshots.artifacts.media_unpack import Unpacked, Unpacker
-from django_snapshots.artifacts.media_walk import DIRECTORY_FLAGS, STAGING_PREFIX, Findings
+from django_snapshots.artifacts.media_walk import DIRECTORY_FLAGS, Findings, is_own_name
 from django_snapshots.exceptions import (
     SnapshotArtifactError,
     SnapshotCancelled,
@@ -26,6 +29,7 @@ from django_snapshots.exceptions import (
     SnapshotIntegrityError,
     SnapshotPreflightError,
 )
+from django_snapshots.replaced import Beside, Finding, Outcome
 from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, SwitchRank, Target
 
 SUBJECT = "media"
@@ -61,10 +65,10 @@ class MediaArtifact:
     @contextlib.contextmanager
     def _open_dump(self) -> Iterator[Dump]:
         root = self._existing_root()
-        findings = Findings(report_unreadable=self._report_unreadable)
+        found = Findings(report_unreadable=self._report_unreadable)
         descriptor = _opened(root)
         try:
-            stream = archive(descriptor, os.fsencode(root), findings)
+            stream = archive(descriptor, os.fsencode(root), found)
             chunks = joined(stream)
             status = os.fstat(descriptor)
             with contextlib.closing(stream), contextlib.closing(chunks):
@@ -72,7 +76,7 @@ class MediaArtifact:
                     suffix="tar",
                     started_at=datetime.now(UTC),
                     chunks=chunks,
-                    metadata=lambda: _metadata(findings, status),
+                    metadata=lambda: _metadata(found, status),
                 )
         finally:
             os.close(descriptor)
@@ -101,10 +105,16 @@ class MediaArtifact:
         Raises ``SnapshotIntegrityError`` for an archive that is damaged or hostile, ``SnapshotPreflightError`` where
         there is no room or no right, ``SnapshotArtifactError`` where a file can't be written.
         """
-        staging = Staging(media_root(self.location).path, request.report)
+        if request.drill:
+            return _drilled(source, request)
+        staging = Staging(media_root(self.location).path, request)
+        if not request.mark:
+            request.safety()
         try:
             _require_room(staging.new, source.metadata)
             unpacked = _unpack(staging.new, source, request)
+            if request.merge:
+                _merge(staging.root, staging.new)
             _sync(staging.new)
         except BaseException:
             staging.discard()
@@ -114,7 +124,34 @@ class MediaArtifact:
                 f"{unpacked.other_owners} media files belonged to other users; they belong to user {os.geteuid()} now, "
                 "because only root may give files away."
             )
-        return PreparedMedia(staging=staging, unpacked=unpacked, metadata=source.metadata)
+        return PreparedMedia(staging=staging, unpacked=unpacked, metadata=source.metadata, merge=request.merge)
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """As ``Preflights.preflight``."""
+        return findings(self.location, source, request)
+
+    def keeps(self, subject: str) -> bool:
+        """Always: what is replaced is renamed, which takes no room."""
+        return True
+
+    def beside(self, subject: str) -> Sequence[Beside]:
+        """As ``KeepsReplaced.beside``."""
+        return media_kept.beside(media_root(self.location).path)
+
+    def settle(self, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
+        """As ``KeepsReplaced.settle``."""
+        return media_kept.settle(media_root(self.location).path, mark, noted)
+
+    def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> Prepared:
+        """As ``KeepsReplaced.bring_back``: the kept tree itself goes back, without a copy."""
+        if not request.mark:
+            raise SnapshotArtifactError("A kept tree is brought back under a mark: what it replaces is kept too.")
+        staging = Staging(media_root(self.location).path, request, kept=mark)
+        return PreparedMedia(staging=staging, unpacked=Unpacked(), metadata={}, merge=False)
+
+    def remove(self, subject: str, mark: str) -> None:
+        """As ``KeepsReplaced.remove``."""
+        media_kept.remove(media_root(self.location).path, mark)
 
     def _existing_root(self) -> Path:
         root = media_root(self.location)
@@ -131,31 +168,29 @@ class PreparedMedia:
 
     switch_rank = SwitchRank.REVERSIBLE
 
-    def __init__(self, *, staging: Staging, unpacked: Unpacked, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, *, staging: Staging, unpacked: Unpacked, metadata: Mapping[str, Any], merge: bool) -> None:
         self._staging = staging
+        self._merge = merge
         self._unpacked = unpacked
         self._metadata = metadata
 
     def check(self) -> None:
         """Compare the counts and bytes that were unpacked with the manifest's."""
-        for key, found in self._unpacked.counts.as_metadata().items():
-            expected = self._metadata.get(key)
-            if expected is not None and expected != found:
-                raise SnapshotIntegrityError(
-                    f"The media archive holds {found} {key}, but the manifest says {expected}. "
-                    "MEDIA_ROOT was not touched."
-                )
+        _compare(self._unpacked, self._metadata)
 
     def switch(self) -> None:
         """One atomic exchange with ``MEDIA_ROOT`` where the system has it; see ``media_switch``."""
         self._staging.switch(self._dress_missing)
+        if self._merge and (replaced := self._staging.replaced) is not None:
+            # What came between the merging and the switch.
+            _merge(replaced, self._staging.root)
 
     def roll_back(self) -> None:
         """The directory that was replaced, back in its place."""
         self._staging.roll_back()
 
     def discard(self) -> None:
-        """Remove the staging directory, and with it the files that were replaced."""
+        """Remove the staging directory, and with it the files that were replaced, unless they are kept under a mark."""
         self._staging.discard()
 
     def _dress_missing(self, directory: Path) -> None:
@@ -165,6 +200,58 @@ class PreparedMedia:
             with contextlib.suppress(PermissionError):
                 os.chown(directory, user, group)
         directory.chmod(_permissions(self._metadata.get("mode")))
+
+
+class _Drilled:
+    """A tree in a temporary directory, which is only compared with the manifest."""
+
+    def __init__(self, unpacked: Unpacked, metadata: Mapping[str, Any], stack: ExitStack) -> None:
+        self._unpacked = unpacked
+        self._metadata = metadata
+        self._stack = stack
+
+    def check(self) -> None:
+        """Compare the counts and bytes that were unpacked with the manifest's."""
+        _compare(self._unpacked, self._metadata)
+
+    def switch(self) -> None:
+        raise SnapshotArtifactError("A drill of the media files is only looked at; it is never switched.")
+
+    def roll_back(self) -> None:
+        raise SnapshotArtifactError("A drill of the media files has changed nothing.")
+
+    def discard(self) -> None:
+        """Remove the temporary directory."""
+        self._stack.close()
+
+
+def _drilled(source: Source, request: RestoreRequest) -> Prepared:
+    with ExitStack() as stack:
+        directory = stack.enter_context(request.temporary_directory()) / "media"
+        directory.mkdir(mode=0o700)
+        _require_room(directory, source.metadata)
+        unpacked = _unpack(directory, source, request)
+        return _Drilled(unpacked, source.metadata, stack.pop_all())
+    raise AssertionError  # an ExitStack that swallows an error would be a defect
+
+
+def _compare(unpacked: Unpacked, metadata: Mapping[str, Any]) -> None:
+    for key, found in unpacked.counts.as_metadata().items():
+        expected = metadata.get(key)
+        if expected is not None and expected != found:
+            raise SnapshotIntegrityError(
+                f"The media archive holds {found} {key}, but the manifest says {expected}. MEDIA_ROOT was not touched."
+            )
+
+
+def _merge(origin: Path, destination: Path) -> None:
+    try:
+        add_missing(os.fsencode(origin), os.fsencode(destination))
+    except OSError as error:
+        raise SnapshotArtifactError(
+            f"The media files that are to stay could not be put beside those of the snapshot: {error}. What was there "
+            f"is still in {origin}."
+        ) from error
 
 
 def _opened(root: Path) -> int:
@@ -194,7 +281,7 @@ def _metadata(findings: Findings, root: os.stat_result) -> dict[str, Any]:
 
 def _empty(root: Path) -> bool:
     with os.scandir(root) as entries:
-        return all(os.fsencode(entry.name).startswith(STAGING_PREFIX) for entry in entries)
+        return all(is_own_name(os.fsencode(entry.name)) for entry in entries)
 
 
 def _require_room(directory: Path, metadata: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ A *staging* directory (0700, so that nobody is served from it) holds ``new``, th
 replaced. It is beside ``MEDIA_ROOT``; then the switch is one atomic exchange, or two renames where the system has no
 exchange. Where ``MEDIA_ROOT`` can't be renamed (a mount point, a parent that this user can't write to) it is inside,
 and the entries are moved one by one; that is not atomic, but what fails half-way is moved back.
+
+Under a mark the directory outlives this process: ``media_kept`` says what can be proved of it after any death.
 """
 
 from __future__ import annotations
@@ -16,39 +18,76 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from django_snapshots.artifacts.file_system import exchange, mounts_at_or_below, move, remove_tree, sync_directory
-from django_snapshots.artifacts.media_walk import STAGING_PREFIX
-from django_snapshots.exceptions import SnapshotArtifactError, SnapshotPreflightError
+from django_snapshots.artifacts import media_kept
+from django_snapshots.artifacts.file_system import (
+    exchange,
+    mounts_at_or_below,
+    move,
+    move_without_replacing,
+    remove_tree,
+    sync_directory,
+)
+from django_snapshots.artifacts.media_walk import STAGING_PREFIX, is_own_name
+from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError, SnapshotPreflightError
+from django_snapshots.marked import Marked, Shelf, new_record, where_we_are
+from django_snapshots.transfer import RestoreRequest
 
 _NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 # MEDIA_ROOT itself can't be renamed, but what is in it perhaps can: sticky or read-only parent, mount, overlay layer.
 _NO_RENAME = frozenset({errno.EPERM, errno.EACCES, errno.EBUSY, errno.EXDEV, errno.EROFS})
 
 
+def _reached(phase: str) -> None:
+    """Does nothing; tests put a death, or a long sleep, in its place."""
+
+
 class Staging:
     """One restore's directory, from the first byte to the last. ``root`` is a real path, without links."""
 
-    def __init__(self, root: Path, report: Callable[[str], None]) -> None:
-        """Make the directory, with an empty ``new`` in it.
+    def __init__(self, root: Path, request: RestoreRequest, kept: str = "") -> None:
+        """Make the directory, with an empty ``new`` in it; or take that of the mark *kept*, whose ``new`` is the tree
+        that a restore has replaced.
 
         Raises ``SnapshotPreflightError`` where ``MEDIA_ROOT`` can't be replaced by this process.
         """
         self.root = root
-        self._report = report
+        self._request = request
+        self._report = request.report
         self._undo: Callable[[], None] | None = None
         self._stuck = False
+        self._begun = False
         self._parents: list[Path] = []
-        self._directory = self._make()
-        self.new = self._directory / "new"
-        self.new.mkdir(mode=0o700)
+        self._marked: Marked | None = None
+        self._directory = self._take(kept) if kept else self._make()
+        self.new = self._directory / media_kept.NEW
+        if not kept:
+            self.new.mkdir(mode=0o700)
+
+    @property
+    def replaced(self) -> Path | None:
+        """After ``switch``: the tree that was replaced, if there was one."""
+        return next((path for path in (self._directory / media_kept.OLD, self.new) if path.exists()), None)
+
+    def _fence(self) -> None:
+        """Raise ``SnapshotBusyError`` if somebody has settled this attempt."""
+        if self._marked is not None:
+            self._marked.require()
+
+    def _write_down(self, **facts: object) -> None:
+        """Add *facts* to the record, durably."""
+        if self._marked is not None:
+            self._marked.write_record({**self._marked.read_record(), **facts})
 
     def switch(self, dress_missing: Callable[[Path], None]) -> None:
         """Make ``new`` the root. A root keeps its owner and mode; one that was missing gets its by *dress_missing*.
 
         Raises ``SnapshotArtifactError``, which says in what state the root is.
         """
+        self._fence()
+        self._write_down(root=media_kept.inode(self.root), new=media_kept.inode(self.new))
         # Whatever interrupts the next lines (a signal's exception too) must not let ``discard`` remove old files.
-        self._stuck = True
+        self._stuck = self._begun = True
+        _reached("begun")
         try:
             if not self.root.exists():
                 dress_missing(self.new)
@@ -57,22 +96,26 @@ class Staging:
             elif self._inside or not self._replace_whole():
                 self._move_entries()
         except OSError as error:
+            self._fence()
             self._stuck = False
             raise SnapshotArtifactError(
                 f"The restored media files could not be put in place: {error}. {self.root} is as it was."
             ) from error
         self._stuck = False
         self._sync_names()
+        _reached("switched")
 
     def roll_back(self) -> None:
         """After ``switch``: put back what was there. Raises ``SnapshotArtifactError`` if that can't be done."""
         if self._undo is None:
             self._refuse_if_stuck()
             return
+        self._fence()
         self._stuck = True
         try:
             self._undo()
         except OSError as error:
+            self._fence()
             raise SnapshotArtifactError(
                 f"The media files that were replaced could not be put back: {error}. They are in {self._directory}, "
                 f"which stays; move them to {self.root} by hand."
@@ -89,6 +132,9 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the directory with all that is in it, and parents that were made for nothing. Never raises."""
+        if self._marked is not None:
+            self._end(self._marked)
+            return
         if self._stuck:
             self._report(f"{self._directory} stays, because it may hold media files that were replaced.")
             return
@@ -98,20 +144,55 @@ class Staging:
             self._report(f"{self._directory} could not be removed ({error}); remove it by hand.")
         self._remove_parents()
 
+    def _end(self, marked: Marked) -> None:
+        """Whatever has interrupted a switch, what is in the directory tells what came of it."""
+        self._marked = None
+        try:
+            if marked.is_still_there:
+                media_kept.settle_directory(self.root, marked)
+        except (OSError, SnapshotError) as error:
+            self._report(f"{marked.path} could not be put in order ({error}); the next sweep tries that. It stays.")
+        finally:
+            marked.close()
+
     @property
     def _inside(self) -> bool:
         return self._directory.parent == self.root
 
+    def _take(self, kept: str) -> Path:
+        """The directory of a kept tree."""
+        self._refuse_mounts_below()
+        self._request.note({**where_we_are(), "inside": False})
+        record = new_record(self._request.about, file=self.root.name)
+        if not self.root.exists():
+            raise SnapshotPreflightError(f"{self.root} is missing; make it (or mount its disk) first.")
+        self._marked = media_kept.take_kept(self.root, kept, self._request.mark, record)
+        return self._marked.path
+
+    def _refuse_mounts_below(self) -> None:
+        mounts = mounts_at_or_below(self.root) - {self.root}
+        if mounts:
+            raise SnapshotPreflightError(
+                f"A file system is mounted below MEDIA_ROOT, at {min(mounts)}, which can't be replaced with it; "
+                "unmount it for the time of the restore."
+            )
+
+    def _directory_in(self, shelf: Shelf, unmarked_prefix: str) -> Path:
+        """A new private directory on *shelf*. Raises ``OSError``."""
+        if not self._request.mark:
+            return Path(tempfile.mkdtemp(prefix=unmarked_prefix, dir=shelf.parent))
+        inside = shelf.parent == self.root
+        self._request.note({**where_we_are(), "inside": inside, "root": media_kept.inode(self.root)})
+        parents = [str(path) for path in self._parents]
+        record = new_record(self._request.about, file=self.root.name, parents=parents)
+        self._marked = shelf.make(self._request.mark, record)
+        return self._marked.path
+
     def _make(self) -> Path:
         if not self.root.exists():
             return self._make_for_missing()
-        mounts = mounts_at_or_below(self.root)
-        if mounts - {self.root}:
-            raise SnapshotPreflightError(
-                f"A file system is mounted below MEDIA_ROOT, at {min(mounts - {self.root})}, which can't be replaced "
-                "with it; unmount it for the time of the restore."
-            )
-        beside = None if mounts else self._make_beside()
+        self._refuse_mounts_below()
+        beside = None if mounts_at_or_below(self.root) else self._make_beside()
         return beside or self._make_inside()
 
     def _make_for_missing(self) -> Path:
@@ -120,7 +201,7 @@ class Staging:
                 if not parent.exists():
                     parent.mkdir()
                     self._parents.append(parent)
-            return Path(tempfile.mkdtemp(prefix=self._prefix(), dir=self.root.parent))
+            return self._directory_in(media_kept.beside_shelf(self.root), self._prefix())
         except OSError as error:
             self._remove_parents()
             raise SnapshotPreflightError(
@@ -136,17 +217,21 @@ class Staging:
 
     def _make_beside(self) -> Path | None:
         try:
-            directory = Path(tempfile.mkdtemp(prefix=self._prefix(), dir=self.root.parent))
+            directory = self._directory_in(media_kept.beside_shelf(self.root), self._prefix())
         except OSError:
             return None
         if directory.stat().st_dev == self.root.stat().st_dev:
             return directory
-        directory.rmdir()
+        if self._marked is not None:
+            self._marked.remove()
+            self._marked = None
+        else:
+            directory.rmdir()
         return None
 
     def _make_inside(self) -> Path:
         try:
-            return Path(tempfile.mkdtemp(prefix=STAGING_PREFIX.decode(), dir=self.root))
+            return self._directory_in(media_kept.inside_shelf(self.root), STAGING_PREFIX.decode())
         except OSError as error:
             raise SnapshotPreflightError(
                 f"Nothing can be written beside MEDIA_ROOT nor in it: {error}. "
@@ -183,9 +268,11 @@ class Staging:
     def _rename_twice(self) -> None:
         old = self._directory / "old"
         self.root.rename(old)
+        _reached("half")
         try:
             self.new.rename(self.root)
         except BaseException:
+            self._fence()
             self._put_back(old)
             raise
         self._undo = lambda: self._rename_back(old)
@@ -211,18 +298,39 @@ class Staging:
         old = self._directory / "old"
         old.mkdir(mode=0o700, exist_ok=True)
         self.new.chmod(0o700)
+        names = {path: _entries(path) for path in (self.root, self.new)}
+        self._write_down(moves={media_kept.OLD: names[self.root], media_kept.NEW: names[self.new]}, moved=False)
         moves: list[tuple[Path, Path]] = []
         try:
             for origin, destination in ((self.root, old), (self.new, self.root)):
-                for name in sorted(os.listdir(origin)):  # noqa: PTH208 - one directory, names only
-                    if origin / name == self._directory or (origin == self.root and _is_staging(name)):
-                        continue
-                    move(origin / name, destination / name)
+                for name in names[origin]:
+                    if destination == self.root:
+                        self._make_way(name, moves)
+                    move_without_replacing(origin / name, destination / name)
                     moves.append((origin / name, destination / name))
+                    _reached("moved")
         except BaseException:
+            self._fence()
             self._move_back(moves)
             raise
-        self._undo = lambda: self._move_back(moves)
+        self._sync_names()
+        _reached("all moved")
+        self._write_down(moved=True)
+        self._undo = lambda: self._move_all_back(moves)
+
+    def _make_way(self, name: str, moves: list[tuple[Path, Path]]) -> None:
+        """What somebody has put under a name of the snapshot since the list was made is moved aside, and kept."""
+        if not os.path.lexists(self.root / name):
+            return
+        late = self._directory / media_kept.LATE
+        late.mkdir(mode=0o700, exist_ok=True)
+        move(self.root / name, late / name)
+        moves.append((self.root / name, late / name))
+        self._report(f"{name} came into MEDIA_ROOT while it was restored; it is kept with what was replaced.")
+
+    def _move_all_back(self, moves: list[tuple[Path, Path]]) -> None:
+        self._write_down(moved=False)
+        self._move_back(moves)
 
     def _move_back(self, moves: list[tuple[Path, Path]]) -> None:
         while moves:
@@ -248,5 +356,6 @@ class Staging:
                 ) from error
 
 
-def _is_staging(name: str) -> bool:
-    return os.fsencode(name).startswith(STAGING_PREFIX)
+def _entries(directory: Path) -> list[str]:
+    """What is in *directory*, but for what restores have left or keep there."""
+    return sorted(name for name in os.listdir(directory) if not is_own_name(os.fsencode(name)))  # noqa: PTH208

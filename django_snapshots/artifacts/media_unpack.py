@@ -17,7 +17,7 @@ from typing import Any
 
 from django_snapshots.artifacts.media_reader import ArchiveReader
 from django_snapshots.artifacts.media_tar import Member
-from django_snapshots.artifacts.media_walk import DIRECTORY_FLAGS, STAGING_PREFIX, Counts, shown
+from django_snapshots.artifacts.media_walk import DIRECTORY_FLAGS, Counts, is_own_name, shown
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError
 
 _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -68,7 +68,7 @@ class Unpacker:
                 f"{shown(member.path)} is not in a directory that the archive has opened: "
                 "its parent is missing, closed, a file or a link"
             )
-        if not parent and name.startswith(STAGING_PREFIX):
+        if is_own_name(name):
             self._reader.refuse(f"{shown(member.path)} has the name of a restore's own directory")
         self._count(member)
         with _explained(member):

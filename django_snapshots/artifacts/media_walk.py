@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from django_snapshots.exceptions import SnapshotArtifactError
+from django_snapshots.marked import is_name
 
 STAGING_PREFIX = b".django-snapshots-staging-"
 """Begins the name of a restore's own directory where it has to be inside of ``MEDIA_ROOT``."""
@@ -28,6 +29,11 @@ _NAMED = 10
 _SHOWN = 300
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE})
 _KINDS = {stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a named pipe", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
+
+
+def is_own_name(name: bytes) -> bool:
+    """Whether *name*, without its directory, is one that restores give to what they build and keep."""
+    return name.startswith(STAGING_PREFIX) or is_name(os.fsdecode(name))
 
 
 def shown(path: bytes) -> str:
@@ -193,8 +199,8 @@ def _names(directory: int) -> list[tuple[bytes, bool]]:
 
 
 def _wanted(path: bytes, findings: Findings) -> bool:
-    if path.startswith(STAGING_PREFIX) and b"/" not in path:
-        findings.warn(f"{shown(path)} belongs to a restore that was cut off; it was left out. It may hold old files.")
+    if is_own_name(path.rpartition(b"/")[2]):
+        findings.warn(f"{shown(path)} is what a restore has kept or left; it was left out. It may hold old files.")
         return False
     if too_long(path):
         findings.cannot_read(path, f"its path is longer than {MAX_PATH} bytes or {MAX_DEPTH} levels")

@@ -9,22 +9,30 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from django.db import connections
+
 from django_snapshots.connectors import sqlite_files as files
+from django_snapshots.connectors import sqlite_kept, sqlite_labels
 from django_snapshots.connectors.facts import applied_migrations
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.sqlite_files import PAGES_PER_STEP, POLL_SECONDS, Patience, Place, explained
-from django_snapshots.connectors.sqlite_switch import Switch
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotIntegrityError
+from django_snapshots.connectors.sqlite_preflight import findings
+from django_snapshots.connectors.sqlite_ways import Way, Workshop, switched
+from django_snapshots.exceptions import (
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+)
+from django_snapshots.marked import Marked, Stage, new_record, where_we_are
+from django_snapshots.replaced import Beside, Finding, Outcome
 from django_snapshots.transfer import (
     CHUNK_SIZE,
     Dump,
@@ -79,17 +87,65 @@ class SQLiteConnector(FileTier):
         )
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
-        """Write *source* to a private file and check that it is a sound database. The target is not touched."""
+        """Write *source* to a private file and check that it is a sound database. The target is not touched.
+
+        Under a mark the file is beside the target, and what the switch replaces is kept there.
+        """
+        return self._prepare(subject, source, request, {})
+
+    def _prepare(
+        self, subject: str, source: Source, request: RestoreRequest, facts: Mapping[str, Any]
+    ) -> _PreparedDatabase:
         place = files.locate(subject)
         with ExitStack() as stack:
-            directory = stack.enter_context(request.temporary_directory())
-            staged = directory / "staged.sqlite3"
+            marked = None
+            if request.mark and place.path is not None and not request.drill:
+                marked = _directory_beside(place, request, facts)
+                stack.callback(_remove, marked, request)
+            directory = marked.path if marked else stack.enter_context(request.temporary_directory())
+            staged = directory / sqlite_kept.STAGED
             with explained(place, "prepare the restore of"):
                 _spool(source, staged)
                 counts = _checked(place, source, staged, request)
-            switch = Switch(place, request.processes, self._lock_timeout, request.preserve_tables)
-            return _PreparedDatabase(place, source, request, directory, counts, switch, stack.pop_all())
+            if marked is None and not request.drill:
+                request.safety()
+            workshop = Workshop(place, request, directory, marked, self._lock_timeout)
+            return _PreparedDatabase(workshop, source, counts, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """As ``Preflights.preflight``."""
+        return findings(files.locate(subject), source, request)
+
+    def keeps(self, subject: str) -> bool:
+        """A file is kept beside itself; what is in memory is not."""
+        return files.locate(subject).path is not None
+
+    def beside(self, subject: str) -> Sequence[Beside]:
+        """As ``KeepsReplaced.beside``; nothing for a database in memory."""
+        place = files.locate(subject)
+        return sqlite_kept.beside(place) if place.path is not None else ()
+
+    def settle(self, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
+        """As ``KeepsReplaced.settle``. What was in a dead process's memory is gone with it, so nobody can see it."""
+        place = files.locate(subject)
+        return Outcome.UNSEEN if place.path is None else sqlite_kept.settle(place, mark, noted, self._lock_timeout)
+
+    def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> Prepared:
+        """As ``KeepsReplaced.bring_back``: a copy of the kept file goes the way of every restore."""
+        place = files.locate(subject)
+        if place.path is None:
+            raise SnapshotNotFoundError(f"Nothing is kept of the in-memory database of {place.title}.")
+        with explained(place, "bring back what was kept of"):
+            path = sqlite_kept.kept_file(place, mark, self._lock_timeout)
+        source = Source(filename=str(path), metadata={}, open=lambda: _read(path))
+        return self._prepare(subject, source, request, {"brought_back": mark})
+
+    def remove(self, subject: str, mark: str) -> None:
+        """As ``KeepsReplaced.remove``."""
+        place = files.locate(subject)
+        if place.path is not None:
+            sqlite_kept.remove(place, mark, self._lock_timeout)
 
     def _copy(self, place: Place, path: Path, request: DumpRequest) -> tuple[datetime, Mapping[str, Any]]:
         opened = files.open_memory(place) if place.path is None else files.open_file(place)
@@ -137,7 +193,7 @@ def _settle(place: Place, path: Path, request: DumpRequest) -> Mapping[str, Any]
         copy: sqlite3.Connection = wrapper.connection
         # Written in WAL mode its pages would pass through a log; the stored file must be complete without one.
         files.plain_journal(copy)
-        _drop(copy, request.exclude_tables)
+        _drop(copy, request.exclude_tables | {sqlite_labels.TABLE})
         _empty_out(place, copy, request.exclude_data)
         faults, content = files.integrity_problems(copy)
         if faults:
@@ -232,12 +288,21 @@ def _inspect(place: Place, source: Source, path: Path, request: RestoreRequest) 
         return files.row_counts(staged)
 
 
-@dataclass
-class _Undo:
-    """What brings the replaced state back."""
+def _directory_beside(place: Place, request: RestoreRequest, facts: Mapping[str, Any]) -> Marked:
+    shelf = sqlite_kept.shelf_of(place)
+    if not shelf.parent.is_dir():
+        raise SnapshotConnectorError(f"The directory {shelf.parent} does not exist; make it (or mount it) first.")
+    request.note(where_we_are())
+    with explained(place, "prepare the restore of"):
+        return shelf.make(request.mark, new_record(request.about, file=place.real.name, **facts))
 
-    kept: Path | None = None
-    created: bool = False
+
+def _remove(marked: Marked, request: RestoreRequest) -> None:
+    """Remove what was built, if nobody has settled it meanwhile."""
+    try:
+        marked.remove()
+    except (OSError, SnapshotError) as error:
+        request.report(f"{marked.path} could not be removed ({error}); the next sweep tries again.")
 
 
 class _PreparedDatabase:
@@ -245,24 +310,19 @@ class _PreparedDatabase:
 
     switch_rank = SwitchRank.REVERSIBLE
 
-    def __init__(
-        self,
-        place: Place,
-        source: Source,
-        request: RestoreRequest,
-        directory: Path,
-        counts: Mapping[str, int],
-        switch: Switch,
-        stack: ExitStack,
-    ) -> None:
-        self._place = place
+    def __init__(self, workshop: Workshop, source: Source, counts: Mapping[str, int], stack: ExitStack) -> None:
+        self._workshop = workshop
+        self._place = workshop.place
         self._source = source
-        self._request = request
-        self._directory = directory
         self._counts = counts
-        self._switch = switch
         self._stack = stack
-        self._undo: _Undo | None = None
+        self._way: Way | None = None
+        self._begun = False
+
+    def django_settings(self) -> Mapping[str, Any]:
+        """The alias's own settings, with the private copy for its file."""
+        staged = str(self._workshop.file(sqlite_kept.STAGED))
+        return {**connections.settings[self._place.alias], "NAME": staged}
 
     def check(self) -> None:
         """Compare the row counts with the manifest's, where those are exact."""
@@ -282,78 +342,36 @@ class _PreparedDatabase:
 
     def switch(self) -> None:
         """Replace the live content in one transaction; a file that is missing appears complete or not at all."""
-        staged = self._directory / "staged.sqlite3"
+        if self._workshop.request.drill:
+            raise SnapshotError(f"A drill of {self._place.title} is only looked at; it is never switched.")
+        self._begun = True
         with explained(self._place, "restore", " It was not changed."):
-            if self._place.path is not None and _create(self._place.path, staged, self._request):
-                self._undo = _Undo(created=True)
-                return
-            kept = self._directory / "replaced.sqlite3"
-            self._switch.replace(staged, kept)
-            self._undo = _Undo(kept=kept)
+            self._way = switched(self._workshop)
 
     def roll_back(self) -> None:
         """Bring back what ``switch`` replaced; preserved tables keep the rows that they got since."""
-        if self._undo is None:
+        if self._way is None:
             raise SnapshotError(f"There is nothing to bring back for {self._place.title}: it was not switched.")
         with explained(self._place, "bring back"):
-            if self._undo.kept is not None:
-                self._switch.replace(self._undo.kept, self._directory / "undone.sqlite3")
-            elif self._place.path is not None:
-                for suffix in ("", "-wal", "-shm", "-journal"):
-                    _beside(self._place.path, suffix).unlink(missing_ok=True)
-        self._undo = None
+            self._way.back()
+        self._way = None
 
     def discard(self) -> None:
-        """Remove the private files, the replaced state among them."""
+        """Remove the private files; under a mark, what was replaced stays."""
+        begun, self._begun = self._begun, False
+        if begun and (marked := self._workshop.marked) is not None:
+            self._end(marked)
         self._stack.close()
 
-
-def _create(path: Path, staged: Path, request: RestoreRequest) -> bool:
-    """Give a missing file its content, whole, under a name that nobody has yet; ``False`` if there is a file."""
-    if path.exists():
-        return False
-    if not path.parent.is_dir():
-        raise SnapshotConnectorError(f"The directory {path.parent} does not exist; make it (or mount it) first.")
-    _set_aside(path, request)
-    # A directory of its own, so that nobody can meet a half-written file and the link stays on one file system.
-    with tempfile.TemporaryDirectory(prefix=".django-snapshots-", dir=path.parent) as name:
-        fresh = Path(name) / path.name
-        _copy_durably(staged, fresh)
+    def _end(self, marked: Marked) -> None:
+        """Whatever has interrupted a switch, the label in the live file tells what came of it."""
+        self._stack.pop_all()
         try:
-            os.link(fresh, path)
-        except FileExistsError:
-            return False
-    _sync_directory(path.parent)
-    return True
-
-
-def _set_aside(path: Path, request: RestoreRequest) -> None:
-    """Rename logs of a database file that is gone: SQLite would take them for the new file's own."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    for suffix in ("-wal", "-shm", "-journal"):
-        orphan = _beside(path, suffix)
-        if orphan.exists():
-            aside = _beside(path, f"{suffix}.orphan-{stamp}")
-            orphan.rename(aside)
-            request.report(f"{orphan} belonged to a database file that is gone; it is now {aside.name}.")
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _copy_durably(source: Path, destination: Path) -> None:
-    """Copy with the permissions that SQLite gives a new database: 0644 less the umask."""
-    descriptor = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.writelines(_read(source))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            if marked.is_still_there and marked.stage is not Stage.KEPT:
+                sqlite_kept.settle_directory(self._place, marked, self._workshop.seconds)
+        except (OSError, sqlite3.Error, SnapshotError) as error:
+            self._workshop.request.report(
+                f"{marked.path} could not be put in order ({error}); the next sweep does that. Nothing is lost."
+            )
+        finally:
+            marked.close()

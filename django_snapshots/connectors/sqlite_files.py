@@ -30,6 +30,7 @@ OWN_TABLES = "django_snapshots_"
 PAGES_PER_STEP = 2048
 POLL_SECONDS = 0.001
 _BUSY_SECONDS = 1.0
+_LOCKS = Path("/proc/locks")
 _PROBLEMS_SHOWN = 5
 # What integrity_check says about the rows' content; the file itself is sound then.
 _CONTENT_PROBLEMS = ("NULL value in ", "CHECK constraint failed in ", "TEXT value in ", "NUMERIC value in ")
@@ -46,6 +47,11 @@ class Place:
     """The file, absolute; ``None`` for a database in memory."""
     options: tuple[tuple[str, str], ...] = ()
     """What ``NAME`` says about the file where it is a URI, less its ``mode``."""
+
+    @property
+    def real(self) -> Path:
+        """The file itself, where ``path`` is a link: SQLite keeps its logs beside that. Only for a file."""
+        return Path(os.path.realpath(str(self.path)))
 
     @property
     def title(self) -> str:
@@ -168,7 +174,7 @@ def distrust_schema(connection: sqlite3.Connection) -> None:
 class Patience:
     """Watches a copy: ends it when the run was cancelled, or when a lock has let nothing through for too long."""
 
-    def __init__(self, place: Place, seconds: float, processes: Processes) -> None:
+    def __init__(self, place: Place, seconds: float, processes: Processes | None) -> None:
         self._place = place
         self._seconds = seconds
         self._processes = processes
@@ -177,7 +183,7 @@ class Patience:
 
     def __call__(self, status: int, remaining: int, total: int) -> None:
         """Take one report of ``sqlite3.Connection.backup``."""
-        if self._processes.ended:
+        if self._ended:
             raise SnapshotCancelled(f"The run was cancelled while {self._place.title} was copied.")
         # A copy that starts again because somebody wrote is no progress, however many pages it copies.
         progress = self._least is None or remaining < self._least
@@ -189,13 +195,18 @@ class Patience:
 
     def lost(self) -> None:
         """One more try found the database locked; raise if it was the last."""
-        if self._processes.ended:
+        if self._ended:
             raise SnapshotCancelled(f"The run was cancelled while {self._place.title} was locked.")
         if time.monotonic() >= self._deadline:
+            who = f" ({'; '.join(found)})" if (found := holders(self._place)) else ""
             raise SnapshotConnectorError(
-                f"The SQLite database of {self._place.title} is locked by another connection and stayed so for "
+                f"The SQLite database of {self._place.title} is locked by another connection{who} and stayed so for "
                 f"{self._seconds:g} seconds; it was not changed. End the transaction that holds it, then try again."
             )
+
+    @property
+    def _ended(self) -> bool:
+        return self._processes is not None and self._processes.ended
 
     def execute(self, connection: sqlite3.Connection, statement: str) -> list[Any]:
         """Execute *statement*, again and again while the database is locked; return its rows."""
@@ -204,6 +215,29 @@ class Patience:
                 self.lost()
                 time.sleep(POLL_SECONDS)
         return rows
+
+
+def holders(place: Place) -> list[str]:
+    """Other processes that hold a lock on the database now, as far as Linux tells: ``process 12 (python)``."""
+    if place.path is None or not _LOCKS.exists():
+        return []
+    files = set()
+    for suffix in ("", "-shm"):
+        with contextlib.suppress(OSError):
+            found = os.stat(f"{place.real}{suffix}")  # noqa: PTH116 - nothing is opened
+            files.add(f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}")
+    numbers = {
+        int(words[words.index("POSIX") + 3])
+        for words in map(str.split, _LOCKS.read_text().splitlines())
+        if "POSIX" in words and "->" not in words and files.intersection(words)
+    }
+    return [f"process {number}{_program(number)}" for number in sorted(numbers - {os.getpid(), 0, -1})]
+
+
+def _program(number: int) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({Path(f'/proc/{number}/comm').read_text().strip()})"
+    return ""
 
 
 @contextlib.contextmanager

@@ -9,21 +9,28 @@ How that is had depends on the journal mode:
   rows are put into the copy while it is being copied, which the backup API follows (changes made through the very
   connection that is its source are applied to what it has copied already);
 - in memory: Django's own connection does it all.
+
+When a state is to be kept it is complete and on the disk before the first page of the new one is written. Right after
+the lock is had, and before anything is written, *fence* is asked whether this attempt still may: whoever settles it
+takes the same lock first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from django_snapshots.connectors import sqlite_labels as labels
 from django_snapshots.connectors.sqlite_files import (
     PAGES_PER_STEP,
     POLL_SECONDS,
     Patience,
     Place,
     impatient,
+    is_damage,
     open_file,
     open_memory,
     open_private,
@@ -31,25 +38,45 @@ from django_snapshots.connectors.sqlite_files import (
     quoted,
 )
 from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.marked import sync
 from django_snapshots.processes import Processes
 
 _PADDING = "django_snapshots_padding"
 
 
+def _reached(phase: str) -> None:
+    """Does nothing; tests put a death, or a long sleep, in its place."""
+
+
 class Switch:
     """One way from a private copy into the live database; used to go forward and, with what was kept, back."""
 
-    def __init__(self, place: Place, processes: Processes, seconds: float, preserve: Iterable[str]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        processes: Processes,
+        seconds: float,
+        preserve: Iterable[str],
+        *,
+        fence: Callable[[], None] = lambda: None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """*fence* raises if this attempt has no right to change the live database any more."""
         self._place = place
         self._processes = processes
         self._seconds = seconds
         self._preserve = sorted(preserve)
+        self._fence = fence
+        self._report = report
+        self._come = self._go = ""
 
-    def replace(self, staged_path: Path, kept_path: Path) -> None:
+    def replace(self, staged_path: Path, kept_path: Path, *, label: str = "", without: str = "") -> None:
         """Make the content of *staged_path* the live content; what it replaced is in *kept_path* afterwards.
 
-        When this raises, the live database is as it was.
+        The new content carries *label*, and every label of the old one but *without*. When this raises, the live
+        database is as it was.
         """
+        self._come, self._go = label, without
         opened = open_memory(self._place) if self._place.path is None else open_file(self._place)
         with opened as live, open_private(self._place.alias, staged_path) as staged:
             mode, page_size = (self._ask(live, name) for name in ("journal_mode", "page_size"))
@@ -59,10 +86,14 @@ class Switch:
                 staged.execute("VACUUM")
             if self._place.path is None:
                 self._in_memory(live, staged, kept_path)
-            elif mode == "wal":
+                return
+            # Whatever the file's other users chose: a switch must be on the disk as a whole.
+            self._patience().execute(live, "PRAGMA synchronous=FULL")
+            if mode == "wal":
                 self._write_ahead_log(live, staged, kept_path)
             else:
                 self._rollback_journal(live, staged, kept_path)
+        _reached("switched")
 
     def _ask(self, live: sqlite3.Connection, name: str) -> str | int:
         value: str | int = self._patience().execute(live, f"PRAGMA {name}")[0][0]
@@ -74,9 +105,9 @@ class Switch:
         self._patience().execute(live, "BEGIN EXCLUSIVE")
         live.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
         live.execute("COMMIT")
-        carry(live, staged, self._preserve)
-        self._keep(live, kept)
-        staged.backup(live, pages=PAGES_PER_STEP, progress=self._patience(), sleep=POLL_SECONDS)
+        self._carry_and_keep(live, staged, kept)
+        progress = _AfterFirstPages(lambda: _reached("copying"), self._patience())
+        staged.backup(live, pages=PAGES_PER_STEP, progress=progress, sleep=POLL_SECONDS)
         # Closing the connection, which the caller does, gives the lock back.
 
     def _write_ahead_log(self, live: sqlite3.Connection, staged: sqlite3.Connection, kept: Path) -> None:
@@ -84,8 +115,8 @@ class Switch:
 
             def hold_the_lock() -> None:
                 drop_padding()
-                carry(reader, staged, self._preserve)
-                self._keep(reader, kept)
+                self._carry_and_keep(reader, staged, kept)
+                _reached("copying")
 
             pages = min(PAGES_PER_STEP, int(pragma(staged, "page_count")) - 1)
             progress = _AfterFirstPages(hold_the_lock, self._patience())
@@ -100,18 +131,59 @@ class Switch:
             raise SnapshotConnectorError(
                 f"A transaction is open on {self._place.title}; it was not changed. Restore outside of atomic blocks."
             )
-        carry(live, staged, self._preserve)
-        self._keep(live, kept)
+        self._carry_and_keep(live, staged, kept)
         staged.backup(live, pages=-1, progress=self._patience(), sleep=POLL_SECONDS)
 
+    def _carry_and_keep(self, live: sqlite3.Connection, staged: sqlite3.Connection, kept: Path) -> None:
+        """What is done while the lock is held and nothing of the live database is changed yet."""
+        self._fence()
+        _reached("locked")
+        try:
+            carry(live, staged, self._preserve)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._report(
+                f"{self._place.title} is damaged, so the rows of {', '.join(self._preserve)} could not be taken along "
+                f"({error}). They are in the state that was replaced, as far as they can be read."
+            )
+        labels.write(staged, {self._come, *self._labels(live)} - {"", self._go})
+        self._keep(live, kept)
+        _reached("kept")
+
+    def _labels(self, live: sqlite3.Connection) -> set[str]:
+        try:
+            return labels.read(live)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            return set()
+
     def _keep(self, live: sqlite3.Connection, path: Path) -> None:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as kept:
+        """Copy the live content to *path*, which appears complete and, if it is to outlive us, on the disk."""
+        part = path.with_name(f"{path.name}.part")
+        part.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as kept:
             kept.execute("PRAGMA synchronous=OFF")
             live.backup(kept, pages=PAGES_PER_STEP, progress=self._patience(), sleep=POLL_SECONDS)
             kept.execute("PRAGMA journal_mode=DELETE").fetchall()
+        if self._come:
+            sync_file(part)
+        part.rename(path)
+        if self._come:
+            sync(path.parent)
 
     def _patience(self) -> Patience:
         return Patience(self._place, self._seconds, self._processes)
+
+
+def sync_file(path: Path) -> None:
+    """Put the content of the private file *path* on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _AfterFirstPages:

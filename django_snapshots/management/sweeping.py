@@ -21,6 +21,7 @@ def sweep(*, collect: bool) -> dict[str, Any]:
     dead, live = runs.dead_steps(), {run.pk for run in runs.live(limit=_MOST_RUNS)}
     swept = runs.sweep()
     taken = [_told(step) for step in dead if _was_taken(step)]
+    swept.begin = [step_id for step_id in swept.begin if not _settled(step_id)]
     finish, swept.finish = swept.finish, []
     for run_id in finish:
         working.conclude(run_id)
@@ -34,6 +35,14 @@ def sweep(*, collect: bool) -> dict[str, Any]:
         "not_sent": 0 if sent else len(swept.ask_again) + len(swept.begin),
         "removed": removed,
     }
+
+
+def _settled(step_id: int) -> bool:
+    """Bring a restore whose worker is dead to its end here: there may be no other worker."""
+    if not runs.is_unsettled(step_id):
+        return False
+    working.work(step_id)
+    return True
 
 
 def _was_taken(step: Step) -> bool:

@@ -53,8 +53,11 @@ def _take_from(run: Run, step: Step, limits: Limits) -> bool:
     silence = f"{step}: its worker {step.holder} gave no sign of life for {limits.lease:.0f} s"
     if _gets_another_attempt(run, step, limits):
         goes_on = "what became of its targets is looked at" if run.kind in SETTLED else "begun anew"
+        # What a dead restore has left stands in the way of everybody: it is looked at without a pause.
+        at_once = run.kind in SETTLED and step.attempts == 1
+        pause = None if at_once else later(step.attempts)
         with transaction.atomic(using=alias()):
-            changed = held.update(**anew(), error=f"{silence}; {goes_on}.", not_before=later(step.attempts))
+            changed = held.update(**anew(), error=f"{silence}; {goes_on}.", not_before=pause)
             if changed:
                 begin_later_phases_anew(step)
                 hand_to_workers(run.pk)

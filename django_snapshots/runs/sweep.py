@@ -110,6 +110,11 @@ def unsettled(run: Run) -> list[int]:
     return list(rows.filter(run__kind__in=SETTLED).values_list("pk", flat=True))
 
 
+def is_unsettled(step: int) -> bool:
+    """Whether a step is of a restore whose targets have to be looked at."""
+    return Step.objects.using(alias()).filter(pk=step, run__kind__in=SETTLED, token__gt=0, state=State.QUEUED).exists()
+
+
 def _sweep_inline(run: Run) -> None:
     """Nobody else goes on with what one process has begun."""
     if not _is_silent(run):

@@ -78,19 +78,34 @@ def dump(artifact: MediaArtifact | None = None) -> tuple[bytes, dict[str, Any]]:
 class Restore:
     """One restore of *content*, in its moves; keeps the sentences of the report and whether the source was read."""
 
-    def __init__(self, content: bytes, metadata: dict[str, Any] | None = None, chunk: int = 4096) -> None:
+    def __init__(
+        self, content: bytes, metadata: dict[str, Any] | None = None, chunk: int = 4096, **options: Any
+    ) -> None:
+        self.options = options
         self.reports: list[str] = []
         self.read_to_end = False
         self.processes = Processes()
         self._pieces = [content[start : start + chunk] for start in range(0, len(content), chunk)]
         self._metadata = metadata or {}
 
-    def prepare(self) -> Prepared:
-        source = Source(filename="media.tar.zst", metadata=self._metadata, open=self._chunks)
-        request = RestoreRequest(
-            processes=self.processes, temporary_directory=private_directory, report=self.reports.append
+    @property
+    def source(self) -> Source:
+        return Source(filename="media.tar.zst", metadata=self._metadata, open=self._chunks)
+
+    @property
+    def request(self) -> RestoreRequest:
+        return RestoreRequest(
+            processes=self.processes,
+            temporary_directory=private_directory,
+            report=self.reports.append,
+            **self.options,
         )
-        return MediaArtifact().prepare("media", source, request)
+
+    def prepare(self) -> Prepared:
+        return MediaArtifact().prepare("media", self.source, self.request)
+
+    def bring_back(self, mark: str) -> Prepared:
+        return MediaArtifact().bring_back("media", mark, self.request)
 
     def _chunks(self) -> Iterator[bytes]:
         yield from self._pieces

@@ -243,7 +243,7 @@ def test_what_is_no_file_is_left_out_and_named(tmp_path, monkeypatch):
             archive, metadata = dump()
     assert archive == bytes(1024)
     assert [sentence.partition(";")[0] for sentence in metadata["warnings"]] == [
-        '".django-snapshots-staging-old" belongs to a restore that was cut off',
+        '".django-snapshots-staging-old" is what a restore has kept or left',
         '"pipe" is a named pipe',
         '"socket" is a socket',
     ]

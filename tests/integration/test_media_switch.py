@@ -102,6 +102,7 @@ def failing_rename(monkeypatch, *numbers: int) -> list[int]:
         return real(*arguments, **options)
 
     monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(media_switch, "move_without_replacing", media_switch.move)
     return calls
 
 

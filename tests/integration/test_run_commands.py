@@ -180,7 +180,7 @@ def test_a_sweep_works_while_the_broker_is_away(project):
     )
     answer = told(project, "sweep")
     assert [(item["run"], item["state"]) for item in answer["ended"]] == [(run, "failed")]
-    assert "Look at what it was to replace" in answer["ended"][0]["error"]
+    assert "Nothing was changed" in answer["ended"][0]["error"]
     assert (answer["sent"], answer["not_sent"]) == (0, 1)
 
 

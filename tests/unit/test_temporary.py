@@ -278,7 +278,7 @@ def test_a_parent_that_hands_down_its_group_changes_nothing(tmp_path: Path) -> N
 def test_only_a_lock_of_this_host_is_believed(tmp_path: Path, host: str, boot: str, ours: bool) -> None:
     """After a reboot the host's name is the same; a new container of this kernel has another name."""
     left = abandoned(tmp_path)
-    this = dict(zip(("host", "boot"), temporary._here(), strict=True))
+    this = dict(zip(("host", "boot"), temporary.here(), strict=True))
     parts = [this[key] if value == "same" else "0" * 8 for key, value in (("host", host), ("boot", boot))]
     renamed = left.rename(tmp_path / "-".join(["django-snapshots", *parts, "abcdefgh"]))
     assert remove_abandoned(tmp_path) == ([renamed] if ours else [])

@@ -1,0 +1,272 @@
+"""What a restore keeps beside ``MEDIA_ROOT``, and how the outcome of a dead one is proved.
+
+Everything is in one directory (see ``marked``), beside ``MEDIA_ROOT`` or, where that can't be renamed, in it. It holds
+``new``, the tree being built, and takes the tree that was replaced. Before the first change its record says, on the
+disk, which inodes the two trees have. Who can die when, and what then holds:
+
+- while it builds: ``MEDIA_ROOT`` was not touched: BEFORE, and the directory goes;
+- one exchange, or one rename where ``MEDIA_ROOT`` was missing: the tree that is in the directory afterwards tells, by
+  its inode, whether it took place. It can't be half done;
+- two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
+  it is put back: BEFORE;
+- entries moved one by one: the list of all of them is on the disk before the first move, and a word that says that
+  all were moved after the last. Without that word everything that was moved goes back: BEFORE. What others have put
+  under a name in the meantime is never overwritten: it is moved aside and stays;
+- rolling back: the same, the other way;
+- bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
+  then gives it its old name.
+
+Whoever settles renames the directory first. Every move leads into it or out of it by its name, so an attempt that
+slept fails at its next one. Dying within ``settle`` leaves a state from which the next goes on; it decides the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory
+from django_snapshots.exceptions import SnapshotArtifactError, SnapshotBusyError, SnapshotError, SnapshotNotFoundError
+from django_snapshots.marked import PREFIX, Marked, Shelf, Stage, is_in_use, kept_now, key, taken, was_here
+from django_snapshots.replaced import Beside, Outcome
+
+NEW, OLD, LATE = "new", "old", "late"
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+def _reached(phase: str) -> None:
+    """Does nothing; tests put a death in its place."""
+
+
+def beside_shelf(root: Path) -> Shelf:
+    """Where the directories are that can take the root's place by a rename."""
+    return Shelf(parent=root.parent, prefix=f"{PREFIX}{key(root.name)}-")
+
+
+def inside_shelf(root: Path) -> Shelf:
+    """Where they are when the root can't be renamed. No file has the empty name, so nobody else has this prefix."""
+    return Shelf(parent=root, prefix=f"{PREFIX}{key('')}-")
+
+
+def shelves(root: Path) -> tuple[Shelf, Shelf]:
+    return beside_shelf(root), inside_shelf(root)
+
+
+def settle(root: Path, mark: str, noted: Mapping[str, Any]) -> Outcome:
+    """As ``KeepsReplaced.settle``."""
+    for shelf in shelves(root):
+        with taken(shelf, mark, Stage.KEPT) as kept:
+            if kept is not None:
+                return Outcome.SWITCHED
+        with taken(shelf, mark, Stage.GONE) as gone:
+            if gone is not None:
+                gone.remove()
+        for stage in (Stage.BUILDING, Stage.SETTLING):
+            with taken(shelf, mark, stage) as marked:
+                if marked is not None:
+                    return settle_directory(root, marked)
+    here = was_here(noted) and (not noted.get("inside") or noted.get("root") == inode(root))
+    return Outcome.BEFORE if here else Outcome.UNSEEN
+
+
+def settle_directory(root: Path, marked: Marked) -> Outcome:
+    """Find out what came of the attempt whose directory *marked* is; afterwards it is kept, given back, or gone."""
+    if marked.stage is Stage.BUILDING:
+        marked.become(Stage.SETTLING)
+    record = marked.read_record()
+    try:
+        if is_switched(marked.path, record):
+            _keep(marked, record)
+            return Outcome.SWITCHED
+        _back(root, marked, record)
+        if record.get("brought_back"):
+            _give_back(marked, record)
+        else:
+            marked.remove()
+    except OSError as error:
+        raise SnapshotArtifactError(
+            f"What a restore of {root} left could not be put in order: {error}. Its files are in {marked.path}."
+        ) from error
+    for name in reversed(_made_parents(root, record)):
+        with contextlib.suppress(OSError):
+            name.rmdir()
+    return Outcome.BEFORE
+
+
+def is_switched(directory: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the tree that was built is in place, by what the directory holds. Raises if that tells nothing."""
+    if record.get("settled") is True:
+        return True
+    if "moves" in record:
+        return record.get("moved") is True
+    if "new" not in record:
+        return False
+    held_new, held_old = inode(directory / NEW), inode(directory / OLD)
+    if held_new == record["new"]:
+        return False
+    if record.get("root") is None or record["root"] in (held_new, held_old):
+        return True
+    raise SnapshotArtifactError(
+        f"It can't be told what a restore has done: {directory} holds neither the tree that it built nor the one that "
+        "it replaced. Look at it by hand."
+    )
+
+
+def inode(path: Path) -> int | None:
+    """The number of the file; ``None`` if it is missing."""
+    try:
+        return path.lstat().st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
+    """Let ``new`` be the tree that was replaced, whatever way it took, and call the directory kept."""
+    new, old, late = (marked.path / name for name in (NEW, OLD, LATE))
+    if old.exists():
+        with contextlib.suppress(FileNotFoundError):
+            new.rmdir()  # its entries were moved into the root
+        old.rename(new)
+    new.mkdir(mode=0o755, exist_ok=True)  # stands for a root that was missing
+    _empty_into(late, new, marked.mark)
+    marked.sync()
+    _reached("keeping")
+    kept = {name: value for name, value in record.items() if name in ("about", "begun_at", "kept_at", "file")}
+    # Still under the attempt's name it must go on saying that the switch took place.
+    marked.write_record({**kept_now(kept), "settled": True})
+    _reached("recorded")
+    marked.become(Stage.KEPT)
+
+
+def _back(root: Path, marked: Marked, record: Mapping[str, Any]) -> None:
+    old = marked.path / OLD
+    if "moves" in record:
+        moved_back(root, marked.path, record["moves"], marked.mark)
+    elif old.exists():
+        if root.exists():
+            root.rmdir()  # somebody made it again; if there is something in it, that is told
+        old.rename(root)
+        sync_directory(root.parent)
+
+
+def moved_back(root: Path, directory: Path, moves: object, mark: str) -> None:
+    """Every entry where it was before the first move, whichever was the last; may be done again."""
+    new, old, late = (directory / name for name in (NEW, OLD, LATE))
+    for name in _names(moves, NEW):
+        if not os.path.lexists(new / name) and os.path.lexists(root / name):
+            move(root / name, new / name)
+            _reached("moved back")
+    if old.exists():
+        _empty_into(old, root, mark)
+    _empty_into(late, root, mark)
+    sync_directory(root)
+
+
+def _empty_into(origin: Path, destination: Path, mark: str) -> None:
+    """Move every entry; one whose name is taken gets another, because neither may be lost."""
+    if not origin.exists():
+        return
+    for entry in sorted(origin.iterdir()):
+        try:
+            move_without_replacing(entry, destination / entry.name)
+        except FileExistsError:
+            move_without_replacing(entry, destination / f"{entry.name}.{mark}")
+        _reached("moved back")
+    origin.rmdir()
+
+
+def _names(moves: object, which: str) -> list[str]:
+    """Names of entries out of a record that may be anybody's: none of them leads out of its directory."""
+    names = moves.get(which) if isinstance(moves, dict) else None
+    if not isinstance(names, list) or not all(_is_entry(name) for name in names):
+        raise SnapshotArtifactError("The list of moves in the record is damaged; nothing was moved.")
+    return names
+
+
+def _is_entry(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _made_parents(root: Path, record: Mapping[str, Any]) -> list[Path]:
+    made = record.get("parents")
+    return [parent for parent in reversed(root.parents) if isinstance(made, list) and str(parent) in made]
+
+
+def _give_back(marked: Marked, record: Mapping[str, Any]) -> None:
+    """The kept tree that was to be brought back gets its old name."""
+    former = record["brought_back"]
+    with contextlib.suppress(FileNotFoundError):
+        (marked.path / OLD).rmdir()
+    # The name first: under the attempt's own, a record without this word would let the tree be removed.
+    with marked.shelf.relabel(marked.mark, marked.stage, former["mark"], Stage.KEPT) as kept:
+        kept.write_record(former["record"])
+
+
+def beside(root: Path) -> Sequence[Beside]:
+    """As ``KeepsReplaced.beside``."""
+    found = [
+        shelf.beside(mark, stage, kept=_is_kept(shelf, mark, stage))
+        for shelf in shelves(root)
+        for mark, stage in shelf.marks()
+    ]
+    return sorted((one for one in found if one), key=lambda one: one.kept_at or _LONG_AGO, reverse=True)
+
+
+def _is_kept(shelf: Shelf, mark: str, stage: Stage) -> bool:
+    if stage in (Stage.KEPT, Stage.GONE):
+        return stage is Stage.KEPT
+    with taken(shelf, mark, stage) as marked, contextlib.suppress(SnapshotError):
+        return marked is not None and is_switched(marked.path, marked.read_record())
+    return True  # it can't be told: better one too many
+
+
+def take_kept(root: Path, mark: str, new_mark: str, record: Mapping[str, Any]) -> Marked:
+    """Give the kept directory of *mark* to the attempt *new_mark*. Raises ``SnapshotNotFoundError``."""
+    _settle_what_nobody_uses(root, mark)
+    for shelf in shelves(root):
+        with taken(shelf, mark, Stage.KEPT) as marked:
+            if marked is not None:
+                former = {"mark": mark, "record": _plain(marked.read_record())}
+                if not (marked.path / NEW).is_dir() or (marked.path / NEW).is_symlink():
+                    raise SnapshotArtifactError(f"{marked.path} should hold what {mark!r} has replaced, and does not.")
+                marked.write_record({**record, "brought_back": former})
+                return shelf.relabel(mark, Stage.KEPT, new_mark)
+    raise SnapshotNotFoundError(f"Nothing that {mark!r} has replaced is kept beside the media directory {root}.")
+
+
+def _plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The kept state's own record, also if somebody died between writing the next one and the renaming."""
+    former = record.get("brought_back")
+    return former["record"] if isinstance(former, dict) and isinstance(former.get("record"), dict) else record
+
+
+def remove(root: Path, mark: str) -> None:
+    """As ``KeepsReplaced.remove``."""
+    _settle_what_nobody_uses(root, mark)
+    for shelf in shelves(root):
+        if shelf.path(mark).exists():
+            raise SnapshotBusyError(f"{shelf.path(mark)} is in use by a process that is alive; it was not removed.")
+        for stage in (Stage.KEPT, Stage.GONE):
+            with taken(shelf, mark, stage) as marked:
+                if marked is not None:
+                    _removed(marked)
+
+
+def _removed(marked: Marked) -> None:
+    try:
+        marked.remove()
+    except (OSError, RecursionError) as error:
+        raise SnapshotArtifactError(f"{marked.path} could not be removed: {error}.") from error
+
+
+def _settle_what_nobody_uses(root: Path, mark: str) -> None:
+    for shelf in shelves(root):
+        for stage in (Stage.BUILDING, Stage.SETTLING):
+            path = shelf.path(mark, stage)
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_dir() and not path.is_symlink() and not is_in_use(path):
+                    settle(root, mark, {})

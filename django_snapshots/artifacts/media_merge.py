@@ -1,0 +1,80 @@
+"""Adds to a tree what another one has besides, without a copy where the file system can give a file two names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from django_snapshots.artifacts.media_walk import is_own_name
+
+
+def add_missing(origin: bytes, destination: bytes) -> None:
+    """Put what is below *origin* and not below *destination* there as well; nothing that is there is changed.
+
+    A name that is a file here and a directory there stays what it is in *destination*. What vanishes while this goes
+    on is left out. Raises ``OSError``.
+    """
+    with _writable(destination):
+        for name, is_directory in _entries(origin):
+            theirs, ours = os.path.join(origin, name), os.path.join(destination, name)  # noqa: PTH118 - bytes
+            with contextlib.suppress(FileNotFoundError):
+                if is_directory:
+                    _directory(theirs, ours)
+                elif not os.path.lexists(ours):
+                    _file(theirs, ours)
+
+
+def _entries(directory: bytes) -> list[tuple[bytes, bool]]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries if not is_own_name(e.name))
+    except FileNotFoundError:
+        return []
+
+
+def _directory(theirs: bytes, ours: bytes) -> None:
+    if not os.path.lexists(ours):
+        os.mkdir(ours, 0o700)  # noqa: PTH102 - bytes
+        add_missing(theirs, ours)
+        _dress(theirs, ours)
+    elif stat.S_ISDIR(os.lstat(ours).st_mode):
+        add_missing(theirs, ours)
+
+
+def _file(theirs: bytes, ours: bytes) -> None:
+    try:
+        os.link(theirs, ours, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:  # no right to (a file of somebody else), or no hard links here
+        shutil.copy2(theirs, ours, follow_symlinks=False)
+        _own(theirs, ours)
+
+
+def _dress(theirs: bytes, ours: bytes) -> None:
+    _own(theirs, ours)
+    shutil.copystat(theirs, ours)
+
+
+def _own(theirs: bytes, ours: bytes) -> None:
+    status = os.lstat(theirs)
+    with contextlib.suppress(PermissionError):
+        os.chown(ours, status.st_uid, status.st_gid, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def _writable(directory: bytes) -> Iterator[None]:
+    """A directory that its owner may not write to is made writable for the time."""
+    mode = stat.S_IMODE(os.stat(directory).st_mode)  # noqa: PTH116 - bytes
+    if mode & stat.S_IWUSR:
+        yield
+        return
+    Path(os.fsdecode(directory)).chmod(mode | stat.S_IWUSR)
+    try:
+        yield
+    finally:
+        Path(os.fsdecode(directory)).chmod(mode)

@@ -1,0 +1,270 @@
+"""What a restore keeps beside a SQLite file, and how the outcome of a dead one is proved.
+
+Everything is in one directory beside the file (see ``marked``). Who can die when, and what then holds:
+
+=====================================  ================================================================================
+the attempt dies, or sleeps            then
+=====================================  ================================================================================
+while it builds                        the file was not touched. ``settle`` finds no label in it: BEFORE, and the
+                                       directory goes.
+holding the lock, before the commit    SQLite rolls the hot journal back, or ignores the frames without a commit, when
+                                       the file is next opened. No label: BEFORE. A process that only sleeps still has
+                                       the lock: ``settle`` waits a bounded time, says who has it, and raises.
+after the commit                       the label came with the content, in one transaction. The replaced state was
+                                       complete and on the disk before the first page was written. SWITCHED.
+having made a file that was missing    the file appears by one link, with the label in it: BEFORE without it, else
+                                       SWITCHED; an empty database stands for the state that was replaced.
+replacing a file that is no database   the old file gets a second name in the directory, its logs are moved there, then
+                                       the new file takes its name by one rename, label and all. Without the label the
+                                       old file is still in its place, and its logs are moved back: BEFORE.
+rolling back                           the same transaction the other way: the label goes with the content. BEFORE.
+while it ends (discard)                the directory is called kept before the label goes; either proves the switch.
+=====================================  ================================================================================
+
+``settle`` takes the write lock of the live database, renames the directory while it has it, and then looks for the
+label. Every change of the live database begins with the same lock and a look at the directory's name, or is one rename
+or link out of or into that directory: so what comes after ``settle`` finds nothing there and changes nothing. Where the
+label can't be read and something is kept, nothing is decided and nothing removed. Dying within ``settle`` leaves the
+directory under a name from which the next ``settle`` goes on, and decides the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from django_snapshots.connectors import sqlite_files as files
+from django_snapshots.connectors import sqlite_labels as labels
+from django_snapshots.connectors.sqlite_files import Patience, Place, explained
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+)
+from django_snapshots.marked import PREFIX, Marked, Shelf, Stage, is_in_use, kept_now, key, taken, was_here
+from django_snapshots.replaced import Beside, Outcome
+
+STAGED = "staged.sqlite3"
+KEPT = "replaced.sqlite3"
+"""The state that was replaced, complete as soon as it has this name."""
+BROKEN = "replaced.broken"
+"""What stood there and was no database, as it was; its logs go by the same name."""
+LOGS = ("-wal", "-shm", "-journal")
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+def shelf_of(place: Place) -> Shelf:
+    """Where the directories of the database's file are."""
+    return Shelf(parent=place.real.parent, prefix=f"{PREFIX}{key(place.real.name)}-")
+
+
+def settle(place: Place, mark: str, noted: Mapping[str, Any], seconds: float) -> Outcome:
+    """As ``KeepsReplaced.settle``; waits at most *seconds* for other connections' locks."""
+    shelf = shelf_of(place)
+    with explained(place, "settle a restore of"):
+        with taken(shelf, mark, Stage.KEPT) as kept:
+            if kept is not None:
+                _take_label_away(place, mark, seconds)
+                return Outcome.SWITCHED
+        with taken(shelf, mark, Stage.GONE) as gone:
+            if gone is not None:
+                gone.remove()
+        for stage in (Stage.BUILDING, Stage.SETTLING):
+            with taken(shelf, mark, stage) as marked:
+                if marked is not None:
+                    return settle_directory(place, marked, seconds)
+        return _without_directory(place, mark, noted, seconds)
+
+
+def _without_directory(place: Place, mark: str, noted: Mapping[str, Any], seconds: float) -> Outcome:
+    with _locked(place, seconds) as live:
+        if live is not None and mark in labels.read(live):
+            return Outcome.SWITCHED
+    return Outcome.BEFORE if was_here(noted) else Outcome.UNSEEN
+
+
+def settle_directory(place: Place, marked: Marked, seconds: float) -> Outcome:
+    """Find out what came of the attempt whose directory *marked* is; afterwards it is kept, or gone."""
+    with _locked(place, seconds) as live:
+        if marked.stage is Stage.BUILDING:
+            marked.become(Stage.SETTLING)
+        # Without a lock (no file, or no database) the file may have been replaced until this moment, and no later.
+        with contextlib.nullcontext(live) if live is not None else _locked(place, seconds) as seen:
+            if _is_switched(place, seen, marked):
+                _keep(marked)
+                if seen is not None:
+                    labels.write(seen, labels.read(seen) - {marked.mark})
+                return Outcome.SWITCHED
+    give_logs_back(place, marked.path)
+    marked.remove()
+    return Outcome.BEFORE
+
+
+def _is_switched(place: Place, live: sqlite3.Connection | None, marked: Marked) -> bool:
+    if live is not None:
+        return marked.mark in labels.read(live)
+    kept, broken = marked.path / KEPT, marked.path / BROKEN
+    if broken.exists() and place.real.exists() and broken.samefile(place.real):
+        return False
+    if not broken.exists() and (not kept.exists() or _was_missing(marked)):
+        return False
+    state = "can't be read" if place.real.exists() else "is missing"
+    raise SnapshotConnectorError(
+        f"{place.real} {state}, so it can't be told whether it was replaced. The state from before is kept in "
+        f"{marked.path}; bring the file back, or put the kept one in its place by hand."
+    )
+
+
+def _was_missing(marked: Marked) -> bool:
+    try:
+        return marked.read_record().get("missing") is True
+    except SnapshotError:
+        return False
+
+
+def _keep(marked: Marked) -> None:
+    """Call it kept; the state that was brought back from another directory is in place now and goes there."""
+    try:
+        record = marked.read_record()
+    except SnapshotIntegrityError:
+        record = {}
+    if record:
+        marked.write_record(kept_now(record))
+    for path in marked.path.iterdir():
+        if not path.name.startswith((KEPT, BROKEN, "record.")):
+            path.unlink()
+    marked.become(Stage.KEPT)
+    former = record.get("brought_back")
+    if isinstance(former, str) and former:
+        with contextlib.suppress(SnapshotError), taken(marked.shelf, former, Stage.KEPT) as other:
+            if other is not None:
+                other.remove()
+
+
+def give_logs_back(place: Place, directory: Path) -> None:
+    """The logs of a broken file that was not replaced after all."""
+    for suffix in LOGS:
+        log, back = directory / f"{BROKEN}{suffix}", Path(f"{place.real}{suffix}")
+        if log.exists() and not back.exists():
+            log.rename(back)
+
+
+def _take_label_away(place: Place, mark: str, seconds: float) -> None:
+    """It has done its work; if the database is locked or away it stays, which harms nobody."""
+    with contextlib.suppress(SnapshotError, sqlite3.Error, OSError):
+        if mark in (_labels_seen(place) or ()):
+            with _locked(place, min(seconds, 1.0)) as live:
+                if live is not None:
+                    labels.write(live, labels.read(live) - {mark})
+
+
+@contextlib.contextmanager
+def _locked(place: Place, seconds: float) -> Iterator[sqlite3.Connection | None]:
+    """The live database in a transaction of its own that nobody can write beside, committed at the end.
+
+    ``None`` for a file that is missing or can't be read as a database.
+    """
+    if not place.real.is_file():
+        yield None
+        return
+    with files.open_file(place) as live:
+        if _is_readable(live, Patience(place, seconds, None)):
+            yield live
+            live.execute("COMMIT")
+        else:
+            yield None
+
+
+def _is_readable(live: sqlite3.Connection, patience: Patience) -> bool:
+    try:
+        patience.execute(live, "PRAGMA synchronous=FULL")
+        patience.execute(live, "BEGIN IMMEDIATE")
+        live.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        labels.read(live)
+    except sqlite3.DatabaseError as error:
+        if not files.is_damage(error):
+            raise
+        return False
+    return True
+
+
+def is_broken(place: Place, patience: Patience) -> bool:
+    """Whether there is a file that SQLite can't read as a database."""
+    with files.open_file(place) as live:
+        return not _is_readable(live, patience)
+
+
+def _labels_seen(place: Place) -> set[str] | None:
+    """The labels in the live database; ``None`` if it can't be read now."""
+    try:
+        with files.open_file(place) as live:
+            return labels.read(live)
+    except (sqlite3.Error, SnapshotError, OSError):
+        return None
+
+
+def beside(place: Place) -> Sequence[Beside]:
+    """As ``KeepsReplaced.beside``."""
+    shelf = shelf_of(place)
+    marks = shelf.marks()
+    seen = _labels_seen(place) if marks else set()
+    found = [shelf.beside(mark, stage, kept=_is_kept(shelf, mark, stage, seen)) for mark, stage in marks]
+    return sorted((one for one in found if one), key=lambda one: one.kept_at or _LONG_AGO, reverse=True)
+
+
+def _is_kept(shelf: Shelf, mark: str, stage: Stage, seen: set[str] | None) -> bool:
+    if stage in (Stage.KEPT, Stage.GONE):
+        return stage is Stage.KEPT
+    if seen is not None:
+        return mark in seen
+    return any((shelf.path(mark, stage) / name).exists() for name in (KEPT, BROKEN))
+
+
+def kept_file(place: Place, mark: str, seconds: float) -> Path:
+    """The complete database file that the restore *mark* has replaced.
+
+    Raises ``SnapshotNotFoundError``, and ``SnapshotIntegrityError`` if what is there isn't as we leave it.
+    """
+    shelf = shelf_of(place)
+    _settle_what_nobody_uses(place, shelf, mark, seconds)
+    with taken(shelf, mark, Stage.KEPT) as marked:
+        if marked is None:
+            raise SnapshotNotFoundError(f"Nothing that {mark!r} has replaced is kept beside {place.title}.")
+        marked.read_record()
+        if (marked.path / BROKEN).exists():
+            raise SnapshotNotFoundError(
+                f"What {mark!r} has replaced of {place.title} was no database that can be read. It is kept with its "
+                f"logs as {marked.path / BROKEN}; put it back by hand if you need it."
+            )
+        path = marked.path / KEPT
+        if path.is_symlink() or not path.is_file():
+            raise SnapshotIntegrityError(f"{path}, which should hold what {mark!r} has replaced, is not a file.")
+        return path
+
+
+def remove(place: Place, mark: str, seconds: float) -> None:
+    """As ``KeepsReplaced.remove``."""
+    shelf = shelf_of(place)
+    with explained(place, "remove what a restore left beside"):
+        _settle_what_nobody_uses(place, shelf, mark, seconds)
+        if shelf.path(mark).exists():
+            raise SnapshotBusyError(f"{shelf.path(mark)} is in use by a process that is alive; it was not removed.")
+        for stage in (Stage.KEPT, Stage.GONE):
+            with taken(shelf, mark, stage) as marked:
+                if marked is not None:
+                    _take_label_away(place, mark, seconds)
+                    marked.remove()
+
+
+def _settle_what_nobody_uses(place: Place, shelf: Shelf, mark: str, seconds: float) -> None:
+    for stage in (Stage.BUILDING, Stage.SETTLING):
+        path = shelf.path(mark, stage)
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink() and not is_in_use(path):
+                settle(place, mark, {}, seconds)

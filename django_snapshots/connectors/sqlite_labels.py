@@ -1,0 +1,29 @@
+"""The small table that proves whether a switch was committed.
+
+The label of a restore (its mark) is put into what is copied over the live database. So it appears there in the very
+transaction that replaces the content, and stays whatever others commit afterwards, until the restore is settled. Labels
+of restores that are not settled yet go along with a later restore. The table is in no dump and is nothing to lose.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+TABLE = "django_snapshots_switch"
+
+
+def read(connection: sqlite3.Connection) -> set[str]:
+    """The labels that are in the database."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [TABLE]).fetchone():
+        return set()
+    return {str(mark) for (mark,) in connection.execute(f"SELECT mark FROM {TABLE}")}  # noqa: S608 - a constant
+
+
+def write(connection: sqlite3.Connection, marks: Iterable[str]) -> None:
+    """Make *marks* the labels; without any there is no table."""
+    connection.execute(f"DROP TABLE IF EXISTS {TABLE}")
+    rows = [(mark,) for mark in sorted(marks)]
+    if rows:
+        connection.execute(f"CREATE TABLE {TABLE} (mark TEXT)")
+        connection.executemany(f"INSERT INTO {TABLE} (mark) VALUES (?)", rows)  # noqa: S608 - a constant

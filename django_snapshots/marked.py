@@ -1,0 +1,341 @@
+"""Directories that a restore leaves beside a file or a directory that it replaces.
+
+The directory's name says all that decides: whose it is (the mark) and how far it has come.
+
+::
+
+    <prefix><mark>            an attempt builds here, or has built here and was not settled yet
+    <prefix><mark>.settling   somebody is finding out what came of the attempt, or died while doing so
+    <prefix><mark>.kept       it holds a state that was replaced
+    <prefix><mark>.gone       it is to be removed; nobody needs it
+
+A name changes by one rename, which is on the disk before anything relies on it. Whoever settles an attempt renames its
+directory first. So an attempt that slept meanwhile fails at its next step: everything that it moves into place lies
+below the old name, which is no longer there.
+
+The directory is private (0700) and locked (flock(2)) by the process that works with it, for as long as that lives. The
+lock only tells whether it is in use; it decides nothing, because a process that is stopped has it too. A record (JSON)
+says what was replaced, by which restore and when. It is read as if a stranger had written it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotConfigurationError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+)
+from django_snapshots.replaced import Beside
+from django_snapshots.temporary import empty, here, locked
+
+PREFIX = ".django-snapshots-"
+"""Begins every name that this module gives."""
+_MARK = re.compile(r"[0-9a-z_]{1,40}")
+_ANY_NAME = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]{{8}}-[0-9a-z_]{{1,40}}(\.settling|\.kept|\.gone)?")
+_RECORD = "record.json"
+_RECORD_AT_MOST = 64 * 1024 * 1024
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Stage(StrEnum):
+    """How far a directory has come: the end of its name."""
+
+    BUILDING = ""
+    SETTLING = ".settling"
+    KEPT = ".kept"
+    GONE = ".gone"
+
+
+def key(name: str) -> str:
+    """Eight digits that stand for *name* in the name of a directory."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+
+
+def is_name(name: str) -> bool:
+    """Whether *name* is one that this module gives to a directory."""
+    return _ANY_NAME.fullmatch(name) is not None
+
+
+def where_we_are() -> Mapping[str, Any]:
+    """What tells a later process whether it looks at the same disks as this one (``RestoreRequest.note``)."""
+    host, boot = here()
+    return {"host": host, "boot": boot}
+
+
+def was_here(noted: Mapping[str, Any]) -> bool:
+    """Whether an attempt that noted *noted* worked on this machine; one that noted nothing has worked nowhere."""
+    host, boot = here()
+    return not noted or noted.get("host") == host or noted.get("boot") == boot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """Where the directories of one target are, and how their names begin."""
+
+    parent: Path
+    prefix: str
+
+    def path(self, mark: str, stage: Stage = Stage.BUILDING) -> Path:
+        """The directory of *mark*. Raises ``SnapshotConfigurationError`` for a mark that can't be part of a name."""
+        if not _MARK.fullmatch(mark):
+            raise SnapshotConfigurationError(f"{mark!r} is no mark of a restore: 1 to 40 of 0-9, a-z and _.")
+        return self.parent / f"{self.prefix}{mark}{stage}"
+
+    def make(self, mark: str, record: Mapping[str, Any]) -> Marked:
+        """A new directory, locked, with *record* in it. Raises ``OSError``, ``SnapshotBusyError``."""
+        path = self.path(mark)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            raise SnapshotBusyError(f"{path} is there already: another process restores with the same mark.") from None
+        try:
+            marked = self._opened(mark)
+            marked.write_record(record)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                remove_directory(path)
+            raise
+        sync(self.parent)
+        return marked
+
+    def take(self, mark: str, stage: Stage = Stage.BUILDING) -> Marked | None:
+        """The directory that is there, without its lock; ``None`` if there is none, or one that isn't this user's.
+
+        It is opened, so that it can be told from any that takes its name later.
+        """
+        return self._opened(mark, stage, lock=False) if _is_ours(self.path(mark, stage)) else None
+
+    def _opened(self, mark: str, stage: Stage = Stage.BUILDING, *, lock: bool = True) -> Marked:
+        descriptor = os.open(self.path(mark, stage), _DIRECTORY)
+        if lock:
+            with contextlib.suppress(OSError):  # a file system without locks: it is never seen to be in use
+                locked(descriptor)
+        return Marked(self, mark, stage, descriptor)
+
+    def relabel(self, mark: str, stage: Stage, new_mark: str, new_stage: Stage = Stage.BUILDING) -> Marked:
+        """Give the directory of *mark* another one, in one rename. Raises ``SnapshotNotFoundError``."""
+        target = self.path(new_mark, new_stage)
+        if target.exists():
+            raise SnapshotBusyError(f"{target} is there already: another process restores with the same mark.")
+        try:
+            self.path(mark, stage).rename(target)
+        except FileNotFoundError:
+            raise SnapshotNotFoundError(f"{self.path(mark, stage)} is not there any more.") from None
+        sync(self.parent)
+        return self._opened(new_mark, new_stage)
+
+    def marks(self) -> list[tuple[str, Stage]]:
+        """Every mark that has a directory here, and how far it has come."""
+        found = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(self.parent) as e:
+            names = [entry.name for entry in e if entry.name.startswith(self.prefix)]
+            for name in sorted(names):
+                mark, dot, end = name.removeprefix(self.prefix).partition(".")
+                stage = next((one for one in Stage if one == dot + end), None)
+                if stage is not None and _MARK.fullmatch(mark) and _is_ours(self.parent / name):
+                    found.append((mark, stage))
+        return found
+
+    def beside(self, mark: str, stage: Stage, *, kept: bool) -> Beside | None:
+        """What is to be told of the directory of *mark*; ``None`` if it has just gone."""
+        path = self.path(mark, stage)
+        try:
+            record = read_record(path)
+        except SnapshotError:
+            record = {}
+        try:
+            changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            in_use = is_in_use(path)
+        except OSError:
+            return None
+        return Beside(
+            mark=mark,
+            kept=kept,
+            place=f"directory {path}",
+            about=record.get("about", {}),
+            kept_at=_moment(record.get("kept_at")) or (changed if kept else None),
+            in_use=in_use,
+        )
+
+
+class Marked:
+    """One such directory, held open: ``path`` is its name as this process has last known it."""
+
+    def __init__(self, shelf: Shelf, mark: str, stage: Stage, descriptor: int) -> None:
+        self.shelf = shelf
+        self.mark = mark
+        self.stage = stage
+        self._descriptor = descriptor
+
+    @property
+    def path(self) -> Path:
+        return self.shelf.path(self.mark, self.stage)
+
+    @property
+    def is_still_there(self) -> bool:
+        """Whether the name still leads to this very directory."""
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+    def require(self) -> None:
+        """Raise ``SnapshotBusyError`` if somebody has settled this attempt."""
+        if not self.is_still_there:
+            raise SnapshotBusyError(
+                f"{self.path} is not there any more: another process has ended this restore, because its own process "
+                "showed no sign of life. It changes nothing any more; look at the run for what became of it."
+            )
+
+    def become(self, stage: Stage) -> None:
+        """Give it its next name, durably. Raises ``SnapshotBusyError`` if somebody else has done that."""
+        self.require()
+        try:
+            self.path.rename(self.shelf.path(self.mark, stage))
+        except FileNotFoundError:
+            self.require()
+            raise
+        self.stage = stage
+        sync(self.shelf.parent)
+
+    def read_record(self) -> dict[str, Any]:
+        """What ``write_record`` wrote. Raises ``SnapshotIntegrityError`` if that can't be read."""
+        return read_record(self.path)
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Replace the record, durably."""
+        fresh = self.path / f"{_RECORD}.new"
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            json.dump(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.path / _RECORD)
+        self.sync()
+
+    def sync(self) -> None:
+        """Make the names in it durable."""
+        os.fsync(self._descriptor)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it, if it is still there. Raises ``OSError``."""
+        if self.is_still_there:
+            if self.stage is not Stage.GONE:
+                self.become(Stage.GONE)
+            empty(self._descriptor)
+            self.path.rmdir()
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Marked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The record in *directory*. Raises ``SnapshotIntegrityError`` if it is missing or is not what we write."""
+    try:
+        descriptor = os.open(directory / _RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no file")
+            record = json.loads(file.read(_RECORD_AT_MOST))
+        if not isinstance(record, dict) or not isinstance(record.get("about", {}), dict):
+            raise ValueError("it is not a record of a restore")  # noqa: TRY004
+    except (OSError, ValueError, RecursionError) as error:
+        raise SnapshotIntegrityError(
+            f"The record in {directory} can't be read ({error}), so nothing is done with what is kept there. "
+            "It may be a state that a restore replaced; look at it by hand."
+        ) from error
+    return record
+
+
+def new_record(about: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+    """A record of an attempt that begins."""
+    return {"about": dict(about), "begun_at": datetime.now(UTC).isoformat(), "kept_at": None, **facts}
+
+
+def kept_now(record: Mapping[str, Any]) -> dict[str, Any]:
+    """*record*, of a state that is kept from now on; one that is kept already keeps its date."""
+    return {**record, "kept_at": record.get("kept_at") or datetime.now(UTC).isoformat()}
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a living process has the lock of the directory. Raises ``OSError`` if it is gone."""
+    descriptor = os.open(path, _DIRECTORY)
+    try:
+        return not locked(descriptor)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory of this user with all that is in it; follows no link and enters no other file system."""
+    descriptor = os.open(path, _DIRECTORY)
+    try:
+        empty(descriptor)
+        path.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def sync(directory: Path) -> None:
+    """Make the names in *directory* durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def taken(shelf: Shelf, mark: str, stage: Stage) -> Iterator[Marked | None]:
+    """As ``Shelf.take``, and closed at the end."""
+    marked = shelf.take(mark, stage)
+    try:
+        yield marked
+    finally:
+        if marked is not None:
+            marked.close()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a directory as this user makes it: nobody else can have put anything in."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077 == 0
+
+
+def _moment(text: object) -> datetime | None:
+    with contextlib.suppress(ValueError, TypeError):
+        moment = datetime.fromisoformat(str(text))
+        return moment if moment.tzinfo else None
+    return None

@@ -1,0 +1,371 @@
+"""MEDIA_ROOT after any death of a restore: one of two trees, which one is known, and what was replaced is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from django_snapshots.artifacts import media_kept, media_switch
+from django_snapshots.artifacts.media import MediaArtifact
+from django_snapshots.exceptions import (
+    SnapshotArtifactError,
+    SnapshotBusyError,
+    SnapshotConfigurationError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+)
+from django_snapshots.replaced import Outcome
+from tests.integration.media_attempt import attempt, go
+from tests.integration.media_trees import Restore, dump, media, member, ordinary_user, tar, tree
+from tests.integration.test_media_switch import NEW, fill
+from tests.projects import wait_until
+
+KIND = MediaArtifact()
+WAYS = pytest.mark.parametrize("way", ["exchange", "renames", "moves"])
+
+
+class World:
+    """A MEDIA_ROOT, and the archive of another one."""
+
+    def __init__(self, directory: Path, way: str) -> None:
+        self.root, self.way = directory / "data" / "media", way
+        fill(self.root)
+        self.archive = directory / "media.tar"
+        self.archive.write_bytes(NEW)
+        self.old, self.new = self.content(), dict.fromkeys([b"deep", b"deep/new", b"same", b"x"])
+
+    def content(self) -> dict[bytes, Any]:
+        return {name: facts for name, facts in tree(self.root).items() if not name.startswith(b".django-snapshots-")}
+
+    @property
+    def state(self) -> str:
+        content = self.content()
+        return "old" if content == self.old else "new" if content.keys() == self.new.keys() else f"neither: {content}"
+
+    @property
+    def left(self) -> list[str]:
+        places = [self.root.parent, self.root] if self.root.exists() else [self.root.parent]
+        return sorted(name for place in places for name in os.listdir(place) if name.startswith(".django-snapshots-"))
+
+    def attempt(
+        self, phase: str, sent: int = signal.SIGKILL, action: str = "restore", what: Any = None, mark: str = "m"
+    ):
+        return attempt(self.root, action, what or self.archive, mark, phase, sent, self.way)
+
+    def killed(self, *arguments: Any, **options: Any) -> None:
+        with self.attempt(*arguments, **options) as child:
+            assert child.wait(60) == -signal.SIGKILL
+
+    def settle(self, mark: str = "m", noted: Any = None) -> Outcome:
+        return KIND.settle("media", mark, noted or {})
+
+
+def restored(mark: str, content: bytes = NEW, **options: Any) -> list[str]:
+    """A restore under a mark, to its end."""
+    moves = Restore(content, mark=mark, about={"run": mark}, **options)
+    prepared = moves.prepare()
+    prepared.check()
+    prepared.switch()
+    prepared.discard()
+    return moves.reports
+
+
+def brought_back(what: str, mark: str) -> None:
+    prepared = Restore(b"", mark=mark).bring_back(what)
+    prepared.check()
+    prepared.switch()
+    prepared.discard()
+
+
+@pytest.fixture
+def world(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for name, owner in (("exchange", media_switch), ("_make_beside", media_switch.Staging)):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back what ``go`` changes
+    go(way)
+    world = World(tmp_path, way)
+    with media(world.root):
+        yield world
+
+
+def asleep(child: subprocess.Popen[str]) -> None:
+    status = Path(f"/proc/{child.pid}/status")
+    wait_until(lambda: re.search(r"^State:\s+T", status.read_text(), re.MULTILINE), "the attempt to stop")
+
+
+BEFORE, SWITCHED = Outcome.BEFORE, Outcome.SWITCHED
+PHASES = [
+    *[(way, "prepared", BEFORE) for way in ("exchange", "renames", "moves")],
+    *[(way, "begun", BEFORE) for way in ("exchange", "renames", "moves")],
+    ("renames", "half", BEFORE),
+    *[("moves", f"moved#{number}", BEFORE) for number in range(1, 7)],
+    ("moves", "all moved", BEFORE),
+    *[(way, "switched", SWITCHED) for way in ("exchange", "renames", "moves")],
+    *[(way, "keeping", SWITCHED) for way in ("exchange", "renames", "moves")],
+    *[(way, "recorded", SWITCHED) for way in ("exchange", "renames", "moves")],
+    *[(way, "rolled back", BEFORE) for way in ("exchange", "renames", "moves")],
+]
+
+
+@pytest.mark.parametrize(("way", "phase", "outcome"), PHASES)
+def test_an_attempt_that_is_killed_is_settled(world: World, phase: str, outcome: Outcome) -> None:
+    world.killed(phase)
+    assert [(one.mark, one.kept) for one in KIND.beside("media")] == [("m", outcome is SWITCHED)]
+    for _ in range(2):
+        assert world.settle() is outcome
+        assert world.state == ("new" if outcome is SWITCHED else "old")
+    if outcome is BEFORE:
+        assert world.left == []
+        return
+    (one,) = KIND.beside("media")
+    assert (one.mark, one.kept, one.about, one.in_use) == ("m", True, {"run": "m"}, False)
+    brought_back("m", "u")
+    assert world.state == "old"
+
+
+@pytest.mark.parametrize(("way", "phase", "outcome"), PHASES)
+def test_bringing_back_is_settled_the_same_way(world: World, phase: str, outcome: Outcome) -> None:
+    restored("m")
+    world.killed(phase, action="bring_back", what="m", mark="u")
+    assert world.settle("u") is outcome
+    assert world.state == ("old" if outcome is SWITCHED else "new")
+    assert [(one.mark, one.kept, one.about) for one in KIND.beside("media")] == [
+        ("u", True, {"run": "u"}) if outcome is SWITCHED else ("m", True, {"run": "m"})
+    ]
+    if outcome is BEFORE:
+        brought_back("m", "v")
+        assert world.state == "old"
+
+
+@pytest.mark.parametrize("way", ["moves"])
+@pytest.mark.parametrize("number", range(1, 7))
+def test_settling_that_is_killed_is_settled(world: World, number: int) -> None:
+    world.killed("all moved")
+    world.killed(f"moved back#{number}", action="settle")
+    assert world.settle() is BEFORE
+    assert (world.state, world.left) == ("old", [])
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "phase", ["prepared", "begun", "half", "moved#2", "moved#5", "before discard", "before rolling back"]
+)
+def test_an_attempt_that_wakes_after_it_was_settled_changes_nothing(world: World, way: str, phase: str) -> None:
+    if (phase == "half" and way != "renames") or (phase.startswith("moved") and way != "moves"):
+        phase = "begun"
+    with world.attempt(phase, signal.SIGSTOP) as child:
+        asleep(child)
+        assert [one.in_use for one in KIND.beside("media")] == [True]
+        outcome = world.settle()
+        assert outcome is (SWITCHED if phase.startswith("before") else BEFORE)
+        (world.root / "uploaded").write_text("meanwhile")
+        after, left = tree(world.root), world.left
+        child.send_signal(signal.SIGCONT)
+        out, _ = child.communicate(timeout=60)
+    assert out == "done\n" if phase == "before discard" else "SnapshotBusyError" in out
+    assert (tree(world.root), world.left) == (after, left)
+
+
+@WAYS
+def test_undo_and_undo_of_undo(world: World) -> None:
+    restored("m")
+    (world.root / "after").write_text("the restore")
+    after = world.content()
+    brought_back("m", "u")
+    assert world.state == "old"
+    assert [one.mark for one in KIND.beside("media")] == ["u"]
+    brought_back("u", "v")
+    assert world.content() == after
+    KIND.remove("media", "v")
+    KIND.remove("media", "v")
+    assert world.left == []
+    assert world.content() == after
+    with pytest.raises(SnapshotNotFoundError):
+        brought_back("v", "w")
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_a_missing_root(world: World) -> None:
+    world.root.rename(world.root.with_name("away"))
+    world.killed("switched")
+    assert world.settle() is SWITCHED
+    assert world.state == "new"
+    brought_back("m", "u")
+    assert (world.root.exists(), world.content()) == (True, {})
+    for path in world.root.parent.iterdir():
+        if path.name != "away":
+            subprocess.run(["rm", "-r", path], check=True)
+    world.killed("begun", mark="n")
+    assert world.settle("n") is BEFORE
+    assert not world.root.exists()
+
+
+@pytest.mark.parametrize("way", ["moves"])
+def test_what_comes_into_the_root_meanwhile_is_never_overwritten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(phase: str) -> None:
+        if phase == "moved" and not (world.root / "x").exists() and len(os.listdir(world.root)) == 1:
+            (world.root / "x").write_text("an upload")
+
+    monkeypatch.setattr(media_switch, "_reached", reached)
+    reports = restored("m")
+    assert reports == ["x came into MEDIA_ROOT while it was restored; it is kept with what was replaced."]
+    assert world.state == "new"
+    brought_back("m", "u")
+    assert (world.root / "x").read_text() == "an upload"
+
+
+@pytest.mark.parametrize("way", ["moves"])
+def test_a_late_file_comes_back_when_the_moves_are_taken_back(world: World) -> None:
+    with world.attempt("moved#3", signal.SIGSTOP) as child:  # all old entries are out
+        asleep(child)
+        (world.root / "same").write_text("an upload")
+        child.send_signal(signal.SIGCONT)
+        child.wait(60)
+    assert world.state == "new"
+    with world.attempt("moved#3", mark="n") as child:
+        child.wait(60)
+    (world.root / "x").write_text("another")
+    assert world.settle("n") is BEFORE
+    found = {path.name: path.read_text() for path in world.root.iterdir() if path.is_file()}
+    assert found["same"] == "new"
+    assert "another" in found.values()
+
+
+@WAYS
+def test_kept_trees_are_in_no_dump_and_nothing_to_lose(world: World, tmp_path: Path) -> None:
+    restored("m", tar())
+    assert KIND.target("media").empty
+    with media(world.root.parent):
+        content, metadata = dump()
+    assert b"django-snapshots" not in content
+    assert len(metadata["warnings"]) == 1
+    assert "kept or left" in metadata["warnings"][0]
+    with pytest.raises(SnapshotIntegrityError, match="own directory"):
+        restored("n", tar(member(".django-snapshots-01234567-m.kept", b"5")))
+
+
+@WAYS
+def test_a_merge_keeps_what_the_snapshot_has_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.root / "deep" / "below").mkdir()
+    (world.root / "deep" / "below" / "file").write_text("x")
+    (world.root / "deep" / "below").chmod(0o555)
+    (world.root / "link").symlink_to("old")
+    old = world.content()
+    reached = []
+
+    def upload(phase: str) -> None:
+        if phase == "begun" and not reached:
+            reached.append(phase)
+            (world.root / "upload").write_text("meanwhile")
+
+    monkeypatch.setattr(media_switch, "_reached", upload)
+    with ordinary_user() if os.geteuid() != 0 else media(world.root):
+        restored("m", merge=True)
+    merged = world.content()
+    assert merged.keys() == {*old, b"deep/new", b"x", b"upload"}
+    assert (world.root / "same").read_text() == "new"
+    assert {name: merged[name] for name in old if name not in (b"same", b"deep")} == {
+        name: facts for name, facts in old.items() if name not in (b"same", b"deep")
+    }
+    brought_back("m", "u")
+    content = world.content()
+    content.pop(b"upload")
+    assert content == old
+    (world.root / "deep" / "below").chmod(0o755)
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+@pytest.mark.parametrize("damage", ["garbage", "no record", "no tree", "tree is a link", "open", "link"])
+def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path, damage: str) -> None:
+    restored("m")
+    directory = world.root.parent / world.left[0]
+    if damage == "garbage":
+        (directory / "record.json").write_bytes(b"{" * 100000)
+    elif damage == "no record":
+        (directory / "record.json").unlink()
+    elif damage in ("no tree", "tree is a link"):
+        (directory / "new").rename(tmp_path / "tree")
+        if damage == "tree is a link":
+            (directory / "new").symlink_to(tmp_path / "tree")
+    elif damage == "open":
+        directory.chmod(0o755)
+    elif damage == "link":
+        directory.rename(tmp_path / "moved")
+        directory.symlink_to(tmp_path / "moved")
+    with pytest.raises((SnapshotNotFoundError, SnapshotIntegrityError, SnapshotArtifactError)):
+        brought_back("m", "u")
+    assert world.state == "new"
+    assert len(world.left) == 1
+    for mark in ("../m", "m.kept"):
+        with pytest.raises(SnapshotConfigurationError, match="is no mark"):
+            KIND.remove("media", mark)
+
+
+@pytest.mark.parametrize("way", ["moves"])
+@pytest.mark.parametrize("name", ["../../outside", "..", "a/b", 7, "nul\0"])
+def test_a_list_of_moves_that_leads_out_is_refused(world: World, name: Any) -> None:
+    world.killed("moved#2")
+    (directory,) = [world.root / one for one in world.left]
+    record = media_kept.Marked.read_record(taken := media_kept.inside_shelf(world.root).take("m"))  # type: ignore[arg-type]
+    record["moves"]["new"].append(name)
+    assert taken is not None
+    taken.write_record(record)
+    taken.close()
+    with pytest.raises(SnapshotArtifactError, match="is damaged; nothing was moved"):
+        world.settle()
+    assert directory.with_name(f"{directory.name}.settling").exists()
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_removing_and_noting(world: World) -> None:
+    noted: list[Any] = []
+    prepared = Restore(NEW, mark="m", note=noted.append).prepare()
+    (directory,) = [world.root.parent / name for name in world.left]
+    assert directory.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(SnapshotBusyError, match="in use"):
+        KIND.remove("media", "m")
+    prepared.discard()
+    assert world.left == []
+    assert world.settle("m", noted[0]) is BEFORE
+    assert world.settle("m", {**noted[0], "host": "other", "boot": "other"}) is Outcome.UNSEEN
+    assert world.settle("m", {**noted[0], "inside": True, "root": 1}) is Outcome.UNSEEN
+    world.killed("prepared", mark="k")
+    KIND.remove("media", "k")
+    assert world.left == []
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_a_drill_needs_no_target(world: World) -> None:
+    world.root.rename(world.root.with_name("away"))
+    prepared = Restore(NEW, {"files": 2}, drill=True, mark="d").prepare()
+    prepared.check()
+    with pytest.raises(SnapshotError, match="never switched"):
+        prepared.switch()
+    prepared.discard()
+    assert os.listdir(world.root.parent) == ["away"]
+    with pytest.raises(SnapshotIntegrityError, match="manifest says"):
+        Restore(NEW, {"files": 3}, drill=True).prepare().check()
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_preflight(world: World) -> None:
+    def told(metadata: dict[str, Any], **options: Any) -> list[tuple[bool, str]]:
+        moves = Restore(NEW, metadata, **options)
+        return [(one.stops, one.text) for one in KIND.preflight("media", moves.source, moves.request)]
+
+    assert told({"allocated": 1}) == []
+    assert [stops for stops, text in told({"allocated": 2**60}) if "make room" in text] == [True]
+    with media(Path("/")):
+        assert [stops for stops, _ in told({})] == [True]
+        assert told({}, drill=True) == []
+    world.root.parent.chmod(0o755)
+    with ordinary_user():
+        os.access(world.root, os.W_OK)
+        assert told({"user": 4})[0][1].startswith("MEDIA_ROOT belonged to user 4")

@@ -1,0 +1,682 @@
+"""A SQLite file after any death of a restore: one of two states, which one is known, and what was replaced is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from django_snapshots.connectors import sqlite_switch
+from django_snapshots.connectors.sqlite import SQLiteConnector
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+)
+from django_snapshots.processes import Processes
+from django_snapshots.replaced import Outcome
+from django_snapshots.temporary import private_directory
+from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
+from tests.integration.sqlite_attempt import start
+from tests.projects import wait_until
+
+MODES = pytest.mark.parametrize("mode", ["delete", "wal"])
+CONNECTOR = SQLiteConnector(lock_timeout=10)
+JOURNAL = "django_snapshots_run"
+
+
+def path_of(alias: str) -> Path:
+    return Path(settings.DATABASES[alias]["NAME"])
+
+
+@contextlib.contextmanager
+def opened(target: str | Path) -> Iterator[sqlite3.Connection]:
+    path = target if isinstance(target, Path) else path_of(target)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
+        yield connection
+
+
+def said(target: str | Path) -> list[str]:
+    """The whole content in SQL; first of all whether the file is sound."""
+    with opened(target) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return list(connection.iterdump())
+
+
+def fill(path: Path, mode: str, word: str) -> None:
+    with opened(path) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
+        connection.executescript(
+            f"CREATE TABLE {JOURNAL} (id INTEGER PRIMARY KEY, word TEXT); CREATE TABLE orders (id INTEGER PRIMARY KEY,"
+            " word TEXT, filling BLOB); CREATE VIEW words AS SELECT DISTINCT word FROM orders; BEGIN"
+        )
+        connection.execute(f"INSERT INTO {JOURNAL} (word) VALUES ('a run')")
+        connection.executemany("INSERT INTO orders (word, filling) VALUES (?, ?)", [(word, bytes(3000))] * 100)
+        connection.execute("COMMIT")
+
+
+class World:
+    """A live file that holds 'old', and a dump that holds 'new'."""
+
+    def __init__(self, alias: str, directory: Path, mode: str) -> None:
+        self.alias, self.path, self.mode = alias, path_of(alias), mode
+        self.dump = directory / "dump" / "new.sqlite3"
+        self.dump.parent.mkdir()
+        fill(self.path, mode, "new")
+        with Processes() as processes:
+            request = DumpRequest(
+                processes=processes, temporary_directory=private_directory, exclude_tables=frozenset({JOURNAL})
+            )
+            with CONNECTOR.open_dump(alias, request) as dump:
+                self.dump.write_bytes(b"".join(dump.chunks))
+        self.new = sorted(said(self.path))
+        for path in self.path.parent.glob(f"{self.path.name}*"):
+            path.unlink()
+        fill(self.path, mode, "old")
+        self.old = sorted(said(self.path))
+
+    @property
+    def state(self) -> str:
+        return next(
+            (name for name, lines in (("old", self.old), ("new", self.new)) if sorted(said(self.path)) == lines),
+            "neither",
+        )
+
+    @property
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.path.parent.iterdir() if path.name.startswith(".django-snapshots-"))
+
+    def settle(self, mark: str = "m", noted: Any = None) -> Outcome:
+        return CONNECTOR.settle(self.alias, mark, noted or {})
+
+    def restore(self, mark: str, what: str | None = None) -> None:
+        """All moves of a restore, or of bringing *what* back."""
+        with requested(mark) as request:
+            source = Source(filename="dump", metadata={}, open=lambda: iter([self.dump.read_bytes()]))
+            prepared = (
+                CONNECTOR.prepare(self.alias, source, request)
+                if what is None
+                else CONNECTOR.bring_back(self.alias, what, request)
+            )
+            try:
+                prepared.check()
+                prepared.switch()
+            finally:
+                prepared.discard()
+
+    def killed(self, phase: str, action: str = "restore", what: Any = None, mark: str = "m") -> None:
+        with attempt(self.path, action, what or self.dump, mark, phase, signal.SIGKILL) as child:
+            assert child.wait(60) == -signal.SIGKILL, child.stdout and child.stdout.read()
+
+
+@contextlib.contextmanager
+def requested(mark: str, **options: Any) -> Iterator[RestoreRequest]:
+    options = {"preserve_tables": frozenset({JOURNAL}), "about": {"run": mark}, **options}
+    with Processes() as processes:
+        yield RestoreRequest(processes=processes, mark=mark, temporary_directory=private_directory, **options)
+
+
+@pytest.fixture
+def world(make_sqlite: Callable[..., str], tmp_path: Path, mode: str) -> World:
+    directory = tmp_path / "data"
+    directory.mkdir()
+    return World(make_sqlite(NAME=str(directory / "live.sqlite3")), tmp_path, mode)
+
+
+@contextlib.contextmanager
+def attempt(*arguments: Any) -> Iterator[subprocess.Popen[str]]:
+    with start(*arguments) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def asleep(child: subprocess.Popen[str]) -> None:
+    status = Path(f"/proc/{child.pid}/status")
+    wait_until(lambda: re.search(r"^State:\s+T", status.read_text(), re.MULTILINE), "the attempt to stop")
+
+
+PHASES = {
+    "prepared": Outcome.BEFORE,
+    "locked": Outcome.BEFORE,
+    "kept": Outcome.BEFORE,
+    "copying": Outcome.BEFORE,
+    "switched": Outcome.SWITCHED,
+    "before discard": Outcome.SWITCHED,
+    "kept#2": Outcome.SWITCHED,
+    "copying#2": Outcome.SWITCHED,
+    "switched#2": Outcome.BEFORE,
+}
+
+
+@MODES
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_attempt_that_is_killed_is_settled(world: World, phase: str) -> None:
+    world.killed(phase)
+    assert [(one.mark, one.kept, one.in_use) for one in CONNECTOR.beside(world.alias)] == [
+        ("m", PHASES[phase] is Outcome.SWITCHED, False)
+    ]
+    for _ in range(2):
+        assert world.settle() is PHASES[phase]
+        assert world.state == ("old" if PHASES[phase] is Outcome.BEFORE else "new")
+    if PHASES[phase] is Outcome.BEFORE:
+        assert world.left == []
+        return
+    (one,) = CONNECTOR.beside(world.alias)
+    assert (one.mark, one.kept, one.about, one.in_use) == ("m", True, {"run": "m"}, False)
+    assert one.kept_at is not None
+    assert one.kept_at.tzinfo
+    world.restore("u", "m")
+    assert world.state == "old"
+
+
+@MODES
+@pytest.mark.parametrize("phase", PHASES)
+def test_bringing_back_is_settled_the_same_way(world: World, phase: str) -> None:
+    world.restore("m")
+    world.killed(phase, "bring_back", "m", mark="u")
+    outcome = world.settle("u")
+    assert outcome is PHASES[phase]
+    if outcome is Outcome.BEFORE:
+        assert world.state == "new"
+        world.restore("v", "m")
+        assert world.state == "old"
+    else:
+        assert world.state == "old"
+        assert [one.mark for one in CONNECTOR.beside(world.alias)] == ["u"]
+
+
+def test_a_journal_that_a_killed_process_has_left_is_hot(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
+    world = World(make_sqlite(), tmp_path, "delete")
+    world.killed("copying")
+    changed = world.path.read_bytes()
+    assert Path(f"{world.path}-journal").stat().st_size > 0
+    assert world.settle() is Outcome.BEFORE
+    assert world.state == "old"
+    assert not Path(f"{world.path}-journal").exists()
+    assert world.path.read_bytes() != changed  # the death came when pages of the snapshot were in the file already
+
+
+@MODES
+def test_the_switch_is_synchronous_and_the_kept_state_is_on_the_disk_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[sqlite3.Connection] = []
+    real, synced, modes = sqlite_switch.open_file, [], []
+    fsync = os.fsync
+
+    @contextlib.contextmanager
+    def open_file(place: Any) -> Iterator[sqlite3.Connection]:
+        with real(place) as connection:
+            connection.execute("PRAGMA synchronous=OFF")
+            connections.append(connection)
+            yield connection
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def reached(phase: str) -> None:
+        if phase == "kept":
+            modes.append(connections[0].execute("PRAGMA synchronous").fetchone()[0])
+            before.extend(synced)
+
+    before: list[str] = []
+    monkeypatch.setattr(sqlite_switch, "open_file", open_file)
+    monkeypatch.setattr(sqlite_switch, "_reached", reached)
+    monkeypatch.setattr(os, "fsync", noted)
+    world.restore("m")
+    assert modes == [2]
+    directory = f"{world.path.parent}/{world.left[0].removesuffix('.kept')}"
+    assert before[-2:] == [f"{directory}/replaced.sqlite3.part", directory]
+    assert str(world.path.parent) in before
+
+
+@MODES
+@pytest.mark.parametrize("phase", ["prepared", "before discard", "before rolling back"])
+def test_an_attempt_that_wakes_after_it_was_settled_changes_nothing(world: World, phase: str) -> None:
+    with attempt(world.path, "restore", world.dump, "m", phase, signal.SIGSTOP) as child:
+        asleep(child)
+        assert [one.in_use for one in CONNECTOR.beside(world.alias)] == [True]
+        outcome = world.settle()
+        assert outcome is (Outcome.BEFORE if phase == "prepared" else Outcome.SWITCHED)
+        with opened(world.path) as connection:
+            connection.execute("INSERT INTO orders (word) VALUES ('later')")
+        after, left = said(world.path), world.left
+        child.send_signal(signal.SIGCONT)
+        out, _ = child.communicate(timeout=60)
+    if phase == "before discard":
+        assert out == "done\n"
+    else:
+        assert "SnapshotBusyError" in out
+        assert "another process has ended this restore" in out
+    assert (said(world.path), world.left) == (after, left)
+
+
+@MODES
+@pytest.mark.parametrize("phase", ["locked", "copying"])
+def test_an_attempt_that_sleeps_with_the_lock_makes_others_wait_and_is_named(world: World, phase: str) -> None:
+    with attempt(world.path, "restore", world.dump, "m", phase, signal.SIGSTOP) as child:
+        asleep(child)
+        with pytest.raises(SnapshotConnectorError, match=rf"locked by another connection \(process {child.pid} "):
+            SQLiteConnector(lock_timeout=0.3).settle(world.alias, "m", {})
+        child.kill()
+        child.wait()
+    assert world.settle() is Outcome.BEFORE
+    assert world.state == "old"
+
+
+@MODES
+def test_a_sleeper_with_the_lock_that_wakes_in_time_comes_to_its_end(world: World) -> None:
+    with attempt(world.path, "restore", world.dump, "m", "kept", signal.SIGSTOP) as child:
+        asleep(child)
+        with pytest.raises(SnapshotConnectorError):
+            SQLiteConnector(lock_timeout=0.1).settle(world.alias, "m", {})
+        child.send_signal(signal.SIGCONT)
+        assert child.communicate(timeout=60)[0] == "done\n"
+    assert world.state == "new"
+    assert world.settle() is Outcome.SWITCHED
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("target", ["missing", "broken"])
+@pytest.mark.parametrize("phase", ["prepared", "fresh", "switched"])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_target_that_is_missing_or_broken(world: World, target: str, phase: str, sent: signal.Signals) -> None:
+    world.path.unlink()
+    log = Path(f"{world.path}-journal")
+    if target == "broken":
+        world.path.write_bytes(b"<html>" * 500)
+        log.write_bytes(b"\0 a log")
+    with attempt(world.path, "restore", world.dump, "m", phase, sent) as child:
+        if sent == signal.SIGSTOP:
+            asleep(child)
+        else:
+            child.wait(60)
+        outcome = world.settle()
+        child.send_signal(signal.SIGCONT)
+        out = child.communicate(timeout=60)[0]
+    assert outcome is (Outcome.SWITCHED if phase == "switched" else Outcome.BEFORE)
+    assert world.settle() is outcome
+    if outcome is Outcome.SWITCHED:
+        assert sorted(line for line in said(world.path) if "orders" in line) == [
+            line for line in world.new if "orders" in line
+        ]
+        assert not log.exists()
+    elif target == "missing":
+        assert not world.path.exists()
+    else:
+        assert (world.path.read_bytes(), log.read_bytes()) == (b"<html>" * 500, b"\0 a log")
+    assert len(world.left) == (outcome is Outcome.SWITCHED)
+    assert ("SnapshotBusyError" in out) == (sent == signal.SIGSTOP and phase != "switched")
+    if outcome is Outcome.SWITCHED and target == "missing":
+        world.restore("u", "m")
+        assert said(world.path) == ["BEGIN TRANSACTION;", "COMMIT;"]
+    elif outcome is Outcome.SWITCHED:
+        with pytest.raises(SnapshotNotFoundError, match=r"was no database.*replaced\.broken"):
+            world.restore("u", "m")
+        assert next(world.path.parent.glob(".django*/replaced.broken-journal")).read_bytes() == b"\0 a log"
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("target", ["missing", "broken"])
+def test_a_missing_or_broken_target_is_rolled_back(world: World, target: str) -> None:
+    world.path.unlink()
+    if target == "broken":
+        world.path.write_bytes(b"<html>" * 500)
+        Path(f"{world.path}-journal").write_bytes(b"\0 a log")
+    told: list[str] = []
+    with requested("m", report=told.append) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        for _ in range(2):
+            prepared.switch()
+            assert "new" in "".join(said(world.path))
+            prepared.roll_back()
+        prepared.discard()
+    assert world.left == []
+    assert world.path.exists() == (target == "broken")
+    if target == "broken":
+        assert world.path.read_bytes() == b"<html>" * 500
+        assert Path(f"{world.path}-journal").read_bytes() == b"\0 a log"
+        assert "could not be read as a database" in told[0]
+
+
+WRITER = f"""
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+print("ready", flush=True)
+number = 0
+while True:
+    number += 1
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT INTO orders (word) VALUES (?)", [f"w{{number}}"])
+        connection.execute("INSERT INTO {JOURNAL} (word) VALUES (?)", [f"w{{number}}"])
+        connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        print("error", error, file=sys.stderr)
+        continue
+    print(number, flush=True)
+"""
+
+
+def numbers(path: Path, table: str) -> set[int]:
+    with opened(path) as connection:
+        return {int(word[1:]) for (word,) in connection.execute(f"SELECT word FROM {table} WHERE word LIKE 'w%'")}
+
+
+@MODES
+def test_kills_at_any_moment_lose_no_row_that_a_writer_has_committed(world: World) -> None:
+    chance = random.Random(5)
+    outcomes = []
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(world.path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        committed: list[int] = []
+        reader = threading.Thread(target=lambda: committed.extend(int(line) for line in writer.stdout or ()))
+        reader.start()
+        for number in range(12):
+            with attempt(world.path, "restore", world.dump, f"m{number}", "never", signal.SIGKILL) as child:
+                wait_until(
+                    lambda: any(one.in_use for one in CONNECTOR.beside(world.alias)) or child.poll() is not None,
+                    "the attempt to begin",
+                )
+                time.sleep(chance.uniform(0, 0.12))
+                child.kill()
+                child.wait()
+            outcomes.append(world.settle(f"m{number}"))
+        writer.kill()
+        writer.wait()
+        reader.join()
+    there = numbers(world.path, "orders")
+    for kept in world.path.parent.glob(".django-snapshots-*/replaced.sqlite3"):
+        there |= numbers(kept, "orders")
+    assert set(committed) <= there
+    assert set(committed) <= numbers(world.path, JOURNAL)
+    assert len(committed) > 5
+    assert set(outcomes) <= {Outcome.BEFORE, Outcome.SWITCHED}
+    assert [one.mark for one in CONNECTOR.beside(world.alias)] == [
+        f"m{number}" for number in reversed(range(12)) if outcomes[number] is Outcome.SWITCHED
+    ]
+
+
+@MODES
+def test_undo_and_undo_of_undo(world: World) -> None:
+    world.restore("m")
+    with opened(world.path) as connection:
+        connection.execute("INSERT INTO orders (word) VALUES ('after the restore')")
+        connection.execute(f"INSERT INTO {JOURNAL} (word) VALUES ('the undo')")
+    after = sorted(said(world.path))
+    world.restore("u", "m")
+    with opened(world.path) as connection:
+        assert connection.execute(f"SELECT word FROM {JOURNAL} ORDER BY id").fetchall() == [("a run",), ("the undo",)]
+        connection.execute(f"DELETE FROM {JOURNAL} WHERE word = 'the undo'")
+    assert world.state == "old"
+    assert [one.mark for one in CONNECTOR.beside(world.alias)] == ["u"]
+    with opened(world.path) as connection:
+        connection.execute(f"INSERT INTO {JOURNAL} (word) VALUES ('the undo')")
+    world.restore("v", "u")
+    assert sorted(said(world.path)) == after
+
+
+@MODES
+def test_a_restore_that_was_not_settled_loses_nothing_to_the_next(world: World) -> None:
+    world.killed("switched")
+    world.restore("n")
+    assert [one.mark for one in CONNECTOR.beside(world.alias) if one.kept] == ["n", "m"]
+    assert world.settle("m") is Outcome.SWITCHED
+    with opened(world.path) as connection:
+        assert not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'django_snapshots_switch'").fetchone()
+    world.restore("u", "m")
+    assert world.state == "old"
+
+
+@pytest.mark.parametrize("mode", ["wal"])
+def test_labels_are_neither_dumped_nor_anything_to_lose(world: World) -> None:
+    world.killed("switched")
+    with opened(world.path) as connection:
+        connection.execute("DROP VIEW words")
+        connection.execute("DROP TABLE orders")
+    assert CONNECTOR.target(world.alias).empty
+    CONNECTOR.dump(world.alias, world.dump)
+    assert "django_snapshots_switch" not in "".join(said(world.dump))
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_where_the_label_cannot_be_read_nothing_is_decided_or_removed(world: World) -> None:
+    world.killed("switched")
+    content = world.path.read_bytes()
+    world.path.unlink()
+    for damaged in (None, b"<html>" * 9000):
+        if damaged is not None:
+            world.path.write_bytes(damaged)
+        for _ in range(2):
+            with pytest.raises(SnapshotConnectorError, match=r"(is missing|can't be read), so it can't be told"):
+                world.settle()
+        assert [(one.mark, one.kept) for one in CONNECTOR.beside(world.alias)] == [("m", True)]
+    world.path.write_bytes(content)
+    assert world.settle() is Outcome.SWITCHED
+    world.restore("u", "m")
+    assert world.state == "old"
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_what_was_noted_tells_whether_this_is_the_place(world: World) -> None:
+    noted: list[Any] = []
+    with requested("m", note=noted.append) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        assert (world.path.parent / world.left[0]).stat().st_mode & 0o777 == 0o700
+        prepared.discard()
+    assert world.left == []
+    assert world.settle("m") is Outcome.BEFORE
+    assert world.settle("m", noted[0]) is Outcome.BEFORE
+    assert world.settle("m", {"host": "elsewhere", "boot": "another"}) is Outcome.UNSEEN
+
+
+@MODES
+def test_removing(world: World) -> None:
+    world.restore("m")
+    with pytest.raises(SnapshotNotFoundError):
+        world.restore("u", "n")
+    CONNECTOR.remove(world.alias, "n")
+    CONNECTOR.remove(world.alias, "m")
+    CONNECTOR.remove(world.alias, "m")
+    assert world.left == []
+    assert world.state == "new"
+    world.killed("prepared", mark="k")
+    CONNECTOR.remove(world.alias, "k")
+    assert world.left == []
+    with attempt(world.path, "restore", world.dump, "s", "prepared", signal.SIGSTOP) as child:
+        asleep(child)
+        with pytest.raises(SnapshotBusyError, match="in use"):
+            CONNECTOR.remove(world.alias, "s")
+        child.send_signal(signal.SIGCONT)
+        assert child.communicate(timeout=60)[0] == "done\n"
+    assert CONNECTOR.beside(world.alias)[0].kept
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize(
+    "damage", ["garbage", "list", "no record", "kept is a link", "kept is damaged", "open", "link"]
+)
+def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path, damage: str) -> None:
+    world.restore("m")
+    directory = world.path.parent / world.left[0]
+    record, kept = directory / "record.json", directory / "replaced.sqlite3"
+    if damage == "garbage":
+        record.write_bytes(b"\xff{")
+    elif damage == "list":
+        record.write_text("[1]")
+    elif damage == "no record":
+        record.unlink()
+    elif damage == "kept is a link":
+        kept.rename(tmp_path / "elsewhere")
+        kept.symlink_to(tmp_path / "elsewhere")
+    elif damage == "kept is damaged":
+        content = kept.read_bytes()
+        kept.write_bytes(content[: len(content) // 2])
+    elif damage == "open":
+        directory.chmod(0o755)
+    elif damage == "link":
+        directory.rename(tmp_path / "moved")
+        directory.symlink_to(tmp_path / "moved")
+    expected = SnapshotNotFoundError if damage in ("open", "link") else SnapshotIntegrityError
+    with pytest.raises(expected):
+        world.restore("u", "m")
+    assert world.state == "new"
+    assert [name for name in world.left if not name.endswith(".kept")] == []
+    for mark in ("../m", "", "M", "m.kept", "x" * 41):
+        with pytest.raises(SnapshotError, match="is no mark"):
+            CONNECTOR.remove(world.alias, mark)
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_two_files_of_one_directory_do_not_see_each_others_states(
+    world: World, make_sqlite: Callable[..., str]
+) -> None:
+    other = make_sqlite(NAME=str(world.path.parent / "other.sqlite3"))
+    link = make_sqlite(NAME=str(world.path.parent / "a link"))
+    Path(settings.DATABASES[link]["NAME"]).symlink_to(world.path)
+    fill(path_of(other), "delete", "x")
+    world.restore("m")
+    assert list(CONNECTOR.beside(other)) == []
+    assert [one.mark for one in CONNECTOR.beside(link)] == ["m"]
+
+
+@MODES
+def test_a_damaged_target_is_replaced_and_its_damage_is_told(world: World) -> None:
+    with opened(world.path) as connection:
+        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [JOURNAL]).fetchone()[0]
+    with world.path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    told: list[str] = []
+    with requested("m", report=told.append) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        prepared.switch()
+        prepared.discard()
+    assert "is damaged, so the rows of django_snapshots_run could not be taken along" in told[0]
+    wanted, found = (sorted(line for line in said(path) if "orders" in line) for path in (world.dump, world.path))
+    assert found == wanted
+
+
+def test_a_drill_needs_no_target(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
+    from django.db import connections
+
+    world = World(make_sqlite(), tmp_path, "delete")
+    nowhere = make_sqlite(NAME=str(tmp_path / "no" / "such" / "directory.sqlite3"))
+
+    def never() -> None:
+        raise AssertionError("a drill takes no safety copy")
+
+    with requested("d", drill=True, safety=never) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(nowhere, source, request)
+        prepared.check()
+        entry = prepared.django_settings()  # type: ignore[attr-defined]
+        connections.settings["scratch"] = {**settings.DATABASES[nowhere], **entry}
+        try:
+            with connections["scratch"].cursor() as cursor:
+                cursor.execute("SELECT DISTINCT word FROM orders")
+                assert cursor.fetchall() == [("new",)]
+            connections["scratch"].close()
+        finally:
+            del connections.settings["scratch"]
+        with pytest.raises(SnapshotError, match="never switched"):
+            prepared.switch()
+        prepared.discard()
+    assert not Path(entry["NAME"]).parent.exists()
+    assert not (tmp_path / "no").exists()
+
+
+def test_memory_keeps_nothing_and_asks_for_a_safety_copy(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
+    from django.db import connections
+
+    world = World(make_sqlite(), tmp_path, "delete")
+    memory = make_sqlite(NAME=":memory:")
+    with connections[memory].cursor() as cursor:
+        cursor.execute("CREATE TABLE t (x)")
+    asked: list[str] = []
+    assert not CONNECTOR.keeps(memory)
+    assert CONNECTOR.keeps(world.alias)
+    with requested("m", safety=lambda: asked.append("safety")) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(memory, source, request)
+        assert asked == ["safety"]
+        prepared.switch()
+        prepared.discard()
+    assert CONNECTOR.settle(memory, "m", {}) is Outcome.UNSEEN
+    assert list(CONNECTOR.beside(memory)) == []
+    with connections[memory].cursor() as cursor:
+        cursor.execute("SELECT name FROM sqlite_master WHERE name LIKE '%switch'")
+        assert cursor.fetchall() == []
+    connections[memory].connection.close()
+
+
+def found(alias: str, metadata: dict[str, Any], **options: Any) -> list[tuple[bool, str]]:
+    with requested("m", **options) as request:
+        source = Source(filename="x.sqlite3.zst", metadata=metadata, open=lambda: iter([]))
+        return [(one.stops, one.text) for one in CONNECTOR.preflight(alias, source, request)]
+
+
+@MODES
+def test_preflight_tells_everything(world: World, make_sqlite: Callable[..., str], tmp_path: Path) -> None:
+    assert found(world.alias, {"engine": "sqlite", "server_version": "3.1.0", "content_size": 1}) == []
+    with opened(world.path) as connection:
+        connection.executescript(
+            f"CREATE TABLE mine (run REFERENCES {JOURNAL}(id)); CREATE VIEW seen AS SELECT * FROM {JOURNAL};"
+            f" CREATE TRIGGER noted AFTER INSERT ON orders BEGIN DELETE FROM {JOURNAL}; END"
+        )
+        connection.execute("BEGIN IMMEDIATE")
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+                "c.execute('BEGIN'); c.execute('SELECT * FROM orders').fetchone(); print(1, flush=True); sys.stdin.read()",  # noqa: E501
+                str(world.path),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            told = found(
+                world.alias,
+                {"engine": "postgresql", "content_size": 10**18, "page_size": 512, "server_version": "99.1"},
+            )
+            child.kill()
+    errors = " ".join(text for stops, text in told if stops)
+    warnings = " ".join(text for stops, text in told if not stops)
+    for words in ("is a dump of postgresql", "make room", "table 'mine'", "view 'seen'", "trigger 'noted'"):
+        assert words in errors
+    assert f"in use by process {child.pid} (python" in warnings
+    assert ("page size" in warnings) == (world.mode == "wal")
+    assert "SQLite 99.1" in found(world.alias, {"engine": "sqlite", "server_version": "99.1"})[0][1]
+    gone = make_sqlite(NAME=str(tmp_path / "no" / "file"))
+    assert "does not exist; make it" in found(gone, {})[0][1]
+    assert found(gone, {}, drill=True) == []
+    memory = make_sqlite(NAME=":memory:")
+    assert [stops for stops, _ in found(memory, {})] == [False]
+    world.path.write_bytes(b"<html>" * 100)
+    assert "can't be read as a database" in found(world.alias, {})[0][1]
