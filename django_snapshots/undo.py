@@ -33,6 +33,8 @@ from django_snapshots.switching import Change
 from django_snapshots.transfer import Target
 from django_snapshots.verify import check_artifacts
 
+TAKEN_BACK = "taken_back"
+"""Said of a state that a restore has brought, and that was taken back because that restore has failed."""
 _RUN = 32
 
 
@@ -53,6 +55,8 @@ class Kept:
     """The safety copy's name."""
     brought: str = ""
     """The snapshot that was put in its place, if that is known."""
+    taken_back: bool = False
+    """Whether it is what a restore has brought before it failed: nothing that anybody has lost."""
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -91,9 +95,10 @@ def kept_states(settings: Settings) -> list[Kept]:
 def chosen(settings: Settings, run: str | None) -> tuple[str, list[Kept]]:
     """The restore to undo, the latest if *run* is ``None``, and what it has left.
 
-    *run* may be the beginning of its id. Raises ``SnapshotNotFoundError``.
+    *run* may be the beginning of its id. One that has failed and was taken back is meant only if it is named.
+    Raises ``SnapshotNotFoundError``.
     """
-    states = kept_states(settings)
+    states = [item for item in kept_states(settings) if run is not None or not item.taken_back]
     wanted = None if run is None else run.strip().lower().replace("-", "")
     runs = list(dict.fromkeys(item.run for item in states if wanted is None or item.run.startswith(wanted)))
     if not runs:
@@ -193,6 +198,7 @@ def _of(item: Beside, artifact: str, subject: str) -> Kept:
         place=item.place,
         mark=item.mark,
         brought=str(item.about.get("snapshot") or ""),
+        taken_back=item.about.get(TAKEN_BACK) is True,
     )
 
 
