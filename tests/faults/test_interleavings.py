@@ -25,6 +25,7 @@ from django_snapshots.exceptions import (
 )
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.runs import DatabaseNow
 from django_snapshots.storage import DjangoStorageBackend
 from django_snapshots.testing import MemoryStorage
@@ -438,3 +439,27 @@ def test_a_switch_that_fails_while_the_journal_is_away_tells_what_the_target_is(
     monkeypatch.setitem(execution.work.__globals__, "restore_with_journal", switch)
     execution.work(step.pk)
     assert "half restored" in Step.objects.get(pk=step.pk).error
+
+
+def test_a_switch_whose_outcome_is_not_known_is_settled_by_whoever_comes_next(journal, storage, monkeypatch):
+    """A server that was lost in the middle of it may leave its target neither this nor that, until it is settled."""
+    create_snapshot("nightly")
+    run, _ = runs.begin(Kind.RESTORE, Request(name="nightly"), inline=True)
+    steps = [PlannedStep(position=0, type="restore", subject="nightly", phase=0)]
+    (step,) = runs.start(run, steps, name="nightly", storage_id="", storage_label="", reserve=False)
+
+    def switch(*_arguments, before_switch, **_more):
+        before_switch()
+        raise SnapshotUnsettled("The server was lost in the middle of it.")
+
+    monkeypatch.setitem(execution.work.__globals__, "restore_with_journal", switch)
+    assert execution.work(step.pk) is None
+    step.refresh_from_db()
+    assert (step.state, run_of(step).state, run_of(step).inline) == (State.QUEUED, State.RUNNING, False)
+    with pytest.raises(SnapshotUnsettled, match="has not ended: a worker"):
+        execution.inline._require_settled(run_of(step))
+    Step.objects.filter(pk=step.pk).update(not_before=None)
+    assert runs.unsettled(run_of(step)) == [step.pk]
+    assert execution.work(step.pk) == run.pk
+    step.refresh_from_db()
+    assert step.state == State.FAILED
