@@ -7,7 +7,7 @@ says itself which restore that was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -55,6 +55,8 @@ class Kept:
     """The safety copy's name."""
     brought: str = ""
     """The snapshot that was put in its place, if that is known."""
+    restored: str = ""
+    """The subject that the restore was of, by what lies with the state."""
     taken_back: bool = False
     """Whether it is what a restore has brought before it failed: nothing that anybody has lost."""
 
@@ -87,8 +89,11 @@ class UndoReport:
 
 
 def kept_states(settings: Settings) -> list[Kept]:
-    """Every state that restores have kept and that is still there, the newest first."""
-    found = [*_beside(settings), *_safety_copies(settings)]
+    """Every state that restores have kept and that is still there, the newest first.
+
+    One that lies beside a database of several aliases is told once, of the alias that was restored.
+    """
+    found = [*_once(_beside(settings)), *_safety_copies(settings)]
     return sorted(found, key=lambda item: item.replaced_at.timestamp() if item.replaced_at else 0.0, reverse=True)
 
 
@@ -188,6 +193,15 @@ def _beside(settings: Settings) -> Iterator[Kept]:
                     yield _of(item, artifact, subject)
 
 
+def _once(found: Iterable[Kept]) -> Iterable[Kept]:
+    """Those of each mark once: an undo that found one twice would bring it back, and then find it gone."""
+    told: dict[tuple[str, str], Kept] = {}
+    for item in found:
+        if (item.type, item.mark) not in told or item.subject == item.restored:
+            told[item.type, item.mark] = item
+    return told.values()
+
+
 def _of(item: Beside, artifact: str, subject: str) -> Kept:
     return Kept(
         run=item.mark[:_RUN],
@@ -198,6 +212,7 @@ def _of(item: Beside, artifact: str, subject: str) -> Kept:
         place=item.place,
         mark=item.mark,
         brought=str(item.about.get("snapshot") or ""),
+        restored=str(item.about.get("subject") or ""),
         taken_back=item.about.get(TAKEN_BACK) is True,
     )
 

@@ -30,3 +30,15 @@ def test_a_commit_whose_outcome_can_not_be_asked_for_is_left_to_be_settled(monke
     switch = Exchange(alias="a", label="l", target="t", incoming="i", outgoing="o", remark=lambda _: "")
     with pytest.raises(SnapshotUnsettled, match="either as it was or"), switch._committing(renamer):
         raise OperationalError("The commit was not confirmed.")
+
+
+@pytest.mark.parametrize("about", ["[]", '"text"', "7", "null", "true"])
+def test_a_comment_that_somebody_has_written_is_no_trouble(about: str) -> None:
+    text = f'{{"django_snapshots": 1, "of": "t", "mark": "m", "label": "", "kept_at": null, "about": {about}}}'
+    remark = beside.Remark.read(text)
+    assert remark is not None
+    assert remark.about == {}
+
+
+def test_a_comment_without_an_end_is_none_of_ours() -> None:
+    assert beside.Remark.read('{"about":' * 100_000) is None
