@@ -19,7 +19,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
+from django_snapshots.exceptions import SnapshotError
 from django_snapshots.transfer import Prepared, RestoreRequest, Source
+
+
+class SnapshotUnsettled(SnapshotError):
+    """It can't be told here, or not now, what became of a target. The run does not end with it: ``settle`` is called
+    again later, by any worker."""
 
 
 class Outcome(StrEnum):

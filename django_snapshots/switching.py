@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.processes import Processes
-from django_snapshots.replaced import Finding
+from django_snapshots.replaced import Finding, SnapshotUnsettled
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
 
@@ -139,11 +139,11 @@ def _switch_all(changes: Sequence[Change], prepared: Sequence[Prepared]) -> None
         try:
             item.switch()
         except BaseException as error:
-            kept = _roll_back(changes[:position], prepared[:position])
+            kept, settled = _roll_back(changes[:position], prepared[:position])
             if not isinstance(error, Exception):
                 raise
             kind, text = _told(error, changes[position])
-            raise kind(f"{text} {kept}".strip()) from error
+            raise (kind if settled else SnapshotUnsettled)(f"{text} {kept}".strip()) from error
 
 
 def _told(error: Exception, change: Change) -> tuple[type[SnapshotError], str]:
@@ -154,15 +154,17 @@ def _told(error: Exception, change: Change) -> tuple[type[SnapshotError], str]:
     return SnapshotError, f"{what}, and what it holds now is not known; restore it again."
 
 
-def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared]) -> str:
-    """Bring back what was switched already; say what came of it."""
+def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared]) -> tuple[str, bool]:
+    """Bring back what was switched already; say what came of it, and whether nothing is left to be settled."""
     sentences: list[str] = []
+    settled = True
     for change, item in reversed(list(zip(changes, prepared, strict=True))):
         what = change.target.description
         try:
             item.roll_back()
         except Exception as error:  # noqa: BLE001 - the others are brought back whatever this one does
             sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
+            settled = settled and not isinstance(error, SnapshotUnsettled)
         else:
             sentences.append(f"{what} is as it was before.")
-    return " ".join(sentences)
+    return " ".join(sentences), settled

@@ -7,7 +7,7 @@ says itself which restore that was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,8 @@ from django_snapshots.switching import Change
 from django_snapshots.transfer import Target
 from django_snapshots.verify import check_artifacts
 
+TAKEN_BACK = "taken_back"
+"""Said of a state that a restore has brought, and that was taken back because that restore has failed."""
 _RUN = 32
 
 
@@ -53,6 +55,10 @@ class Kept:
     """The safety copy's name."""
     brought: str = ""
     """The snapshot that was put in its place, if that is known."""
+    restored: str = ""
+    """The subject that the restore was of, by what lies with the state."""
+    taken_back: bool = False
+    """Whether it is what a restore has brought before it failed: nothing that anybody has lost."""
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -83,17 +89,21 @@ class UndoReport:
 
 
 def kept_states(settings: Settings) -> list[Kept]:
-    """Every state that restores have kept and that is still there, the newest first."""
-    found = [*_beside(settings), *_safety_copies(settings)]
+    """Every state that restores have kept and that is still there, the newest first.
+
+    One that lies beside a database of several aliases is told once, of the alias that was restored.
+    """
+    found = [*_once(_beside(settings)), *_safety_copies(settings)]
     return sorted(found, key=lambda item: item.replaced_at.timestamp() if item.replaced_at else 0.0, reverse=True)
 
 
 def chosen(settings: Settings, run: str | None) -> tuple[str, list[Kept]]:
     """The restore to undo, the latest if *run* is ``None``, and what it has left.
 
-    *run* may be the beginning of its id. Raises ``SnapshotNotFoundError``.
+    *run* may be the beginning of its id. One that has failed and was taken back is meant only if it is named.
+    Raises ``SnapshotNotFoundError``.
     """
-    states = kept_states(settings)
+    states = [item for item in kept_states(settings) if run is not None or not item.taken_back]
     wanted = None if run is None else run.strip().lower().replace("-", "")
     runs = list(dict.fromkeys(item.run for item in states if wanted is None or item.run.startswith(wanted)))
     if not runs:
@@ -183,6 +193,15 @@ def _beside(settings: Settings) -> Iterator[Kept]:
                     yield _of(item, artifact, subject)
 
 
+def _once(found: Iterable[Kept]) -> Iterable[Kept]:
+    """Those of each mark once: an undo that found one twice would bring it back, and then find it gone."""
+    told: dict[tuple[str, str], Kept] = {}
+    for item in found:
+        if (item.type, item.mark) not in told or item.subject == item.restored:
+            told[item.type, item.mark] = item
+    return told.values()
+
+
 def _of(item: Beside, artifact: str, subject: str) -> Kept:
     return Kept(
         run=item.mark[:_RUN],
@@ -193,6 +212,8 @@ def _of(item: Beside, artifact: str, subject: str) -> Kept:
         place=item.place,
         mark=item.mark,
         brought=str(item.about.get("snapshot") or ""),
+        restored=str(item.about.get("subject") or ""),
+        taken_back=item.about.get(TAKEN_BACK) is True,
     )
 
 

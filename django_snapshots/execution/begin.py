@@ -21,7 +21,7 @@ from django_snapshots.exceptions import (
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import finish
 from django_snapshots.execution.place import place_of
-from django_snapshots.execution.restoring import undo_targets
+from django_snapshots.execution.restoring import undo_states
 from django_snapshots.execution.work import work
 from django_snapshots.manifest import check_name
 from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
@@ -133,10 +133,12 @@ def _prepare(run: Run, request: Request) -> list[Step]:
 
 
 def _prepare_undo(run: Run, settings: Settings, request: Request) -> list[Step]:
-    undone, found = undo_targets(settings, request)
+    undone, states = undo_states(settings, request)
     # From here on it is the one that was seen: another restore may end meanwhile.
     runs.remember(run, {**run.request, "undo": undone})
-    wanted = [lock for artifact, subject in found for lock in _physical(settings, artifact, subject, exclusive=True)]
+    wanted = [lock for item in states for lock in _physical(settings, item.type, item.subject, exclusive=True)]
+    # A safety copy may be read until the last switch; nobody deletes it meanwhile.
+    wanted += [runs.snapshot_lock(item.snapshot, exclusive=False) for item in states if item.snapshot]
     step = PlannedStep(position=0, type=run.kind, subject=undone, phase=0)
     return runs.start(run, [step], name="", storage_id="", storage_label="", reserve=False, wanted=wanted)
 

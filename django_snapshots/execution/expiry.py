@@ -51,6 +51,8 @@ def _removed(settings: Settings, item: Kept, run: uuid.UUID | None) -> bool:
         if runs.available():
             what = f"{item.type} {item.subject}"
             runs.require_free(runs.Wanted(key=identity_of(kind, item.subject), what=what), besides=run)
+            if item.snapshot:
+                runs.require_free(runs.snapshot_lock(item.snapshot, exclusive=True), besides=run)
         remove: Callable[[], None] = partial(remove_of, kind, item.subject, item.mark)
         if item.snapshot:
             remove = partial(Catalog(settings.storage).delete, item.snapshot, run=item.run)

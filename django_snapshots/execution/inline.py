@@ -24,6 +24,7 @@ from django_snapshots.execution.work import work
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.storage.protocols import SnapshotStorage
 
 _POLL_SECONDS = 0.5
@@ -207,7 +208,18 @@ def run_inline(
     # A sweep, or whoever cancels, may have come first: its end is the run's; if it dies of it, this one's turn comes.
     while finish(run.pk, hooks) is None and runs.is_being_finished(run.pk):
         time.sleep(_POLL_SECONDS)
+    _require_settled(run)
     return outcome(runs.get(run.pk))
+
+
+def _require_settled(run: Run) -> None:
+    """Raise ``SnapshotUnsettled`` if this process could not tell what became of a target: the run goes on then."""
+    for step in runs.steps_of(run):
+        if runs.is_unsettled(step.pk):
+            raise SnapshotUnsettled(
+                f"{step.error} Run {run.pk} has not ended: a worker, or `manage.py snapshots sweep`, finds out what "
+                "became of it."
+            )
 
 
 def _work_on_all(steps: Sequence[Step], hooks: Hooks) -> None:

@@ -208,14 +208,10 @@ def meet_derived_aliases() -> None:
                 beside((request.get("into") or {}).get(alias, alias), name)
 
 
-def undo_targets(settings: Settings, request: Request) -> tuple[str, list[tuple[str, str]]]:
-    """The restore that an undo is of, and the type and subject of everything that it replaces.
-
-    Raises ``SnapshotNotFoundError``.
-    """
+def undo_states(settings: Settings, request: Request) -> tuple[str, list[undoing.Kept]]:
+    """The restore that an undo is of, and every state that it puts back. Raises ``SnapshotNotFoundError``."""
     meet_derived_aliases()
-    run, states = undoing.chosen(settings, request.undo)
-    return run, [(state.type, state.subject) for state in states]
+    return undoing.chosen(settings, request.undo)
 
 
 def _databases(changes: Sequence[Change]) -> list[str]:

@@ -3,32 +3,35 @@
 Its step is claimed by another worker with a higher token. That one ends the server sessions of the attempts before
 it, and has every target settled by its mark: from then on the old attempt can change nothing, even if it only slept.
 Then the restore is what its targets say: all switched, it has succeeded; none, it has failed and everything is as it
-was; some, these are brought back, and it has failed. Dies the one that settles, the next does the same again.
+was; some, these are brought back, and it has failed. Dies the one that settles, the next does the same again: it first
+settles, target by target, what the ones before it were bringing back. What can't be settled now, because a server is
+away or a database is locked, is tried again later; the run does not end before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from django_snapshots import runs
 from django_snapshots.artifacts.capabilities import bring_back_of, end_sessions_of, keeps_of, settle_of
+from django_snapshots.backup import utc_now
 from django_snapshots.conf import Settings
 from django_snapshots.connectors.derived import ensure
-from django_snapshots.exceptions import SnapshotError
+from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
 from django_snapshots.execution.ledger import Entry, Ledger
 from django_snapshots.execution.restoring import Listeners, make_fit
+from django_snapshots.manifest import to_iso
 from django_snapshots.processes import Processes
-from django_snapshots.replaced import Outcome
+from django_snapshots.redaction import redact
+from django_snapshots.replaced import Outcome, SnapshotUnsettled
 from django_snapshots.switching import Change, Moves, carry_out, request_for
 from django_snapshots.transfer import Target
+from django_snapshots.undo import TAKEN_BACK
 
 _KILLED = "Its worker was killed, or its machine stopped, in the middle of it."
-
-
-class SnapshotUnsettled(SnapshotError):
-    """It can't be told here, or not now, what became of a target; another worker may tell, or this one later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +52,27 @@ class Settling:
         what state each target is in, and ``SnapshotUnsettled`` if that can't be told yet."""
         if ledger is None:
             raise SnapshotError(f"{_KILLED} Nothing was changed: it had not begun to build. Ask again.")
-        outcomes = {entry.mark: self._settled(entry) for entry in ledger.entries}
+        outcomes = {entry.mark: self._settled(entry, position) for position, entry in enumerate(ledger.entries)}
         if not ledger.switching:
             raise SnapshotError(f"{_KILLED} Nothing was changed: {_all_of(ledger)} as before. Ask again.")
         switched = [entry for entry in ledger.entries if outcomes[entry.mark] == Outcome.SWITCHED]
-        unknown = [entry for entry in ledger.entries if not entry.provable and not entry.empty]
+        unknown = [entry for entry in ledger.entries if not entry.provable]
         proved = [entry for entry in ledger.entries if entry.provable]
         if len(switched) == len(proved) and proved and not unknown:
             make_fit(ledger.databases(), ledger.recorded, migrate=self.migrate)
             hears = Listeners(name=ledger.name, kind=kind, run=self.run)
             hears.after(ledger)
             return hears.told(self._report(ledger, kind))
-        self._bring_back(switched)
+        self._bring_back(ledger, switched)
         raise SnapshotError(_told(ledger, unknown, self.run))
 
-    def _settled(self, entry: Entry) -> Outcome:
-        kind = self.settings.kind(entry.type)
-        if entry.type == "database":
-            ensure(entry.subject)
-        end_sessions_of(kind, entry.subject, self.labels)
-        outcome = settle_of(kind, entry.subject, entry.mark, entry.noted)
+    def _settled(self, entry: Entry, position: int) -> Outcome:
+        try:
+            outcome = self._ended(entry, position)
+        except Exception as error:
+            raise SnapshotUnsettled(
+                f"What became of {entry.description} can't be told now: {redact(str(error)).strip()}"
+            ) from error
         if entry.provable and outcome == Outcome.UNSEEN:
             raise SnapshotUnsettled(
                 f"What became of {entry.description} can't be told from here: it is on another machine, or its server "
@@ -76,24 +80,54 @@ class Settling:
             )
         return outcome
 
-    def _bring_back(self, entries: Sequence[Entry]) -> None:
+    def _ended(self, entry: Entry, position: int) -> Outcome:
+        kind = self.settings.kind(entry.type)
+        if entry.type == "database":
+            ensure(entry.subject)
+        end_sessions_of(kind, entry.subject, self.labels)
+        # Who settled before, and died, may have been bringing this very state back: it has that state in its hands.
+        for mark in (self._mark(token, position) for token in range(1, self.token)):
+            if mark != entry.mark:
+                settle_of(kind, entry.subject, mark, {})
+        return settle_of(kind, entry.subject, entry.mark, entry.noted)
+
+    def _mark(self, token: int, position: int) -> str:
+        """What an attempt of *token* at bringing the target of *position* back is marked with."""
+        return f"{self.run}_{token}_{position}"
+
+    def _bring_back(self, ledger: Ledger, entries: Sequence[Entry]) -> None:
         """What was switched, back, the last one first; what it brought is kept in its place."""
         if not entries:
             return
-        changes = [self._change(entry, position) for position, entry in enumerate(reversed(entries))]
-        carry_out(changes, Moves())
+        changes = [self._change(entry, ledger.entries.index(entry)) for entry in reversed(entries)]
+        try:
+            carry_out(changes, Moves())
+        except SnapshotNotFoundError as error:
+            names = ", ".join(entry.description for entry in entries)
+            raise SnapshotError(f"{_KILLED} {names} could not be brought back: {error}") from error
+        except SnapshotError as error:
+            raise SnapshotUnsettled(f"What was switched could not be brought back yet: {error}") from error
 
     def _change(self, entry: Entry, position: int) -> Change:
         kind = self.settings.kind(entry.type)
         preserve = runs.tables() if entry.type == "database" else frozenset()
+        now = utc_now()
         request = request_for(
             self.settings,
             processes=self.processes,
             label=self.label,
             report=lambda _: None,
             preserve_tables=preserve,
-            mark=f"{self.run}_{self.token}_{position}",
-            about={"run": self.run, "type": entry.type, "subject": entry.subject, "target": entry.name},
+            mark=self._mark(self.token, position),
+            about={
+                "run": self.run,
+                "type": entry.type,
+                "subject": entry.subject,
+                "target": entry.name,
+                "replaced_at": to_iso(now),
+                "expires_at": to_iso(now + timedelta(seconds=self.settings.limits.safety_keep)),
+                TAKEN_BACK: True,
+            },
         )
         return Change(
             type=entry.type,

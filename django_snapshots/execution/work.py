@@ -28,11 +28,12 @@ from django_snapshots.execution.ledger import Ledger
 from django_snapshots.execution.operations import prune_with_journal
 from django_snapshots.execution.proving import Proving
 from django_snapshots.execution.restoring import restore_with_journal
-from django_snapshots.execution.settle import Settling, SnapshotUnsettled
+from django_snapshots.execution.settle import Settling
 from django_snapshots.models import Kind, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
+from django_snapshots.replaced import SnapshotUnsettled
 
 logger = logging.getLogger("django_snapshots")
 
@@ -94,7 +95,8 @@ class _Attempt:
             logger.warning("%s of run %s: %s", self.step, self.step.run.pk, cause)
             return None
         try:
-            if self.claimed.settles and isinstance(error, SnapshotUnsettled):
+            # From the switch itself, too: then another attempt finds out what became of the targets.
+            if self.keeper.shielded and isinstance(error, SnapshotUnsettled):
                 again = self.keeper.through_outages(lambda: runs.put_off(self.claimed, cause))
                 return None if again else self.step.run.pk
             ended = self.keeper.through_outages(lambda: runs.fail(self.claimed, cause))

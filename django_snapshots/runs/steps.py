@@ -189,6 +189,7 @@ def put_off(claimed: Claim, why: BaseException) -> bool:
             return False
         changed = _held(claimed).update(**anew(), not_before=later(step.attempts), error=str(why))
         if changed:
+            hand_to_workers(step.run_id)
             _touch(claimed)
     return bool(changed)
 

@@ -15,7 +15,9 @@ from django.utils import timezone
 
 from django_snapshots import create_snapshot, execution, runs, verify_snapshot
 from django_snapshots import prune as pruning
+from django_snapshots import undo as undoing
 from django_snapshots.catalog import Catalog
+from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotCancelled,
@@ -23,11 +25,14 @@ from django_snapshots.exceptions import (
     SnapshotExistsError,
     SnapshotStorageError,
 )
+from django_snapshots.execution.expiry import expire
 from django_snapshots.models import Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.runs import DatabaseNow
 from django_snapshots.storage import DjangoStorageBackend
 from django_snapshots.testing import MemoryStorage
+from django_snapshots.undo import Kept
 from tests.projects import wait_until
 
 
@@ -438,3 +443,49 @@ def test_a_switch_that_fails_while_the_journal_is_away_tells_what_the_target_is(
     monkeypatch.setitem(execution.work.__globals__, "restore_with_journal", switch)
     execution.work(step.pk)
     assert "half restored" in Step.objects.get(pk=step.pk).error
+
+
+def test_a_switch_whose_outcome_is_not_known_is_settled_by_whoever_comes_next(journal, storage, monkeypatch):
+    """A server that was lost in the middle of it may leave its target neither this nor that, until it is settled."""
+    create_snapshot("nightly")
+    run, _ = runs.begin(Kind.RESTORE, Request(name="nightly"), inline=True)
+    steps = [PlannedStep(position=0, type="restore", subject="nightly", phase=0)]
+    (step,) = runs.start(run, steps, name="nightly", storage_id="", storage_label="", reserve=False)
+
+    def switch(*_arguments, before_switch, **_more):
+        before_switch()
+        raise SnapshotUnsettled("The server was lost in the middle of it.")
+
+    monkeypatch.setitem(execution.work.__globals__, "restore_with_journal", switch)
+    assert execution.work(step.pk) is None
+    step.refresh_from_db()
+    assert (step.state, run_of(step).state, run_of(step).inline) == (State.QUEUED, State.RUNNING, False)
+    with pytest.raises(SnapshotUnsettled, match="has not ended: a worker"):
+        execution.inline._require_settled(run_of(step))
+    Step.objects.filter(pk=step.pk).update(not_before=None)
+    assert runs.unsettled(run_of(step)) == [step.pk]
+    assert execution.work(step.pk) == run.pk
+    step.refresh_from_db()
+    assert step.state == State.FAILED
+
+
+def test_a_safety_copy_that_an_undo_reads_can_not_be_deleted(journal, storage, monkeypatch):
+    made = create_snapshot("safety")
+    moment = timezone.now() - timedelta(days=1)
+    kept = Kept(
+        run=made.run,
+        type="environment",
+        subject="environment",
+        replaced_at=moment,
+        expires_at=moment,
+        place="safety copy",
+        snapshot="safety",
+    )
+    monkeypatch.setattr(undoing, "kept_states", lambda _settings: [kept])
+    run, _ = runs.begin(Kind.UNDO, Request(undo=made.run))
+    execution.launch(run)
+    assert expire(get_settings()) == []
+    with pytest.raises(SnapshotBusyError):
+        execution.operations.delete_snapshot("safety")
+    Run.objects.filter(pk=run.pk).update(state=State.FAILED)
+    assert expire(get_settings()) == ["safety copy"]

@@ -15,9 +15,10 @@ from typing import Any
 import MySQLdb
 import pytest
 from django.conf import settings
-from django.db import connections
+from django.db import OperationalError, connections
 
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
+from django_snapshots.connectors.mysql import restore as restoring
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -26,7 +27,7 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotPreflightError,
 )
-from django_snapshots.replaced import Outcome
+from django_snapshots.replaced import Outcome, SnapshotUnsettled
 from tests.databases import Maker, MariaDBMaker, mariadb_cursor
 from tests.integration.conftest import entry
 from tests.integration.mysql_support import (
@@ -261,6 +262,43 @@ def test_a_rollback_that_dies_is_settled(world: World, monkeypatch: pytest.Monke
         with contextlib.closing(prepared.sessions), contextlib.suppress(Died):
             prepared.roll_back()
     dying(monkeypatch, "no more", die)
+    world.require(MySQLConnector().settle(world.alias, own, {}), own)
+
+
+def test_a_switch_that_can_not_be_brought_to_an_end_now_says_that_it_is_not_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hears that has the restore settled later; an error would end its run, and leave the tables hidden."""
+    own = mark()
+
+    def away() -> None:
+        raise OperationalError(2006, "Server has gone away")
+
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        dying(monkeypatch, "hidden", away)
+        with monkeypatch.context() as patched, contextlib.closing(prepared.sessions):
+            patched.setattr(restoring, "conclude", lambda *_: away())
+            with pytest.raises(SnapshotUnsettled, match="stopped in the middle"):
+                prepared.switch()
+    world.require(MySQLConnector().settle(world.alias, own, {}), own)
+
+
+@pytest.mark.parametrize("phase", ["hidden", "moved"])
+def test_a_rollback_that_can_not_be_brought_to_an_end_now_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    own = mark()
+
+    def away() -> None:
+        raise OperationalError(2006, "Server has gone away")
+
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        prepared.switch()
+        dying(monkeypatch, phase, away)
+        with contextlib.closing(prepared.sessions), pytest.raises(SnapshotUnsettled, match="could not be rolled back"):
+            prepared.roll_back()
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 

@@ -92,6 +92,18 @@ def test_only_what_was_restored_is_undone(project):
     assert content(project, "default") == ["later"]
 
 
+def test_what_is_kept_of_a_database_with_two_aliases_is_one_thing(tmp_path):
+    made = sqlite_project(tmp_path)
+    made.databases["other"]["NAME"] = made.databases["default"]["NAME"]
+    made.call("answer = django_snapshots.create_snapshot('before', databases=['default']).name")
+    write(made, "default", "changed")
+    for alias in ("other", "default"):
+        restored(made, databases=["default"], into={"default": alias})
+        assert [item["subject"] for item in kept(made)][:1] == [alias]
+        undone(made)
+        assert content(made) == ["changed"]
+
+
 def test_there_is_nothing_to_undo(project):
     answer = project.call("answer = django_snapshots.undo_restore()")
     assert answer["type"] == "SnapshotNotFoundError"

@@ -13,6 +13,7 @@ from django_snapshots.connectors.dumpdata import _PreparedRows
 from django_snapshots.connectors.postgres.restoring import Restoring
 from django_snapshots.connectors.sqlite import _PreparedDatabase
 from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.transfer import SwitchRank, Target
 
 
@@ -68,3 +69,14 @@ def test_a_commit_waits_for_the_load_that_may_fail_half_way() -> None:
         switching._switch_all([change(item) for item in prepared], prepared)
     assert log == ["media", "mariadb"]
     assert (committed.state, swapped.state) == ("old", "old")
+
+
+def test_a_target_that_can_not_be_brought_back_now_is_left_to_be_settled() -> None:
+    class Away(Switched):
+        def roll_back(self) -> None:
+            raise SnapshotUnsettled("The server is away.")
+
+    log: list[str] = []
+    away, loaded = Away("mariadb", log), Switched("media", log, fails=True)
+    with pytest.raises(SnapshotUnsettled, match=r"media stopped half-way\. mariadb already holds the snapshot"):
+        switching._switch_all([change(away), change(loaded)], [away, loaded])

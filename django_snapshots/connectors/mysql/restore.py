@@ -68,7 +68,7 @@ from django_snapshots.exceptions import (
     SnapshotPreflightError,
 )
 from django_snapshots.redaction import redact
-from django_snapshots.replaced import Outcome
+from django_snapshots.replaced import Outcome, SnapshotUnsettled
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 
 
@@ -128,8 +128,14 @@ class MySQLRestore:
             raise SnapshotConnectorError(
                 f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
             )
-        with explained(self.db_alias, "could not be rolled back; settle the restore to bring it to one of its ends"):
-            Exchange(self.connection, record).back()
+        try:
+            with explained(self.db_alias, "could not be rolled back"):
+                Exchange(self.connection, record).back()
+        except SnapshotError as error:
+            raise SnapshotUnsettled(
+                f"{error} Its tables may be hidden under other names, and none is lost; the next sweep, or manage.py "
+                "snapshots sweep, brings it to one of its ends."
+            ) from error
 
     def discard(self) -> None:
         """Drop what was built and not switched in, and without a mark what was replaced, too."""
@@ -207,7 +213,7 @@ class MySQLRestore:
             else:
                 outcome = settle(self.db_alias, self.mark, self.schemas)
         except (SnapshotError, DatabaseError, InterfaceError) as second:
-            return kind(
+            return SnapshotUnsettled(
                 f"The switch of {self.db_alias!r} stopped in the middle: {said} Its tables may be hidden under other "
                 f"names, and none is lost: the record is in the schema {self.record.outgoing.home}, and the next "
                 f"sweep, or manage.py snapshots sweep, brings it to one of its ends. What is in the way of that: "

@@ -73,16 +73,16 @@ class Remark:
             said = json.loads(text or "")
             if said["django_snapshots"] != _FORMAT:
                 return None
-            kept_at = said.get("kept_at")
+            kept_at, about = said.get("kept_at"), said.get("about")
             return cls(
                 of=str(said["of"]),
                 mark=str(said["mark"]),
                 label=str(said["label"]),
-                about=said.get("about") or {},
+                about=about if isinstance(about, dict) else {},
                 kept_at=None if kept_at is None else datetime.fromisoformat(kept_at).isoformat(),
                 comment=said.get("comment"),
             )
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
 

@@ -49,6 +49,7 @@ from django_snapshots.connectors.postgres.maintenance import backend_of, execute
 from django_snapshots.connectors.postgres.renewal import renew
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.redaction import redact
+from django_snapshots.replaced import SnapshotUnsettled
 
 _TRIES = 4
 _POLL_SECONDS = 0.02
@@ -244,7 +245,7 @@ class Exchange:
             try:
                 switched = self._has_switched(who, number)
             except SnapshotConnectorError as unknown:
-                raise SnapshotConnectorError(
+                raise SnapshotUnsettled(
                     f"The server was lost while {self.target!r} was switched ({said}), so it is either as it was or as "
                     f"it was to be: it is switched if the database of number {number} has its name. {unknown}"
                 ) from error
