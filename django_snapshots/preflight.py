@@ -59,9 +59,10 @@ class Report:
         }
 
 
-def look(snapshot: Snapshot, places: Places) -> Report:
-    """Look at all that can be seen beforehand; changes nothing."""
+def look(snapshot: Snapshot, places: Places, problems: Sequence[str] = ()) -> Report:
+    """Look at all that can be seen beforehand, besides the *problems* that are known already; changes nothing."""
     findings = [
+        *(Finding(text=problem, stops=True) for problem in problems),
         *(finding for change, source in places for finding in _of_target(change, source)),
         *_left_out(places),
         *_migrations(places),
@@ -79,10 +80,13 @@ def passed(snapshot: Snapshot, places: Places) -> list[str]:
     """The warnings. Raises ``SnapshotPreflightError`` with everything that stops the restore, and the warnings."""
     report = look(snapshot, places)
     if report.stops:
-        raise SnapshotPreflightError(
-            f"Snapshot {snapshot.name!r} can't be restored here; nothing was touched. {' '.join(report.stops)}"
-        )
+        raise SnapshotPreflightError(refusal(snapshot.name, report.stops))
     return list(report.warnings)
+
+
+def refusal(name: str, stops: Sequence[str]) -> str:
+    """The error of a restore that something stops."""
+    return f"Snapshot {name!r} can't be restored here; nothing was touched. {' '.join(stops)}"
 
 
 def _once(findings: Iterable[Finding]) -> Iterator[Finding]:

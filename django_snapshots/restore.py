@@ -6,7 +6,7 @@ Knows neither Celery nor the journal.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -104,6 +104,14 @@ def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Select
 
     Raises ``SnapshotNotFoundError``, or ``SnapshotPreflightError`` with everything that stands in the way.
     """
+    snapshot, selections, problems = _selected(settings, request)
+    if problems:
+        raise SnapshotPreflightError(preflight.refusal(snapshot.name, problems))
+    return snapshot, selections
+
+
+def _selected(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Selection, ...], list[str]]:
+    """As ``select``, but with what stands in the way instead of an error."""
     snapshot, records = chosen(settings, request)
     problems = [*_nowhere(records, request), *_of_elsewhere(settings, snapshot, request), *_not_in(snapshot, request)]
     selections: list[Selection] = []
@@ -115,14 +123,9 @@ def select(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Select
             )
         except SnapshotError as error:
             problems.append(str(error))
-    if problems:
-        raise SnapshotPreflightError(
-            f"Snapshot {snapshot.name!r} can't be restored here; nothing was touched. {' '.join(problems)}"
-        )
-    if not selections:
-        raise SnapshotPreflightError(f"Snapshot {snapshot.name!r} holds nothing of what was asked for.")
-    _refuse_shared_targets(selections)
-    return snapshot, tuple(selections)
+    if not selections and not problems:
+        problems.append("It holds nothing of what was asked for.")
+    return snapshot, tuple(selections), [*problems, *_shared_targets(selections)]
 
 
 def chosen(settings: Settings, request: Request) -> tuple[Snapshot, tuple[ArtifactRecord, ...]]:
@@ -175,10 +178,10 @@ def restore(settings: Settings, attempt: RestoreAttempt) -> RestoreReport:
 
 def look(settings: Settings, attempt: RestoreAttempt) -> preflight.Report:
     """Everything that stands in the way of what ``attempt.request`` asks for; touches nothing."""
-    snapshot, selections = select(settings, attempt.request)
+    snapshot, selections, problems = _selected(settings, attempt.request)
     changes = changes_of(settings, attempt, snapshot, selections, [])
     sources = [source_of(settings, snapshot, item.record) for item in selections]
-    return preflight.look(snapshot, list(zip(changes, sources, strict=True)))
+    return preflight.look(snapshot, list(zip(changes, sources, strict=True)), problems)
 
 
 def replace_all(
@@ -397,12 +400,12 @@ def target_of(settings: Settings, artifact: str, subject: str) -> Target:
     return kind.target(subject)
 
 
-def _refuse_shared_targets(selections: Sequence[Selection]) -> None:
+def _shared_targets(selections: Sequence[Selection]) -> Iterator[str]:
     seen: dict[str, Selection] = {}
     for item in selections:
         identity = item.target.identity
         if identity and identity in seen:
-            raise SnapshotPreflightError(
+            yield (
                 f"{seen[identity].record.subject!r} and {item.record.subject!r} are the same thing, "
                 f"{item.target.description}; restore one of them."
             )

@@ -190,6 +190,13 @@ def test_check_tells_and_touches_nothing(project):
     shown = project.manage("snapshots", "restore", "before", "--check")
     assert shown.returncode == 5
     assert "SQLiteConnector" in shown.stdout
+    project.snapshots |= {"PROJECT": "shop", "ALLOW_RESTORE": False}
+    report = json.loads(project.manage("snapshots", "restore", "before", "--check", "--format", "json").stdout)
+    assert [any(word in text for text in report["errors"]) for word in ("'shop'", "ALLOW_RESTORE", "SQLiteC")] == [
+        True
+    ] * 3
+    shown = project.manage("snapshots", "restore", "before", stdin="")
+    assert (shown.returncode, "SQLiteConnector" in shown.stderr) == (5, True)
 
 
 def test_media_can_be_merged(project):

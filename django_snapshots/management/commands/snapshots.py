@@ -29,6 +29,7 @@ from django_snapshots.management.codes import exit_code
 from django_snapshots.management.show import Notes, Screen, notes_of
 from django_snapshots.models import FINAL_STATES, Kind, Run
 from django_snapshots.plan import Request
+from django_snapshots.preflight import refusal
 from django_snapshots.redaction import redact
 
 
@@ -86,12 +87,13 @@ class Command(BaseCommand):
         if options["check"]:
             self._checked(options, report)
             return
+        if not report["possible"]:
+            raise SnapshotPreflightError(refusal(report["name"], report["errors"]))
         snapshot, selections = restoring.select(settings, request)
         confirmed = list(request.confirm)
         if not options["no_input"] and options["format"] == "text":
             self.screen.preflight(report)
-            if report["possible"]:
-                confirmed += ask.confirm_targets(self.screen.warn, snapshot, selections, confirmed)
+            confirmed += ask.confirm_targets(self.screen.warn, snapshot, selections, confirmed)
         restoring.require_confirmation(snapshot, selections, confirmed)
         request = Request.from_json({**data, "name": snapshot.name, "confirm": confirmed})
         result = running.do(Kind.RESTORE, request, options, self.stderr)
