@@ -68,6 +68,8 @@ class Request:
     """For an alias of the snapshot, the alias whose database a restore replaces instead."""
     database_names: Mapping[str, str] = field(default_factory=dict)
     """For an alias of the snapshot, the name of another database on the same server to restore into."""
+    merge: bool = False
+    """Whether a restore of media puts the snapshot's files among those that are there, instead of in their place."""
     migrate: bool = False
     """Whether a restore runs the migrations that the snapshot's databases lack."""
     no_owner: bool = False
@@ -118,6 +120,7 @@ class Request:
             granted=data.get("granted") is True,
             into=_pairs("into", data.get("into")),
             database_names=_pairs("database_names", data.get("database_names")),
+            merge=data.get("merge") is True,
             migrate=data.get("migrate") is True,
             no_owner=data.get("no_owner") is True,
             undo=_run_id(data.get("undo")),

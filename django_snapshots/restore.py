@@ -281,7 +281,7 @@ def request_of(
         },
         note=lambda facts: attempt.note(mark, facts),
     )
-    return replace(wanted, owner=False if attempt.request.no_owner else None)
+    return replace(wanted, owner=False if attempt.request.no_owner else None, merge=attempt.request.merge)
 
 
 def source_of(

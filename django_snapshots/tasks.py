@@ -133,6 +133,7 @@ def restore(
     elsewhere: bool = False,
     into: dict[str, str] | None = None,
     database_names: dict[str, str] | None = None,
+    merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
@@ -141,9 +142,9 @@ def restore(
 
     *confirm* holds the name of every target that isn't empty and may be replaced. *into* maps aliases of the snapshot
     to the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
-    *migrate* runs the migrations that the restored databases lack, *no_owner* leaves out owners and grants. With
-    *wait*, seconds, it waits for another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is
-    ``"requested"``, ask by ``django_snapshots.request_restore`` instead.
+    *merge* leaves media files in place that the snapshot doesn't have. *migrate* runs the migrations that the restored
+    databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another run that has one
+    of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is ``"requested"``, ask by ``django_snapshots.request_restore``.
     """
     data = {
         "name": name,
@@ -153,6 +154,7 @@ def restore(
         "elsewhere": elsewhere,
         "into": into,
         "database_names": database_names,
+        "merge": merge,
         "migrate": migrate,
         "no_owner": no_owner,
         "wait": wait,
@@ -264,6 +266,7 @@ def request_restore(
     elsewhere: bool = False,
     into: dict[str, str] | None = None,
     database_names: dict[str, str] | None = None,
+    merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
@@ -283,6 +286,7 @@ def request_restore(
         "elsewhere": elsewhere,
         "into": into,
         "database_names": database_names,
+        "merge": merge,
         "migrate": migrate,
         "no_owner": no_owner,
         "wait": wait,

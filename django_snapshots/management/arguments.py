@@ -55,6 +55,9 @@ def _add_restore(commands: Any) -> ArgumentParser:
     ):
         restore.add_argument(option, action="append", default=[], metavar=metavar, help=words)
     restore.add_argument(
+        "--merge", action="store_true", help="leave media files in place that the snapshot doesn't have"
+    )
+    restore.add_argument(
         "--check", action="store_true", help="only say what stands in the way or will surprise; nothing is touched"
     )
     restore.add_argument(

@@ -78,3 +78,10 @@ def put_back(connector: PostgresConnector, alias: str, source: Source, **request
     with prepared(connector, alias, source, **request) as restoring:
         restoring.check()
         restoring.switch()
+
+
+class InOneTransaction(PostgresConnector):
+    """As a role has it that may not make databases; named in a project's settings."""
+
+    def __init__(self) -> None:
+        super().__init__(strategy="transaction")

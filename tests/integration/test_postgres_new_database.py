@@ -116,8 +116,9 @@ def properties(server: Server, name: str) -> list[tuple[object, ...]]:
     question = """
         SELECT (to_jsonb(d) - '{oid,datfrozenxid,datminmxid,datname,datacl}'::text[])::text,
             (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(coalesce(d.datacl, acldefault('d', d.datdba))) a),
-            (SELECT array_agg((setrole, x)::text ORDER BY (setrole, x)::text) FROM pg_db_role_setting s, unnest(setconfig) x
-             WHERE s.setdatabase = d.oid), shobj_description(d.oid, 'pg_database')
+            (SELECT array_agg((setrole, x)::text ORDER BY (setrole, x)::text)
+             FROM pg_db_role_setting s, unnest(setconfig) x WHERE s.setdatabase = d.oid),
+            shobj_description(d.oid, 'pg_database')
         FROM pg_database d WHERE datname = %s
     """
     with postgres_cursor(server) as cursor:
@@ -127,7 +128,7 @@ def properties(server: Server, name: str) -> list[tuple[object, ...]]:
 def test_the_database_itself_goes_along(
     postgres: Server, make_postgres: Maker, tmp_path: Path, connector: PostgresConnector
 ) -> None:
-    """Encoding, locale, owner, rights, settings, limit, comment: by a restore to the new one; by an undo they return."""
+    """Encoding, locale, owner, rights, settings, limit, comment: by a restore to the new one; an undo has them too."""
     alias = make_postgres(role="snapshots_creator", NAME='test odd "name" %s')
     name = sql.Identifier(settings.DATABASES[alias]["NAME"])
     with postgres_cursor(postgres) as cursor:
@@ -502,6 +503,21 @@ def test_a_database_that_is_missing(
             cursor.execute("DROP DATABASE IF EXISTS test_postgres_missing WITH (FORCE)")
 
 
+def test_a_target_that_somebody_makes_meanwhile(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, make_postgres: Maker
+) -> None:
+    """Nobody has confirmed that it may be replaced."""
+    missing = make_postgres.register("postgres_missing", {**settings.DATABASES[alias], "NAME": "test_postgres_missing"})
+    with postgres_cursor(postgres) as cursor, prepared(connector, missing, source, mark=MARK) as restoring:
+        cursor.execute("CREATE DATABASE test_postgres_missing OWNER snapshots_creator")
+        try:
+            with pytest.raises(SnapshotConnectorError, match="was made by somebody else"):
+                restoring.switch()
+        finally:
+            cursor.execute("DROP DATABASE test_postgres_missing WITH (FORCE)")
+    assert databases(postgres) == []
+
+
 def test_a_drill_needs_no_target(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source, make_postgres: Maker
 ) -> None:
@@ -538,7 +554,7 @@ def test_a_drill_of_a_snapshot_that_lacks_rows(connector: PostgresConnector, ali
     other = dataclasses.replace(source, metadata={**source.metadata, "row_counts": counts})
     with (
         prepared(connector, alias, other, mark=MARK, drill=True) as restoring,
-        pytest.raises(SnapshotIntegrityError, match="public.shop 1000 instead of 999"),
+        pytest.raises(SnapshotIntegrityError, match=r"public\.shop 1000 instead of 999"),
     ):
         restoring.check()
 

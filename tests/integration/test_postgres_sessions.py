@@ -220,9 +220,13 @@ def test_a_dump_alias_has_its_own(postgres: Server, make_postgres: Maker) -> Non
 def test_a_role_that_may_not(postgres: Server, make_postgres: Maker) -> None:
     alias = make_postgres(role="powerless")
     execute(postgres, alias, "REVOKE EXECUTE ON FUNCTION pg_terminate_backend FROM PUBLIC")
-    with session(postgres, alias, LABEL) as there:
-        with pytest.raises(SnapshotConnectorError, match=r"permission denied.*Let an administrator") as caught:
-            PostgresConnector().end_sessions(alias, [LABEL])
+    with session(postgres, alias, LABEL) as there, postgres_cursor(postgres) as maintenance:
+        maintenance.execute("REVOKE EXECUTE ON FUNCTION pg_terminate_backend FROM PUBLIC")
+        try:
+            with pytest.raises(SnapshotConnectorError, match=r"permission denied.*Let an administrator") as caught:
+                PostgresConnector().end_sessions(alias, [LABEL])
+        finally:
+            maintenance.execute("GRANT EXECUTE ON FUNCTION pg_terminate_backend TO PUBLIC")
         there.execute("SELECT 1")
     assert f"'{alias}' could not be ended" in str(caught.value)
     assert f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ('{LABEL}')" in str(

@@ -25,7 +25,8 @@ An attempt that sleeps and wakes: whoever settles it takes *incoming* away first
 transaction like this one which is already under way. So the second rename finds no *incoming*, and the transaction
 fails as a whole; or it has been committed before, and the settler sees that.
 
-Nothing is frozen that could outlive us: no connection limit, no ALLOW_CONNECTIONS, no lock without a session.
+Nothing is frozen that could outlive us: no connection limit, no ALLOW_CONNECTIONS, no lock without a session. If we
+only sleep, or the network is gone, the server ends these transactions after a minute.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Exchange:
     """The target's database gets this name; it must not be taken."""
     remark: Callable[[str | None], str]
     """The comment of the outgoing database, made of the one that it had as the target."""
+    missing: bool = False
+    """Whether there is no target, so that there is nothing to keep."""
     preserve_tables: frozenset[str] = frozenset()
     carried: Mapping[str, Carried] = field(default_factory=dict)
     """The preserved tables, as *incoming* has them."""
@@ -97,7 +100,12 @@ class Exchange:
         with contextlib.ExitStack() as stack:
             renamer = stack.enter_context(session(self.alias, self.label))
             watcher = stack.enter_context(session(self.alias, self.label))
-            if beside.number_of(watcher, self.target) is None:
+            if (beside.number_of(watcher, self.target) is None) is not self.missing:
+                raise SnapshotConnectorError(
+                    f"The database {self.target!r} was {'made' if self.missing else 'dropped or renamed'} by somebody "
+                    "else while it was restored. It was left as it is; begin again."
+                )
+            if self.missing:
                 self._take_free_name(renamer)
                 return
             insider = stack.enter_context(self._insider())

@@ -223,6 +223,7 @@ class BroughtBack:
             preserve_tables=self.request.preserve_tables,
             carried=self._carried,
             comment=self.remark.comment,
+            missing=self.missing,
         ).run()
         self._switched = True
 

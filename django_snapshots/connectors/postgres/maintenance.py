@@ -9,24 +9,29 @@ from typing import Any
 from django.db import Error, connections
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 
-from django_snapshots.connectors.postgres.access import KEEPALIVES, MAINTENANCE, explained
+from django_snapshots.connectors.postgres.access import KEEPALIVES, MAINTENANCE, SERVER_KEEPALIVES, explained
 
 _CONNECT_SECONDS = 10
 LOCK_SECONDS = 10
 """How long a statement on a database or on the journal's tables waits for somebody else's lock."""
+IDLE_SECONDS = 60
+"""How long the server lets a transaction of ours wait for us, if we sleep or the network is gone: it may hold the lock
+that keeps everybody from connecting. No transaction of these sessions does anything else between two statements."""
 
 # What a role, a database or an alias may have set, and what would end or bend our work.
 _SETTINGS = f"""
 SELECT set_config(s.name, t.wanted, false)
-FROM (VALUES ('statement_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'),
-             ('idle_session_timeout', '0'), ('lock_timeout', '{LOCK_SECONDS}s'), ('row_security', 'off'),
-             ('default_transaction_read_only', 'off'), ('client_min_messages', 'warning')) AS t (name, wanted)
+FROM (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'), ('idle_session_timeout', '0'),
+             ('idle_in_transaction_session_timeout', '{IDLE_SECONDS}s'), ('lock_timeout', '{LOCK_SECONDS}s'),
+             ('row_security', 'off'), ('default_transaction_read_only', 'off'),
+             ('client_min_messages', 'warning')) AS t (name, wanted)
 JOIN pg_catalog.pg_settings s ON s.name = t.name
 """  # noqa: S608 - made of constants
 # A commit that the server has confirmed must outlive a crash of the server.
 _DURABLE = """
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')
 """
+_SERVER_KEEPALIVES = SERVER_KEEPALIVES.replace("wanted, true", "wanted, false")
 
 
 @contextlib.contextmanager
@@ -42,6 +47,7 @@ def session(alias: str, label: str, database: str = MAINTENANCE) -> Iterator[Bas
             connection.ensure_connection()
             execute(connection, _SETTINGS)
             execute(connection, _DURABLE)
+            execute(connection, _SERVER_KEEPALIVES)
             yield connection
         finally:
             with contextlib.suppress(Error):

@@ -125,6 +125,7 @@ class NewDatabase:
             preserve_tables=self.request.preserve_tables,
             carried=self._carried,
             takes_properties=not self.way.missing,
+            missing=self.way.missing,
         ).run()
         self._state = "switched"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from django.db import Error, connections
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.bounded import within
 from django_snapshots.connectors.postgres import catalog
-from django_snapshots.connectors.postgres.access import MAINTENANCE, brief, known_to_the_server
+from django_snapshots.connectors.postgres.access import MAINTENANCE, brief
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.redaction import redact
 
@@ -41,14 +41,13 @@ def end_sessions(alias: str, labels: Sequence[str]) -> int:
 
 
 def _end(alias: str, labels: Sequence[str]) -> int:
+    """From the maintenance database, where nobody waits for a rename of the target that an attempt has begun; from the
+    target where the role may not enter that."""
     try:
-        with brief(alias) as connection:
+        with brief(alias, database=MAINTENANCE) as connection:
             return _end_through(connection, alias, labels)
     except Error:
-        name = connections[alias].settings_dict["NAME"]
-        if not name or known_to_the_server(alias, str(name)):
-            raise
-        with brief(alias, database=MAINTENANCE) as connection:  # an attempt may have been about to make it
+        with brief(alias) as connection:
             return _end_through(connection, alias, labels)
 
 

@@ -77,7 +77,7 @@ class Command(BaseCommand):
 
     def do_restore(self, options: dict[str, Any]) -> None:
         """Restore a snapshot, after every target was confirmed by name."""
-        keys = ("confirm", "elsewhere", "migrate", "no_owner", "wait")
+        keys = ("confirm", "elsewhere", "merge", "migrate", "no_owner", "wait")
         data = {**_parts(options), **{key: options[key] for key in keys}}
         data |= {"into": _pairs(options, "into"), "database_names": _pairs(options, "database_name")}
         request = replace(Request.from_json(data), granted=True)  # whoever has a shell here has the right
