@@ -17,6 +17,7 @@ from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.artifacts.media_root import media_root
 from django_snapshots.artifacts.own import BUILT_IN, own_kind
 from django_snapshots.artifacts.protocols import ArtifactKind
+from django_snapshots.connectors.derived import of_settings
 from django_snapshots.exceptions import SnapshotConfigurationError
 from django_snapshots.manifest import plain_json
 from django_snapshots.pipeline.compression import Compression, parse_compression
@@ -121,7 +122,7 @@ class Settings:
 
     def aliases(self) -> tuple[str, ...]:
         """The aliases that a snapshot includes."""
-        return self.databases if self.databases is not None else tuple(connections)
+        return self.databases if self.databases is not None else tuple(of_settings())
 
     def data_left_out(self, artifact_type: str, subject: str) -> frozenset[str]:
         """The tables whose rows a dump of *subject* leaves out."""

@@ -188,7 +188,14 @@ class PreparedMedia:
         self._staging.switch(self._dress_missing)
         if self._merge and (replaced := self._staging.replaced) is not None:
             # What came between the merging and the switch.
-            _merge(replaced, self._staging.root)
+            try:
+                _merge(replaced, self._staging.root)
+            except SnapshotArtifactError as error:
+                self._staging.roll_back()
+                raise SnapshotArtifactError(
+                    "The media files that came meanwhile could not be put beside those of the snapshot: "
+                    f"{error.__cause__}. {self._staging.root} is as it was before."
+                ) from error
 
     def roll_back(self) -> None:
         """The directory that was replaced, back in its place."""

@@ -22,6 +22,8 @@ from django_snapshots.conf import Settings, get_settings
 from django_snapshots.drill import Mark
 from django_snapshots.exceptions import SnapshotBusyError
 from django_snapshots.execution.expiry import expire
+from django_snapshots.execution.leftovers import settle_leftovers
+from django_snapshots.execution.restoring import meet_derived_aliases
 from django_snapshots.models import Kind
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import Beside
@@ -38,7 +40,8 @@ def collect() -> list[str]:
     removed = [f"{item.name}/{item.filename}" for item in _leftovers(catalog, storage_id, settings.limits.grace)]
     removed += [f"the rest of {name}" for name in _half_deleted(catalog, storage_id, settings)]
     removed += [f"the scratch database of drill {mark.run} at {alias}" for alias, mark in _scratch(settings)]
-    removed += expire(settings)
+    meet_derived_aliases()
+    removed += [*settle_leftovers(settings), *expire(settings)]
     return [*removed, *(str(path) for path in remove_abandoned(settings.temporary_directory))]
 
 

@@ -84,11 +84,17 @@ def restore_with_journal(
     write: Write = lambda _record: None,
     observe: Callable[[int], None] = lambda _: None,
     before_switch: Callable[[], None] = lambda: None,
+    hold: Callable[[Sequence[Change]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Restore, or undo a restore; return the report as plain JSON. Raises ``SnapshotError``."""
+    """Restore, or undo a restore; return the report as plain JSON. *hold* sees to it, before anything is built, that
+    nobody else works with what is replaced. Raises ``SnapshotError``."""
     books = Bookkeeping(settings, request.name or request.undo or "", write)
 
     hears = Listeners(name=request.name or request.undo or "", kind=kind, run=run or uuid.uuid4().hex)
+
+    def announce(changes: Sequence[Change]) -> None:
+        hold(changes)
+        books.announce(changes)
 
     def close_the_way_back() -> None:
         hears.before(books.ledger)
@@ -106,7 +112,7 @@ def restore_with_journal(
         run=hears.run,
         token=token,
         preserve_tables=runs.tables(),
-        announce=books.announce,
+        announce=announce,
         note=books.note,
         safety_taken=books.saved,
         before_switch=books.before_switch,

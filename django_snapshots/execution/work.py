@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django.db import Error as DatabaseError
 from django.utils import timezone
 
 from django_snapshots import backup, runs
-from django_snapshots.artifacts.capabilities import end_sessions_of
+from django_snapshots.artifacts.capabilities import end_sessions_of, identity_of
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings, get_limits, get_settings
 from django_snapshots.exceptions import (
@@ -34,6 +35,7 @@ from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import SnapshotUnsettled
+from django_snapshots.switching import Change
 
 logger = logging.getLogger("django_snapshots")
 
@@ -178,7 +180,18 @@ class _Attempt:
             write=self._write,
             observe=self.moved,
             before_switch=self._close_the_way_back,
+            hold=self._hold,
         )
+
+    def _hold(self, changes: Sequence[Change]) -> None:
+        """Lock what is replaced as it is seen now. The run's own locks are of the time when it began: a server may have
+        been away then, so that its database went by another name, or what is kept beside it was not found."""
+        settings = get_settings()
+        for change in changes:
+            key = identity_of(settings.kind(change.type), change.subject)
+            wanted = runs.Wanted(key=key, what=f"{change.type.capitalize()} {change.subject}")
+            if key:
+                self.keeper.through_outages(partial(runs.add, self.step.run.pk, wanted))
 
     def _write(self, record: Mapping[str, Any]) -> None:
         """Into the step's record, unless the step is another attempt's by now."""

@@ -489,3 +489,22 @@ def test_a_safety_copy_that_an_undo_reads_can_not_be_deleted(journal, storage, m
         execution.operations.delete_snapshot("safety")
     Run.objects.filter(pk=run.pk).update(state=State.FAILED)
     assert expire(get_settings()) == ["safety copy"]
+
+
+def test_a_restore_locks_what_it_replaces_as_it_sees_it_at_work(journal, storage, settings, tmp_path):
+    """Its database may have gone by another name when it began, because the server was away."""
+    settings.MEDIA_ROOT = str(tmp_path / "media")
+    settings.SNAPSHOTS = {"STORAGE": storage, "ARTIFACTS": ["media"]}
+    picture = tmp_path / "media" / "picture"
+    picture.parent.mkdir()
+    picture.write_text("before")
+    create_snapshot("nightly")
+    picture.write_text("now")
+    other, _ = runs.begin(Kind.RESTORE, Request(name="nightly"))
+    execution.launch(other)
+    run, _ = runs.begin(Kind.RESTORE, Request(name="nightly", confirm=(settings.MEDIA_ROOT,)))
+    steps = [PlannedStep(position=0, type="restore", subject="nightly", phase=0)]
+    (step,) = runs.start(run, steps, name="nightly", storage_id="", storage_label="", reserve=False)
+    execution.work(step.pk)
+    assert "is in use by restore run" in Step.objects.get(pk=step.pk).error
+    assert picture.read_text() == "now"

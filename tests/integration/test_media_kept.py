@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from django_snapshots.artifacts import media as media_artifact
 from django_snapshots.artifacts import media_kept, media_switch
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.exceptions import (
@@ -279,6 +281,26 @@ def test_a_merge_keeps_what_the_snapshot_has_not(world: World, monkeypatch: pyte
     content.pop(b"upload")
     assert content == old
     (world.root / "deep" / "below").chmod(0o755)
+
+
+@WAYS
+def test_a_merge_that_fails_behind_the_switch_takes_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(phase: str) -> None:
+        if phase == "switched":
+            monkeypatch.setattr(media_artifact, "add_missing", no_room)
+
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(media_switch, "_reached", full)
+    with (
+        ordinary_user() if os.geteuid() != 0 else media(world.root),
+        pytest.raises(SnapshotArtifactError, match="as it was before"),
+    ):
+        restored("m", merge=True)
+    assert world.state == "old"
+    assert world.settle("m") is Outcome.BEFORE
+    assert (world.state, world.left) == ("old", [])
 
 
 @pytest.mark.parametrize("way", ["exchange"])

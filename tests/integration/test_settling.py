@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +19,15 @@ from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
 from django_snapshots.execution import settle as settling
 from django_snapshots.execution.ledger import Entry, Ledger
+from django_snapshots.execution.leftovers import settle_leftovers
 from django_snapshots.execution.settle import Settling
+from django_snapshots.models import Kind, Run, State
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.undo import TAKEN_BACK
 from tests.integration.media_attempt import attempt
 from tests.integration.test_media_switch import NEW, fill
+from tests.projects import wait_until
 
 RUN = "0123456789abcdef" * 2
 
@@ -54,12 +62,19 @@ class Target:
         with attempt(self.root, action, what, mark, phase, signal.SIGKILL, "exchange") as child:
             assert child.wait(60) == -signal.SIGKILL
 
+    @contextlib.contextmanager
+    def asleep(self, phase: str, archive: Path) -> Iterator[subprocess.Popen[str]]:
+        """Another attempt of the same run, which sleeps at *phase*."""
+        with attempt(self.root, "restore", archive, f"{RUN}_9_1", phase, signal.SIGSTOP, "exchange") as child:
+            wait_until(lambda: Path(f"/proc/{child.pid}/stat").read_text().split()[2] == "T", "it to sleep")
+            yield child
+
 
 class World:
     """Two targets of one restore: the first was switched when its worker died, the second was not."""
 
     def __init__(self, directory: Path) -> None:
-        archive = directory / "media.tar"
+        archive = self.archive = directory / "media.tar"
         archive.write_bytes(NEW)
         self.first, self.second = Target(directory, 0), Target(directory, 1)
         self.first.killed("restore", archive, self.first.mark, "switched")
@@ -71,6 +86,11 @@ class World:
 
     def kind(self, name: str) -> MediaArtifact:
         return self.first.kind if name == "media0" else self.second.kind
+
+    def settings(self) -> Any:
+        """As much of a project's as is asked for."""
+        limits = replace(self.limits, grace=-60.0)
+        return SimpleNamespace(artifacts=("media0", "media1"), kind=self.kind, limits=limits)
 
     def settle(self, token: int, ledger: Ledger | None = None) -> dict[str, Any]:
         here: Any = self
@@ -127,3 +147,21 @@ def test_an_empty_target_that_nobody_can_prove_is_no_success(world: World) -> No
     with pytest.raises(SnapshotError, match="media directory 1 is replaced in place"):
         world.settle(2, ledger)
     assert world.first.state == "old"
+
+
+@pytest.mark.django_db
+def test_what_an_ended_restore_has_left_is_settled_by_the_collector(world: World) -> None:
+    with world.second.asleep("prepared", world.archive) as alive:
+        assert settle_leftovers(world.settings()) == []  # nobody knows the run
+        run = Run.objects.create(pk=uuid.UUID(RUN), kind=Kind.RESTORE, state=State.RUNNING)
+        assert settle_leftovers(world.settings()) == []
+        Run.objects.filter(pk=run.pk).update(state=State.FAILED)
+        (settled,) = settle_leftovers(world.settings())
+        assert world.second.mark in settled
+        alive.kill()
+        alive.wait(60)
+    assert [item.mark for item in world.first.kind.beside("media") if item.kept] == [world.first.mark]
+    (place,) = settle_leftovers(world.settings())
+    assert f"{RUN}_9_1" in place
+    assert list(world.second.kind.beside("media")) == []
+    assert world.second.state == "old"
