@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from django_snapshots.execution import (
         create_snapshot,
+        drill_snapshot,
         list_snapshots,
+        pin_snapshot,
         restore_snapshot,
         undo_restore,
+        unpin_snapshot,
         verify_snapshot,
     )
     from django_snapshots.storage.django_storage import DjangoStorageBackend
@@ -30,10 +33,13 @@ __all__ = [
     "SnapshotStorage",
     "cancel_run",
     "create_snapshot",
+    "drill_snapshot",
     "list_snapshots",
+    "pin_snapshot",
     "request_restore",
     "restore_snapshot",
     "undo_restore",
+    "unpin_snapshot",
     "verify_snapshot",
 ]
 
@@ -46,10 +52,13 @@ _HOMES = (
     ("SnapshotStorage", "storage.protocols"),
     ("cancel_run", "working"),
     ("create_snapshot", "execution"),
+    ("drill_snapshot", "execution"),
     ("list_snapshots", "execution"),
+    ("pin_snapshot", "execution"),
     ("request_restore", "tasks"),
     ("restore_snapshot", "execution"),
     ("undo_restore", "execution"),
+    ("unpin_snapshot", "execution"),
     ("verify_snapshot", "execution"),
 )
 

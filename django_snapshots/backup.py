@@ -8,15 +8,16 @@ from __future__ import annotations
 import platform
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import django
 
+from django_snapshots import emptied
 from django_snapshots.artifacts.environment import installed_packages
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.conf import Settings
-from django_snapshots.exceptions import SnapshotCancelled, SnapshotIntegrityError
+from django_snapshots.exceptions import SnapshotCancelled, SnapshotEmptiedError, SnapshotIntegrityError
 from django_snapshots.manifest import ArtifactRecord, Safety, Snapshot, plain_json
 from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
 from django_snapshots.pipeline.digest import content_tally, stored_tally
@@ -47,6 +48,8 @@ class Attempt:
     token: int
     processes: Processes
     exclude_tables: frozenset[str] = frozenset()
+    exclude_data: frozenset[str] = frozenset()
+    """Tables of the alias whose rows are left out."""
     observer: Observer = Observer()
 
     def moved(self, count: int) -> None:
@@ -72,6 +75,7 @@ def dump_artifact(settings: Settings, attempt: Attempt) -> StoredArtifact:
         processes=attempt.processes,
         label=attempt.label,
         exclude_tables=attempt.exclude_tables,
+        exclude_data=attempt.exclude_data,
         temporary_directory=lambda: private_directory(settings.temporary_directory),
     )
     with kind.open_dump(attempt.step.subject, request) as dump:
@@ -90,8 +94,10 @@ def _store(settings: Settings, attempt: Attempt, dump: Dump, compression: Compre
         write_chunks(settings.storage, catalog.path(plan.name, filename), chunks)
     if content.size == 0 and step.type == "database":
         raise SnapshotIntegrityError(f"The dump of {step.subject!r} is empty.")
+    left_out = {"data_excluded": sorted(attempt.exclude_data)} if attempt.exclude_data else {}
     metadata = {
         **plain_json(dump.metadata(), f"The metadata that the dump of {step.subject!r} gives for the manifest"),
+        **left_out,
         "subject": step.subject,
         "content_size": content.size,
         "content_digest": content.digest,
@@ -119,12 +125,15 @@ def publish(
     gate: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
     retreat: Callable[[Exception], bool] = lambda _error: True,
+    allow_empty: bool = False,
 ) -> Snapshot:
     """Write the manifest of a snapshot whose artifacts are all stored; only then does it exist.
 
-    *safety* makes it the safety copy of a restore. *gate* is passed once, before anything takes a name of the
-    snapshot's own; *check* is called again and again until the manifest is there; both may raise. *retreat* is asked,
-    with the error, before anything is taken back.
+    What is empty where the snapshot before wasn't raises ``SnapshotEmptiedError``; with *allow_empty*, or if
+    ``SNAPSHOTS["EMPTY"]`` is ``"warn"``, it is a warning in the manifest, as a great loss of rows always is.
+    *safety* makes it the safety copy of a restore, which may be of anything. *gate* is passed once, before anything
+    takes a name of the snapshot's own; *check* is called again and again until the manifest is there; both may raise.
+    *retreat* is asked, with the error, before anything is taken back.
     """
     records = [artifact.record for artifact in stored]
     moments = [record.created_at for record in records if record.type == "database"]
@@ -143,9 +152,46 @@ def publish(
         metadata=dict(plan.metadata),
         safety=safety,
     )
-    return Catalog(settings.storage).publish(
-        snapshot, stored, form=settings.format, gate=gate, check=check, retreat=retreat
+    catalog = Catalog(settings.storage)
+    if safety is None:
+        stored = _compared(catalog, snapshot, stored, refuse=settings.empty == "refuse" and not allow_empty)
+    return catalog.publish(
+        replace(snapshot, artifacts=tuple(item.record for item in stored)),
+        stored,
+        form=settings.format,
+        gate=gate,
+        check=check,
+        retreat=retreat,
     )
+
+
+def _compared(
+    catalog: Catalog, snapshot: Snapshot, stored: Sequence[StoredArtifact], *, refuse: bool
+) -> list[StoredArtifact]:
+    """*stored*, each with a warning for what it lacks of what was in the snapshot before."""
+    others = [entry.snapshot for entry in catalog.entries() if entry.snapshot is not None]
+    compared: list[StoredArtifact] = []
+    refused: list[str] = []
+    for item in stored:
+        before = emptied.predecessor_of(snapshot, others, item.record)
+        found = [] if before is None else list(emptied.losses(item.record, before))
+        refused += [loss.text for loss in found if loss.whole and refuse]
+        compared.append(_warned(item, [loss.text for loss in found]))
+    if refused:
+        raise SnapshotEmptiedError(
+            f"{snapshot.name!r} was not taken, because nothing is left of what the snapshot before it has. "
+            f"{' '.join(refused)} Is a disk not mounted, a database made anew? If that is how it should be, say so "
+            '(allow_empty=True, or --allow-empty), or set SNAPSHOTS["EMPTY"] to "warn".'
+        )
+    return compared
+
+
+def _warned(item: StoredArtifact, sentences: list[str]) -> StoredArtifact:
+    if not sentences:
+        return item
+    known = item.record.metadata.get("warnings")
+    metadata = {**item.record.metadata, "warnings": [*(known if isinstance(known, list) else []), *sentences]}
+    return replace(item, record=replace(item.record, metadata=metadata))
 
 
 def withdraw(settings: Settings, name: str, run: str, filenames: Sequence[str]) -> None:

@@ -40,6 +40,8 @@ KEYS = (
     "METADATA",
     "ALLOW_RESTORE",
     "TEMPORARY_DIRECTORY",
+    "EXCLUDE_DATA",
+    "EMPTY",
     "RETENTION",
     "SCHEDULES",
     "LEASE",
@@ -47,6 +49,8 @@ KEYS = (
     "STALL_LIMIT",
     "SWEEP_GRACE",
     "SAFETY_KEEP",
+    "DRILL_CHECKS",
+    "DRILL_DATABASES",
 )
 _NOT_BUILT = ("ENCRYPTION",)
 _DJANGO_STORAGE = "django.core.files.storage.FileSystemStorage"
@@ -103,13 +107,25 @@ class Settings:
     allow_restore: bool | str = True
     """``"requested"``: only what somebody with the right has asked for in the journal."""
     temporary_directory: Path | None = None
+    exclude_data: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By alias, the tables whose rows snapshots leave out."""
+    empty: str = "refuse"
+    """What becomes of a snapshot that is empty where the one before wasn't: ``"refuse"`` or ``"warn"``."""
     retention: Policy | None = None
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     limits: Limits = Limits()
+    drill_checks: Mapping[str, Callable[[str], object]] = field(default_factory=dict)
+    """By their dotted paths; each is called with the alias of a scratch database."""
+    drill_databases: Mapping[str, str] = field(default_factory=dict)
+    """For an alias that was dumped, the one through whose server a drill makes its scratch database."""
 
     def aliases(self) -> tuple[str, ...]:
         """The aliases that a snapshot includes."""
         return self.databases if self.databases is not None else tuple(connections)
+
+    def data_left_out(self, artifact_type: str, subject: str) -> frozenset[str]:
+        """The tables whose rows a dump of *subject* leaves out."""
+        return self.exclude_data.get(subject, frozenset()) if artifact_type == "database" else frozenset()
 
     def kind(self, artifact_type: str) -> ArtifactKind:
         """The artifact kind of this type; raises ``SnapshotConfigurationError`` for one that does not exist."""
@@ -157,9 +173,13 @@ def get_settings() -> Settings:
         metadata=plain_json(_mapping(raw, "METADATA"), 'SNAPSHOTS["METADATA"]'),
         allow_restore=_allow_restore(raw.get("ALLOW_RESTORE", True)),
         temporary_directory=_directory(raw.get("TEMPORARY_DIRECTORY")),
+        exclude_data=_exclude_data(raw),
+        empty=_empty(raw.get("EMPTY", "refuse")),
         retention=_retention(raw),
         schedules=_schedules(raw),
         limits=_limits(raw),
+        drill_checks=_drill_checks(raw.get("DRILL_CHECKS")),
+        drill_databases=_drill_databases(_mapping(raw, "DRILL_DATABASES")),
     )
 
 
@@ -364,6 +384,27 @@ def _allow_restore(value: object) -> bool | str:
     raise SnapshotConfigurationError(f'SNAPSHOTS["ALLOW_RESTORE"] must be True, False or "requested", not {value!r}.')
 
 
+def _exclude_data(raw: Mapping[str, Any]) -> Mapping[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for alias, tables in _mapping(raw, "EXCLUDE_DATA").items():
+        if alias not in connections:
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["EXCLUDE_DATA"] names {alias!r}, which is no key of DATABASES ({", ".join(connections)}).'
+            )
+        if not isinstance(tables, list | tuple | set | frozenset) or not all(isinstance(item, str) for item in tables):
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["EXCLUDE_DATA"]["{alias}"] must be a list of the names of tables, not {tables!r}.'
+            )
+        found[alias] = frozenset(tables)
+    return found
+
+
+def _empty(value: object) -> str:
+    if value in ("refuse", "warn") and isinstance(value, str):
+        return value
+    raise SnapshotConfigurationError(f'SNAPSHOTS["EMPTY"] must be "refuse" or "warn", not {value!r}.')
+
+
 def _directory(value: object) -> Path | None:
     if value is None:
         return None
@@ -376,3 +417,32 @@ def _default_project() -> str:
     """The package of the settings module or of ``ROOT_URLCONF``: ``shop`` of ``shop.settings``."""
     urls = getattr(django_settings, "ROOT_URLCONF", None) or ""
     return str(urls).partition(".")[0]
+
+
+def _drill_checks(value: object) -> Mapping[str, Callable[[str], object]]:
+    where = 'SNAPSHOTS["DRILL_CHECKS"]'
+    if value is None:
+        return {}
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise SnapshotConfigurationError(f"{where} must be a list of dotted paths of functions, not {value!r}.")
+    found = {path: imported(path, where) for path in value}
+    for path, check in found.items():
+        if not callable(check):
+            raise SnapshotConfigurationError(f"{where} names {path!r}, which can't be called.")
+    return found
+
+
+def _drill_databases(value: Mapping[str, Any]) -> Mapping[str, str]:
+    where = 'SNAPSHOTS["DRILL_DATABASES"]'
+    for alias, scratch in value.items():
+        if scratch not in connections:
+            raise SnapshotConfigurationError(
+                f"{where} has {alias!r}: {scratch!r}, which is no key of DATABASES ({', '.join(connections)})."
+            )
+        # An alias that the project no longer has may still be in a snapshot.
+        if alias in connections and connections[alias].vendor != connections[scratch].vendor:
+            raise SnapshotConfigurationError(
+                f"{where}: {alias!r} is {connections[alias].vendor} and {scratch!r} is {connections[scratch].vendor}; "
+                "a scratch database must be of the same engine."
+            )
+    return dict(value)

@@ -10,13 +10,16 @@
     ├── SnapshotExistsError            (also FileExistsError)
     ├── SnapshotNotFoundError          (also FileNotFoundError)
     ├── SnapshotIntegrityError
+    │   └── SnapshotDrillError
     ├── SnapshotVersionError
     ├── SnapshotEncryptionError
+    ├── SnapshotEmptiedError
     ├── SnapshotConnectorError
     ├── SnapshotArtifactError
     ├── SnapshotPreflightError
     │   └── SnapshotConfirmationError
     ├── SnapshotBusyError
+    ├── SnapshotPinnedError
     └── SnapshotCancelled
 
 A message says what happened, to which alias or file, and what to do. Each class can be rebuilt from its message
@@ -66,12 +69,20 @@ class SnapshotIntegrityError(SnapshotError):
     """Stored bytes are not the bytes that were written; do not restore from them."""
 
 
+class SnapshotDrillError(SnapshotIntegrityError):
+    """A snapshot was restored into a scratch database, and is not what it should be; do not rely on it."""
+
+
 class SnapshotVersionError(SnapshotError):
     """The snapshot was written in a format that this version does not know; upgrade django-snapshots."""
 
 
 class SnapshotEncryptionError(SnapshotError):
     """An artifact could not be encrypted or decrypted."""
+
+
+class SnapshotEmptiedError(SnapshotError):
+    """Nothing is left of what the snapshot before had; nothing was published."""
 
 
 class SnapshotConnectorError(SnapshotError):
@@ -92,6 +103,10 @@ class SnapshotConfirmationError(SnapshotPreflightError):
 
 class SnapshotBusyError(SnapshotError):
     """Another run works on the same thing; wait for its end or cancel it."""
+
+
+class SnapshotPinnedError(SnapshotError):
+    """The snapshot is pinned and stays; unpin it first."""
 
 
 class SnapshotCancelled(SnapshotError):

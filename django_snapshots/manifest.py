@@ -1,13 +1,11 @@
 """The manifest: the record of one snapshot, versioned JSON both ways.
 
-The form is specified in ``docs/reference/format.md``. A manifest carries its own SHA-256 (field ``digest``), taken
-over everything else in canonical form, so that one changed byte is found out. What is read from storage is hostile
-until it has passed here.
+The form is specified in ``docs/reference/format.md``. A manifest proves itself (``sealed.py``): one changed byte is
+found out. What is read from storage is hostile until it has passed here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -16,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotIntegrityError, SnapshotVersionError
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotIntegrityError
+from django_snapshots.sealed import digest_of, from_sealed, to_sealed, unique_keys
 
 VERSION = "1"
 MANIFEST_FILENAME = "manifest.json"
@@ -26,8 +25,12 @@ MAX_MANIFEST_SIZE = 64 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME_LENGTH = 150
 _FILENAME_LENGTH = 255
+NOTE_KINDS = ("pin", "verify", "drill")
+"""What may be noted beside a snapshot after it was published, each in ``<kind>.json``: see ``catalog/notes.py``."""
+
 # Also what the catalog writes for a moment beside them, and however a file system that ignores case would see them.
-_RESERVED_FILENAMES = ("manifest.json", "tombstone.json", ".django-snapshots")
+_RESERVED_BEGINNINGS = ("manifest.json", "tombstone.json", ".django-snapshots")
+_RESERVED_FILENAMES = frozenset(f"{kind}.json" for kind in NOTE_KINDS)
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -185,7 +188,7 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         """The manifest's file, UTF-8, for people and programs."""
-        return (json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        return to_sealed(self.to_json())
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str = MANIFEST_FILENAME) -> Self:
@@ -194,16 +197,7 @@ class Snapshot:
         Raises ``SnapshotIntegrityError`` for anything that isn't a whole, unchanged manifest and
         ``SnapshotVersionError`` for one of a version that is not known; *where* names the file in the message.
         """
-        data = _parse(content, where)
-        version = data.get("version")
-        if version != VERSION:
-            raise SnapshotVersionError(
-                f"{where} is a manifest of version {version!r}; this django-snapshots knows {VERSION!r}. "
-                "Use the version that wrote it, or a newer one."
-            )
-        claimed = data.pop("digest", None)
-        if claimed != _digest_of_hostile(data, where):
-            raise SnapshotIntegrityError(f"{where} was changed after it was written: its digest does not match.")
+        data = from_sealed(content, where, what="a manifest", version=VERSION, most=MAX_MANIFEST_SIZE)
         return cls._from_data(data, where)
 
     @classmethod
@@ -232,21 +226,6 @@ class Snapshot:
         )
 
 
-def digest_of(data: Mapping[str, Any]) -> str:
-    """``sha256:`` over *data* in canonical form: sorted keys, no white space, ASCII with ``\\u`` escapes."""
-    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return f"sha256:{hashlib.sha256(canonical.encode('ascii')).hexdigest()}"
-
-
-def _digest_of_hostile(data: Mapping[str, Any], where: str) -> str:
-    """The digest of what was just read, which JSON can carry and text may still not hold."""
-    try:
-        json.dumps(data, ensure_ascii=False).encode()
-        return digest_of(data)
-    except (ValueError, RecursionError) as error:
-        raise SnapshotIntegrityError(f"{where} is not a manifest: {error}.") from error
-
-
 def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     """*value* as a manifest gives it back; raises ``SnapshotConfigurationError`` that names *what* if it can't be kept.
 
@@ -255,7 +234,7 @@ def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
-        return dict(json.loads(text, object_pairs_hook=_unique_keys))
+        return dict(json.loads(text, object_pairs_hook=unique_keys))
     except (TypeError, ValueError, RecursionError) as error:
         raise SnapshotConfigurationError(f"{what} must be plain JSON: {error}.") from error
 
@@ -273,8 +252,10 @@ def is_safe_filename(name: str) -> bool:
 
 
 def is_reserved(name: str) -> bool:
-    """Whether *name* begins as the names that the catalog uses itself, in any case of letters."""
-    return name.casefold().startswith(_RESERVED_FILENAMES)
+    """Whether *name* is one of the names that the catalog uses itself, or begins as one of those that it writes for a
+    moment, in any case of letters."""
+    folded = name.casefold()
+    return folded.startswith(_RESERVED_BEGINNINGS) or folded in _RESERVED_FILENAMES
 
 
 def to_iso(moment: datetime) -> str:
@@ -288,29 +269,6 @@ def _refuse_duplicates(artifacts: tuple[ArtifactRecord, ...], where: str) -> Non
     for value, count in (*filenames.items(), *subjects.items()):
         if count > 1:
             raise SnapshotIntegrityError(f"{where} names {value!r} twice.")
-
-
-def _parse(content: bytes, where: str) -> dict[str, Any]:
-    if len(content) > MAX_MANIFEST_SIZE:
-        raise SnapshotIntegrityError(f"{where} is larger than {MAX_MANIFEST_SIZE} bytes; that is no manifest.")
-    try:
-        data = json.loads(content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise SnapshotIntegrityError(f"{where} is not a manifest: {error}.") from error
-    if not isinstance(data, dict):
-        raise SnapshotIntegrityError(f"{where} is not a manifest: it is not a JSON object.")
-    return data
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return data
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 class _Reader:

@@ -118,19 +118,12 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
         Kind.PRUNE: ("retention", "like", "dry_run", "only", "schedule"),
         Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata", "retention", "schedule", "wait"),
         Kind.RESTORE: (
-            "name",
-            "databases",
-            "artifacts",
-            "confirm",
-            "elsewhere",
-            "into",
-            "database_names",
-            "migrate",
-            "no_owner",
-            "wait",
+            *("name", "databases", "artifacts", "confirm", "elsewhere", "into", "database_names"),
+            *("merge", "migrate", "no_owner", "wait"),
         ),
         Kind.UNDO: ("undo", "confirm", "wait"),
         Kind.VERIFY: ("name", "level", "schedule", "wait"),
+        Kind.DRILL: ("name", "schedule", "wait"),
     }[kind]
     return {key: value for key, value in request.to_json().items() if key in taken}
 

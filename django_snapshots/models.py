@@ -33,6 +33,7 @@ class Kind(models.TextChoices):
     VERIFY = "verify"
     DELETE = "delete"
     PRUNE = "prune"
+    DRILL = "drill"
 
 
 class Run(models.Model):

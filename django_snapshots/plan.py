@@ -19,6 +19,10 @@ from django_snapshots.retention import Policy
 from django_snapshots.storage.protocols import requires_advanced_storage
 from django_snapshots.timetable import check_schedule_name
 
+LEVELS = (1, 2, 3)
+"""How deep a verify looks."""
+DRILL_LEVEL = 4
+"""What a drill proves, on the same scale."""
 _SUBJECT_LENGTH = 120
 _LONGEST_SUBJECT = 255
 _TEMPLATE_LENGTH = 150
@@ -43,6 +47,8 @@ class Request:
     """The names of the targets that a restore may replace."""
     elsewhere: bool = False
     """Whether a restore may take a snapshot of another project or environment."""
+    allow_empty: bool = False
+    """Whether a snapshot may be empty where the one before wasn't."""
     level: int = 2
     """How deep a verify looks."""
     retention: Mapping[str, int] | bool | None = None
@@ -62,6 +68,8 @@ class Request:
     """For an alias of the snapshot, the alias whose database a restore replaces instead."""
     database_names: Mapping[str, str] = field(default_factory=dict)
     """For an alias of the snapshot, the name of another database on the same server to restore into."""
+    merge: bool = False
+    """Whether a restore of media puts the snapshot's files among those that are there, instead of in their place."""
     migrate: bool = False
     """Whether a restore runs the migrations that the snapshot's databases lack."""
     no_owner: bool = False
@@ -94,13 +102,17 @@ class Request:
             raise SnapshotConfigurationError(f"metadata is a dict of plain JSON, not {metadata!r}.")
         metadata = plain_json(metadata, "A snapshot's metadata")
         level = data.get("level", 2)
-        if level not in (1, 2) or isinstance(level, bool):
-            raise SnapshotConfigurationError(f"A verify's level is 1 or 2, not {level!r}.")
+        if level not in LEVELS or isinstance(level, bool):
+            raise SnapshotConfigurationError(
+                f"A verify's level is 1, 2 or 3, not {level!r}. What proves more is a drill: "
+                "`manage.py snapshots drill`, or the task `drill`."
+            )
         return cls(
             name=name,
             metadata=metadata,
             level=level,
             elsewhere=data.get("elsewhere") is True,
+            allow_empty=data.get("allow_empty") is True,
             retention=_retention(data.get("retention")),
             like=None if data.get("like") is None else check_name(data["like"]),
             dry_run=data.get("dry_run") is True,
@@ -108,6 +120,7 @@ class Request:
             granted=data.get("granted") is True,
             into=_pairs("into", data.get("into")),
             database_names=_pairs("database_names", data.get("database_names")),
+            merge=data.get("merge") is True,
             migrate=data.get("migrate") is True,
             no_owner=data.get("no_owner") is True,
             undo=_run_id(data.get("undo")),

@@ -63,6 +63,7 @@ def look(snapshot: Snapshot, places: Places) -> Report:
     """Look at all that can be seen beforehand; changes nothing."""
     findings = [
         *(finding for change, source in places for finding in _of_target(change, source)),
+        *_left_out(places),
         *_migrations(places),
         *_links_to_the_journal(places),
         *_versions(snapshot),
@@ -99,6 +100,18 @@ def _of_target(change: Change, source: Source) -> Iterator[Finding]:
             "which takes time and room.",
             stops=False,
         )
+
+
+def _left_out(places: Places) -> Iterator[Finding]:
+    """The tables that come back empty, because their rows were left out of the snapshot."""
+    for change, source in places:
+        tables = source.metadata.get("data_excluded")
+        if change.type == "database" and isinstance(tables, list) and tables:
+            yield Finding(
+                text=f"The snapshot of {change.subject!r} has no rows of {_listed([str(item) for item in tables])}: "
+                "they were left out of it, and after the restore these tables are empty.",
+                stops=False,
+            )
 
 
 def _migrations(places: Places) -> Iterator[Finding]:

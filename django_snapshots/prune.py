@@ -17,6 +17,7 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPinnedError,
 )
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.retention import Decision, Policy, group_of
@@ -80,6 +81,8 @@ def plan_prune(catalog: Catalog, request: PruneRequest) -> PruneReport:
     if request.like is not None:
         only = group_of(catalog.get(request.like))
         decisions = [decision for decision in decisions if decision.group == only]
+    named = {snapshot.name: snapshot for snapshot in snapshots}
+    decisions = [_unless_pinned(catalog, decision, named[decision.name]) for decision in decisions]
     decisions = [_allowed(decision, request.only) for decision in decisions]
     for decision in _relied_on(decisions):
         _require_whole(catalog, decision)
@@ -102,8 +105,8 @@ def prune(
     """Plan, then *delete* each snapshot that nothing keeps, the oldest first.
 
     *hold* gets, before the first, each one that others are deleted for, and sees to it that it stays meanwhile.
-    One that is in use (``SnapshotBusyError``) is kept for the next time. *check* is called before each delete and may
-    raise. Raises ``SnapshotError`` at the first delete that fails, with what was deleted before.
+    One that is in use (``SnapshotBusyError``), or was pinned since, is kept for the next time. *check* is called before
+    each delete and may raise. Raises ``SnapshotError`` at the first delete that fails, with what was deleted before.
     """
     plan = plan_prune(catalog, request)
     for decision in _relied_on([*plan.kept, *plan.deleted]):
@@ -118,7 +121,7 @@ def prune(
             delete(decision)
         except SnapshotNotFoundError:
             continue  # somebody else has just deleted it, and may have used its name again
-        except SnapshotBusyError as error:
+        except (SnapshotBusyError, SnapshotPinnedError) as error:
             busy.append(replace(decision, keep=True, reasons=(f"left for the next prune: {error}",)))
             continue
         except SnapshotError as error:
@@ -126,6 +129,15 @@ def prune(
             raise type(error)(f"{decision.name} could not be deleted: {error} Deleted before: {before}.") from error
         deleted.append(decision)
     return replace(plan, dry_run=False, deleted=tuple(deleted), kept=(*plan.kept, *busy))
+
+
+def _unless_pinned(catalog: Catalog, decision: Decision, snapshot: Snapshot) -> Decision:
+    """Kept, with that among its reasons, if it is pinned; it counts as before."""
+    pin = catalog.pin(snapshot)
+    if pin is None:
+        return decision
+    reasons = (str(pin), *decision.reasons) if decision.keep else (str(pin),)
+    return replace(decision, keep=True, reasons=reasons)
 
 
 def _allowed(decision: Decision, only: frozenset[str] | None) -> Decision:

@@ -107,3 +107,25 @@ class Inspectable(Protocol):
 
     def django_settings(self) -> Mapping[str, Any]:
         """An entry of ``DATABASES`` that leads to what was built; good until ``switch`` or ``discard``."""
+
+
+@runtime_checkable
+class Examines(Protocol):
+    """An optional capability of a connector or an artifact kind: to look into stored content without restoring it."""
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any] | None:
+        """Read *source* as far as it takes to know its format whole, and compare it with what the manifest says.
+
+        Asks nothing of the target, which need not be there. Returns what was found, as plain JSON: numbers with their
+        names, ``{"tables": 12}``; ``None`` if it can't look into this one. Raises ``SnapshotIntegrityError`` if that is
+        not what was dumped.
+        """
+
+
+@runtime_checkable
+class Drills(Protocol):
+    """An optional capability of a connector: its ``prepare`` heeds ``RestoreRequest.drill``, and builds what is
+    ``Inspectable``. One that keeps what it replaces (``KeepsReplaced``) has it."""
+
+    def drills(self, subject: str) -> bool:
+        """Whether a state of *subject* can be built only to be looked at."""

@@ -99,14 +99,16 @@ def snapshot(
     retention: dict[str, int] | bool | None = None,
     schedule: str | None = None,
     wait: float | None = None,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Take a snapshot; the result is ``{"name", "run", "created_at", "size", "artifacts"}``.
 
     *name* may be a template, and defaults to ``SNAPSHOTS["NAME"]``; *databases* and *artifacts* default to what the
     settings include; *metadata* is plain JSON for the manifest. *retention* is a policy, or true for
     ``SNAPSHOTS["RETENTION"]``, by which snapshots like this one are pruned once it has succeeded. *schedule* names the
-    schedule that asked. With *wait*, seconds, it waits for another run that has one of its databases; else it is
-    refused at once with ``SnapshotBusyError``.
+    schedule that asked. *allow_empty* takes one also where it is empty and the snapshot before wasn't. With *wait*,
+    seconds, it waits for another run that has one of its databases; else it is refused at once with
+    ``SnapshotBusyError``.
     """
     data = {
         "name": name,
@@ -116,6 +118,7 @@ def snapshot(
         "retention": retention,
         "schedule": schedule,
         "wait": wait,
+        "allow_empty": allow_empty,
     }
     return _run(self, Kind.SNAPSHOT, data)
 
@@ -130,6 +133,7 @@ def restore(
     elsewhere: bool = False,
     into: dict[str, str] | None = None,
     database_names: dict[str, str] | None = None,
+    merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
@@ -138,7 +142,7 @@ def restore(
 
     *confirm* holds the name of every target that isn't empty and may be replaced. *into* maps aliases of the snapshot
     to the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
-    *migrate* runs the migrations that the restored databases lack, *no_owner* leaves out owners and grants. With
+    *merge* leaves media files in place that the snapshot doesn't have. *migrate* runs the migrations that the restored databases lack, *no_owner* leaves out owners and grants. With
     *wait*, seconds, it waits for another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is
     ``"requested"``, ask by ``django_snapshots.request_restore`` instead.
     """
@@ -150,6 +154,7 @@ def restore(
         "elsewhere": elsewhere,
         "into": into,
         "database_names": database_names,
+        "merge": merge,
         "migrate": migrate,
         "no_owner": no_owner,
         "wait": wait,
@@ -180,8 +185,21 @@ def verify(
     schedule: str | None = None,
     wait: float | None = None,
 ) -> dict[str, Any]:
-    """Verify the snapshot called *name*, or the latest, to *level* 1 or 2; the result is the report."""
+    """Verify the snapshot called *name*, or the latest, to *level* 1, 2 or 3; the result is the report, which is also
+    kept beside the snapshot."""
     return _run(self, Kind.VERIFY, {"name": name, "level": level, "schedule": schedule, "wait": wait})
+
+
+@shared_task(bind=True, name="django_snapshots.drill", ignore_result=False, **_OPTIONS)
+def drill(
+    self: SnapshotTask,
+    name: str | None = None,
+    schedule: str | None = None,
+    wait: float | None = None,
+) -> dict[str, Any]:
+    """Restore the snapshot called *name*, or the latest, into scratch databases, check what came of it, and throw it
+    away; the result is the report, which is also kept beside the snapshot. No target is touched."""
+    return _run(self, Kind.DRILL, {"name": name, "schedule": schedule, "wait": wait})
 
 
 @shared_task(bind=True, name="django_snapshots.prune", ignore_result=False, **_OPTIONS)
@@ -248,6 +266,7 @@ def request_restore(
     elsewhere: bool = False,
     into: dict[str, str] | None = None,
     database_names: dict[str, str] | None = None,
+    merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
@@ -267,6 +286,7 @@ def request_restore(
         "elsewhere": elsewhere,
         "into": into,
         "database_names": database_names,
+        "merge": merge,
         "migrate": migrate,
         "no_owner": no_owner,
         "wait": wait,

@@ -19,6 +19,7 @@ from django_snapshots.retention import Policy
 TASKS: Mapping[str, tuple[str, ...]] = {
     "snapshot": ("name", "databases", "artifacts", "metadata", "retention"),
     "verify": ("name", "level"),
+    "drill": ("name",),
     "prune": ("retention",),
 }
 """The tasks that can be scheduled, each with the arguments that its schedule may have."""
@@ -247,8 +248,10 @@ def _arguments(entry: Mapping[str, Any], task: str, where: str, default_retentio
     for key in ("databases", "artifacts"):
         if key in given:
             given[key] = _names(given[key], f'{where}["{key}"]')
-    if given.get("level", 2) not in (1, 2) or isinstance(given.get("level"), bool):
-        raise SnapshotConfigurationError(f'{where}["level"] must be 1 or 2, not {given["level"]!r}.')
+    if given.get("level", 2) not in (1, 2, 3) or isinstance(given.get("level"), bool):
+        raise SnapshotConfigurationError(
+            f'{where}["level"] must be 1, 2 or 3, not {given["level"]!r}; what proves more is the task "drill".'
+        )
     if not isinstance(given.get("metadata", {}), Mapping):
         raise SnapshotConfigurationError(f'{where}["metadata"] must be a dict, not {given["metadata"]!r}.')
     if not isinstance(given.get("name", ""), str):

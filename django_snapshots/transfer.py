@@ -31,6 +31,9 @@ class DumpRequest:
     """Names this attempt to servers (``application_name``); at most 63 bytes of ASCII."""
     exclude_tables: frozenset[str] = frozenset()
     """Unquoted names of tables to leave out entirely: the journal's own."""
+    exclude_data: frozenset[str] = frozenset()
+    """Unquoted names of tables whose rows are left out: the tables are there, and empty. One that can't be left so is
+    refused, never ignored: that is not there, or whose rows others point at, which could not be restored then."""
     temporary_directory: Callable[[], AbstractContextManager[Path]]
     """Makes a private (0700) directory that is removed at the end, for those that can't stream."""
 

@@ -1,7 +1,8 @@
 """Proof that what is stored is what was written.
 
 Level 1: the manifest is whole, every file is there and has its length. Level 2: every stored byte has its digest.
-An archive holds nothing else either: its headers and its end are looked at on both levels, its padding on the second.
+Level 3: every file unpacks to what was dumped, and its format is whole (``examine.py``). Level 4 is a drill.
+An archive holds nothing else either: its headers and its end are looked at on every level, its padding from the second.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django_snapshots.catalog import Catalog, Reader
+from django_snapshots.examine import Examined
 from django_snapshots.exceptions import SnapshotIntegrityError, SnapshotNotFoundError
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.pipeline.digest import stored_tally
@@ -28,29 +30,40 @@ class VerifyReport:
     size: int
     """Bytes that were looked at: stored bytes."""
     filenames: tuple[str, ...]
+    examined: tuple[Examined, ...] = ()
+    """On level 3, what each file holds."""
 
     def to_json(self) -> dict[str, Any]:
         """A task's result."""
-        return {"name": self.name, "level": self.level, "size": self.size, "files": list(self.filenames)}
+        told = {"examined": [item.to_json() for item in self.examined]} if self.level >= 3 else {}
+        return {"name": self.name, "level": self.level, "size": self.size, "files": list(self.filenames), **told}
 
 
-def verify(catalog: Catalog, name: str | None, *, level: int = 2, observe: Observe = lambda _: None) -> VerifyReport:
+def verify(
+    catalog: Catalog,
+    name: str | None,
+    *,
+    level: int = 2,
+    observe: Observe = lambda _: None,
+    examine: Callable[[Snapshot], Sequence[Examined]] = lambda _: (),
+) -> VerifyReport:
     """Verify the snapshot called *name*, or the latest.
 
-    *observe* is told the length of every chunk that was read, and may raise. Raises ``SnapshotIntegrityError`` that
-    names every file with something wrong, not only the first.
+    *observe* is told the length of every chunk that was read, and may raise. *examine* looks into every file, on level
+    3, and proves the digests while it does. Raises ``SnapshotIntegrityError`` that names every file with something
+    wrong, not only the first.
     """
     snapshot = catalog.latest() if name is None else catalog.get(name)
     with catalog.reader(snapshot) as reader:
-        problems = _problems(reader, snapshot.artifacts, level, observe)
-        if not problems:
-            problems = _at_the_end(reader)
+        problems = _problems(reader, snapshot.artifacts, level if level < 3 else 1, observe) or _at_the_end(reader)
     _refuse(snapshot, problems)
+    examined = tuple(examine(snapshot)) if level >= 3 else ()
     return VerifyReport(
         name=snapshot.name,
         level=level,
         size=snapshot.size,
         filenames=tuple(artifact.filename for artifact in snapshot.artifacts),
+        examined=examined,
     )
 
 
@@ -62,9 +75,10 @@ def check_artifacts(
     level: int,
     observe: Observe = lambda _: None,
 ) -> None:
-    """Look at each of *artifacts*; raise ``SnapshotIntegrityError`` with everything that is wrong."""
+    """Look at each of *artifacts*, and at what would lie behind the last one of all; raise ``SnapshotIntegrityError``
+    with everything that is wrong."""
     with catalog.reader(snapshot) as reader:
-        problems = _problems(reader, artifacts, level, observe)
+        problems = _problems(reader, artifacts, level, observe) or _at_the_end(reader)
     _refuse(snapshot, problems)
 
 

@@ -14,8 +14,10 @@ from django_snapshots.exceptions import SnapshotError
 from django_snapshots.models import Kind, Run
 from django_snapshots.plan import Request
 
-ACTIONS = ("verify", "restore", "delete")
+ACTIONS = ("verify", "drill", "restore", "pin", "unpin", "delete")
 """What can be done with a snapshot that is there; ``take`` makes a new one."""
+_BY_RIGHT_OF = {"drill": "verify", "pin": "delete", "unpin": "delete"}
+"""A drill reads the snapshot and touches no target. Whoever may say what goes may say what stays."""
 
 
 class ReadOnly:
@@ -44,8 +46,9 @@ def may_view(request: HttpRequest) -> bool:
 
 
 def may(request: HttpRequest, action: str) -> bool:
-    """Whether this user may *action*: ``take``, ``restore``, ``verify`` or ``delete``. Nobody may who can't look."""
-    return may_view(request) and request.user.has_perm(f"django_snapshots.{action}_snapshot")
+    """Whether this user may *action*, one of ``ACTIONS`` or ``take``. Nobody may who can't look."""
+    right = _BY_RIGHT_OF.get(action, action)
+    return may_view(request) and request.user.has_perm(f"django_snapshots.{right}_snapshot")
 
 
 def may_cancel(request: HttpRequest) -> bool:

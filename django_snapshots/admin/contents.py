@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,20 +12,23 @@ from django.utils import timezone
 
 from django_snapshots import runs
 from django_snapshots.admin.shown import mapping_of, shown_json, shown_subject, shown_time, text_of, texts_of
-from django_snapshots.catalog import Entry
+from django_snapshots.catalog import Catalog, Entry
+from django_snapshots.exceptions import SnapshotIntegrityError
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.models import Kind, Run, State
-from django_snapshots.sizes import human_size
-
-_DAMAGED = "SnapshotIntegrityError"
+from django_snapshots.plan import DRILL_LEVEL
+from django_snapshots.proof import KINDS, Proof, Proofs, proofs_of, standing
+from django_snapshots.redaction import redact
+from django_snapshots.sizes import human_duration, human_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
-    """What the last verify of a snapshot found."""
+class Result:
+    """What the last verify or drill of a snapshot has said."""
 
     text: str
-    run: Any
+    run: Any = None
+    """Its run, if this journal has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +42,32 @@ class Row:
     state: str = "succeeded"
     label: str = "Complete"
     reason: str = ""
-    verified: Verified | None = None
+    verified: Result | None = None
+    drilled: Result | None = None
+    pin: str = ""
+    """Why it stays, if it is pinned."""
+    warnings: int = 0
+    """How many sentences its dumps have to say."""
 
 
-def rows(entries: Sequence[Entry]) -> list[Row]:
-    """Lines for *entries*, each with what the journal knows of its last verify and of damage."""
+def rows(entries: Sequence[Entry], catalog: Catalog) -> list[Row]:
+    """Lines for *entries*, each with its pin, and with what the journal and the notes beside it know of it."""
     snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None]
-    verified, bad = last_verified(snapshots), runs.known_bad(snapshots)
-    return [_row(entry, verified.get(entry.name), bad.get(entry.name, "")) for entry in entries]
+    beside = {snapshot.name: proofs_of(catalog, snapshot) for snapshot in snapshots}
+    journal = {kind: last_results(snapshots, kind) for kind in KINDS}
+    judged = runs.judged(snapshots)
+    return [
+        _row(
+            entry,
+            catalog,
+            {kind: _last(kind, journal[kind].get(entry.name), beside.get(entry.name)) for kind in KINDS},
+            standing([*judged.get(entry.name, ()), *_found(beside.get(entry.name))]),
+        )
+        for entry in entries
+    ]
 
 
-def _row(entry: Entry, verified: Verified | None, damage: str) -> Row:
+def _row(entry: Entry, catalog: Catalog, results: Mapping[str, Result | None], damage: str) -> Row:
     if entry.snapshot is None:
         return Row(name=entry.name, state="failed", label="Unreadable", reason=str(entry.error))
     return Row(
@@ -58,23 +76,56 @@ def _row(entry: Entry, verified: Verified | None, damage: str) -> Row:
         size=human_size(entry.snapshot.size),
         contents=", ".join(artifact.subject for artifact in entry.snapshot.artifacts),
         state="failed" if damage else "succeeded",
-        label="Damaged" if damage else "Complete",
+        label=("Failed its drill" if damage.startswith("failed") else "Damaged") if damage else "Complete",
         reason=damage,
-        verified=verified,
+        verified=results["verify"],
+        drilled=results["drill"],
+        pin=_pin(catalog, entry.snapshot),
+        warnings=sum(_count_of_warnings(record) for record in entry.snapshot.artifacts),
     )
 
 
-def last_verified(snapshots: Sequence[Snapshot]) -> dict[str, Verified]:
-    """For each name the last verify that has ended; one of an earlier snapshot of the same name doesn't count."""
+def _pin(catalog: Catalog, snapshot: Snapshot) -> str:
+    try:
+        return str(catalog.pin(snapshot) or "")
+    except Exception as error:  # noqa: BLE001 - a storage may be anybody's, and this is one line of a page
+        return f"whether it is pinned can't be told: {redact(str(error))}"
+
+
+def _count_of_warnings(record: ArtifactRecord) -> int:
+    metadata = mapping_of(record.metadata)
+    return len(texts_of(metadata.get("warnings"))) + len(texts_of(metadata.get("unreadable")))
+
+
+def _found(beside: Proofs | None) -> Sequence[Proof]:
+    return tuple(beside.found.values()) if beside is not None else ()
+
+
+def _last(kind: str, journal: Run | None, beside: Proofs | None) -> Result | None:
+    """The later of what the journal has and what is noted beside the snapshot, which may be of another journal."""
+    proof = beside.found.get(kind) if beside is not None else None
+    if journal is not None and (proof is None or proof.run == str(journal.pk) or proof.at <= _ended(journal)):
+        return _of_journal(journal)
+    if proof is not None:
+        text = f"level {proof.level}, {shown_time(proof.at)}" if proof.ok else f"failed, {shown_time(proof.at)}"
+        took = f", restored in {human_duration(proof.seconds)}" if proof.seconds is not None and kind == "drill" else ""
+        return Result(text=f"{text}{took}")
+    if beside is not None and kind in beside.unreadable:
+        return Result(text=f"unknown: {beside.unreadable[kind]}")
+    return None
+
+
+def last_results(snapshots: Sequence[Snapshot], kind: str) -> dict[str, Run]:
+    """For each name the last run of *kind* that has ended; one of an earlier snapshot of that name doesn't count."""
     taken = {snapshot.name: snapshot.created_at for snapshot in snapshots}
     ended = Run.objects.using(runs.alias()).filter(
-        kind=Kind.VERIFY, state__in=(State.SUCCEEDED, State.FAILED), name__in=list(taken)
+        kind=kind, state__in=(State.SUCCEEDED, State.FAILED), name__in=list(taken)
     )
-    found: dict[str, Verified] = {}
-    for run in ended.order_by("finished_at").defer("result"):
-        if _aware(run.created_at) >= taken[run.name]:
-            found[run.name] = _verified(run)
-    return found
+    return {
+        run.name: run
+        for run in ended.order_by("finished_at").defer("result")
+        if _aware(run.created_at) >= taken[run.name]
+    }
 
 
 def _aware(moment: datetime) -> datetime:
@@ -82,13 +133,18 @@ def _aware(moment: datetime) -> datetime:
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
 
 
-def _verified(run: Run) -> Verified:
+def _ended(run: Run) -> datetime:
+    return _aware(run.finished_at or run.created_at)
+
+
+def _of_journal(run: Run) -> Result:
     when = shown_time(run.finished_at)
     if run.state == State.SUCCEEDED:
-        return Verified(text=f"level {run.request.get('level', 2)}, {when}", run=run.pk)
-    if run.error_type == _DAMAGED:
-        return Verified(text=f"damage found, {when}", run=run.pk)
-    return Verified(text=f"failed, {when}", run=run.pk)
+        level = DRILL_LEVEL if run.kind == Kind.DRILL else run.request.get("level", 2)
+        return Result(text=f"level {level}, {when}", run=run.pk)
+    if run.error_type == SnapshotIntegrityError.__name__:
+        return Result(text=f"damage found, {when}", run=run.pk)
+    return Result(text=f"failed, {when}", run=run.pk)
 
 
 def run_of(snapshot: Snapshot) -> Run | None:

@@ -87,7 +87,19 @@ class VerifyForm(forms.Form):
         choices=(
             (1, "Level 1: the manifest, and that every file is there with its length"),
             (2, "Level 2: also the digest of every stored byte"),
+            (3, "Level 3: also the content: that it unpacks to what was dumped, and that its format is whole"),
         ),
+    )
+
+
+class PinForm(forms.Form):
+    """Why."""
+
+    reason = forms.CharField(
+        required=False,
+        max_length=500,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "class": "vTextField"}),
+        help_text="Shown with the snapshot.",
     )
 
 

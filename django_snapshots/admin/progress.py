@@ -91,6 +91,8 @@ def _lines(run: Run) -> list[str]:
     if run.kind == Kind.VERIFY:
         files, size = texts_of(result.get("files")), human_size(int(result.get("size", 0)))
         return [f"{run.name} is whole: {len(files)} files, {size}, level {text_of(result.get('level'))}."]
+    if run.kind == Kind.DRILL:
+        return _drilled(run, result)
     if run.kind == Kind.UNDO:
         return [
             *(f"{target} is what it was before." for target in texts_of(result.get("targets"))),
@@ -101,6 +103,18 @@ def _lines(run: Run) -> list[str]:
     if run.kind == Kind.PRUNE:
         return _pruned(result)
     return [f"{run.name} is deleted."] if run.kind == Kind.DELETE else []
+
+
+def _drilled(run: Run, result: Mapping[str, Any]) -> list[str]:
+    """What a drill has proved of each database, and what else it has to say."""
+    sentences: list[str] = []
+    for item in map(mapping_of, result.get("databases") or ()):
+        sentences.append(
+            f"{text_of(item.get('subject'))}: restored in {text_of(item.get('seconds'))} s, "
+            f"{text_of(item.get('rows'))} rows in {text_of(item.get('tables'))} tables."
+        )
+        sentences += texts_of(item.get("notes"))
+    return [f"{run.name} restores.", *sentences, *texts_of(result.get("notes"))]
 
 
 def _pruned(result: Mapping[str, Any]) -> list[str]:

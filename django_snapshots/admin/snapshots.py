@@ -21,7 +21,7 @@ from django_snapshots import execution, runs
 from django_snapshots import restore as restoring
 from django_snapshots.admin import contents
 from django_snapshots.admin.access import ACTIONS, ReadOnly, may, require, require_view, submit
-from django_snapshots.admin.forms import DeleteForm, Place, RestoreForm, TakeForm, VerifyForm
+from django_snapshots.admin.forms import DeleteForm, PinForm, Place, RestoreForm, TakeForm, VerifyForm
 from django_snapshots.admin.shown import shown_json, shown_time
 from django_snapshots.catalog import Catalog, Entry, label
 from django_snapshots.conf import Settings, get_settings
@@ -50,7 +50,10 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             ("", self.changelist_view, "changelist"),
             ("take/", self.take_view, "take"),
             ("verify/", self.verify_view, "verify"),
+            ("drill/", self.drill_view, "drill"),
             ("restore/", self.restore_view, "restore"),
+            ("pin/", self.pin_view, "pin"),
+            ("unpin/", self.unpin_view, "unpin"),
             ("delete/", self.delete_snapshots_view, "delete"),
             ("<path:name>/change/", self.snapshot_view, "change"),
         )
@@ -79,7 +82,7 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             "change_list.html",
             storage=label(settings.storage),
             page=page,
-            rows=contents.rows(list(page.object_list)),
+            rows=contents.rows(list(page.object_list), Catalog(settings.storage)),
             pages=page.paginator.get_elided_page_range(page.number),
             **context,
         )
@@ -118,7 +121,7 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             "change_form.html",
             snapshot=snapshot,
             run=contents.run_of(snapshot),
-            row=contents.rows([entry])[0],
+            row=contents.rows([entry], Catalog(get_settings().storage))[0],
             facts=contents.facts(snapshot),
             artifacts=[contents.artifact(record) for record in snapshot.artifacts],
             packages=snapshot.pip,
@@ -164,6 +167,66 @@ class StoredSnapshotAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             return self._to_runs([submit(request, Kind.VERIFY, each) for each in wanted])
         return self._page(
             request, "action.html", title=f"Verify {_listed(names)}", names=names, form=form, button="Verify"
+        )
+
+    def pin_view(self, request: HttpRequest) -> HttpResponse:
+        """Pin one snapshot or several."""
+        require(request, "pin")
+        names, form, by = _names(request), PinForm(_posted(request)), request.user.get_username()
+        if missing := self._missing(request, names):
+            return missing
+        if _is_sent(request, form):
+            reason = form.cleaned_data["reason"]
+            return self._each(
+                request, names, lambda name: execution.pin_snapshot(name, reason=reason, by=by), "is pinned"
+            )
+        return self._page(request, "action.html", title=f"Pin {_listed(names)}", names=names, form=form, button="Pin")
+
+    def unpin_view(self, request: HttpRequest) -> HttpResponse:
+        """Take the pins of one snapshot or several away."""
+        require(request, "unpin")
+        names, form = _names(request), Form(_posted(request))
+        if missing := self._missing(request, names):
+            return missing
+        if _is_sent(request, form):
+            return self._each(request, names, execution.unpin_snapshot, "is not pinned any more")
+        title = f"Unpin {_listed(names)}"
+        warning = "A prune deletes what is not pinned as soon as the retention policy no longer keeps it."
+        return self._page(request, "action.html", title=title, names=names, form=form, button="Unpin", warning=warning)
+
+    def _each(self, request: HttpRequest, names: Sequence[str], do: Callable[[str], object], done: str) -> HttpResponse:
+        """Do at once what no worker is needed for, and tell of each."""
+        for name in names:
+            try:
+                do(name)
+            except Exception as error:  # noqa: BLE001 - a storage may be anybody's
+                messages.error(request, f"{name}: {execution.explained(error, f'snapshot {name}')}")
+            else:
+                messages.success(request, f"{name} {done}.")
+        return HttpResponseRedirect(self._url("changelist"))
+
+    def drill_view(self, request: HttpRequest) -> HttpResponse:
+        """Drill one snapshot or several."""
+        require(request, "drill")
+        names = _names(request)
+        form = Form(_posted(request))
+        if missing := self._missing(request, names):
+            return missing
+        if _is_sent(request, form):
+            wanted = [Request.from_json({"name": name}) for name in names]
+            return self._to_runs([submit(request, Kind.DRILL, each) for each in wanted])
+        warning = (
+            "Each database is restored into a scratch database, checked and thrown away. No target is touched; it "
+            "takes the time and the room of a restore."
+        )
+        return self._page(
+            request,
+            "action.html",
+            title=f"Drill {_listed(names)}",
+            names=names,
+            form=form,
+            button="Drill",
+            warning=warning,
         )
 
     def delete_snapshots_view(self, request: HttpRequest) -> HttpResponse:

@@ -7,7 +7,7 @@ from typing import Any
 
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotNotFoundError
-from django_snapshots.replaced import Beside, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.replaced import Beside, Drills, Examines, Finding, KeepsReplaced, Outcome, Preflights
 from django_snapshots.transfer import EndsSessions, Identified, Prepared, RestoreRequest, Source
 
 
@@ -55,3 +55,16 @@ def remove_of(kind: ArtifactKind, subject: str, mark: str) -> None:
 def preflight_of(kind: ArtifactKind, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
     """What stands in the way of a restore of *subject*, as far as its kind can say beforehand."""
     return kind.preflight(subject, source, request) if isinstance(kind, Preflights) else ()
+
+
+def examine_of(kind: ArtifactKind, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any] | None:
+    """What *source* holds, as far as its kind can look into it; ``None`` for one that can't.
+
+    Raises ``SnapshotIntegrityError`` if it is not what was dumped.
+    """
+    return kind.examine(subject, source, request) if isinstance(kind, Examines) else None
+
+
+def drills_of(kind: ArtifactKind, subject: str) -> bool:
+    """Whether *subject* can be restored only to be looked at."""
+    return isinstance(kind, Drills) and kind.drills(subject)

@@ -12,7 +12,7 @@ from django_snapshots.connectors.derived import base_of, ensure
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.protocols import StreamingConnector
 from django_snapshots.exceptions import SnapshotNotFoundError, SnapshotPreflightError
-from django_snapshots.replaced import Beside, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.replaced import Beside, Drills, Examines, Finding, KeepsReplaced, Outcome, Preflights
 from django_snapshots.transfer import (
     Dump,
     DumpRequest,
@@ -90,6 +90,18 @@ class DatabaseArtifact:
         if (stranger := _written_by_another(subject, source, connector)) is not None:
             return [Finding(text=stranger, stops=True)]
         return connector.preflight(subject, source, request) if isinstance(connector, Preflights) else ()
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any] | None:
+        """What the alias's connector finds; ``None`` if it can't look, or if another connector wrote the dump."""
+        connector = self.connector(subject)
+        if _written_by_another(subject, source, connector) is not None or not isinstance(connector, Examines):
+            return None
+        return connector.examine(subject, source, request)
+
+    def drills(self, subject: str) -> bool:
+        """Whether the alias's connector can build a state only to be looked at."""
+        connector = self.connector(subject)
+        return connector.drills(subject) if isinstance(connector, Drills) else isinstance(connector, KeepsReplaced)
 
     # What restores leave beside the alias's database; nothing where its connector keeps nothing.
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from django_snapshots.exceptions import SnapshotIntegrityError
 from django_snapshots.redaction import PLACEHOLDER, without_url_credentials
 from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, SwitchRank, Target
 
@@ -60,6 +61,14 @@ class EnvironmentArtifact:
         if len(sentences) > _REPORTED:
             request.report(f"{len(sentences) - _REPORTED} more packages differ; {source.filename} names them.")
         return NothingToSwitch()
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Count the packages that it lists. Raises ``SnapshotIntegrityError`` if they are not as many as there were."""
+        lines = [line for line in _text(source).splitlines() if line.startswith(_EDITABLE) or line[:1] not in ("", "#")]
+        found, recorded = len(lines), source.metadata.get("packages")
+        if isinstance(recorded, int) and found != recorded:
+            raise SnapshotIntegrityError(f"{source.filename} names {found} packages instead of {recorded}.")
+        return {"packages": found}
 
 
 class NothingToSwitch:

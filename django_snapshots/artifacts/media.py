@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from django_snapshots.artifacts import media_kept
 from django_snapshots.artifacts.file_system import sync_file_system
+from django_snapshots.artifacts.media_contents import look_through
 from django_snapshots.artifacts.media_dump import archive
 from django_snapshots.artifacts.media_merge import add_missing
 from django_snapshots.artifacts.media_preflight import findings
@@ -152,6 +153,10 @@ class MediaArtifact:
     def remove(self, subject: str, mark: str) -> None:
         """As ``KeepsReplaced.remove``."""
         media_kept.remove(media_root(self.location).path, mark)
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Read the archive to its end and write nothing; refuse what a restore would refuse."""
+        return look_through(source, request.processes).as_metadata()
 
     def _existing_root(self) -> Path:
         root = media_root(self.location)

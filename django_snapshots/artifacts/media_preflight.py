@@ -36,7 +36,7 @@ def findings(location: str | Path | None, source: Source, request: RestoreReques
             f"A file system is mounted below MEDIA_ROOT, at {min(mounts - {root})}, which can't be replaced with it; "
             "unmount it for the time of the restore."
         )
-    if not mounts and _is_writable(root.parent) and _may_rename(root):
+    if root not in mounts and _is_writable(root.parent) and _may_rename(root):
         return
     if not _is_writable(root):
         yield _error(

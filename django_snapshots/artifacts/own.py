@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from django_snapshots.connectors import foreign
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotConfigurationError, SnapshotError
 from django_snapshots.pipeline.stream import closing_chunks
 from django_snapshots.pluggable import instance_of
+from django_snapshots.replaced import Finding
 from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
 
 BUILT_IN = ("database", "media", "environment")
@@ -130,14 +131,30 @@ class FileKindAdapter:
         return self._foreign().identity(ask) if callable(ask) else ""
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
-        """Write *source* to a private file; the kind is called by ``switch``."""
+        """Write *source* to a private file; the kind is called by ``switch``, after the safety copy asked for here.
+
+        A drill goes no further than the file: only the kind can read it.
+        """
         with ExitStack() as stack:
             directory = stack.enter_context(request.temporary_directory())
             path = directory / f"{self.type}.{foreign.DEFAULT_SUFFIX}"
             theirs = self._foreign()
             theirs.spool(source, path)
+            if not request.drill:
+                request.safety()
             return _PreparedFile(self.kind, theirs, path, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """What such a restore can't promise."""
+        name = type(self.kind).__name__
+        text = f"{name} restores {self.type!r} only in place, so a drill of it proves the stored file and no more."
+        if not request.drill:
+            text = (
+                f"{name} restores {self.type!r} in place, and not as a whole or not at all: if it is interrupted, the "
+                "safety snapshot is what brings the old state back. It keeps no writer out."
+            )
+        return [Finding(text=text, stops=False)]
 
     def _foreign(self) -> foreign.Foreign:
         name = type(self.kind).__name__
@@ -170,14 +187,14 @@ class _PreparedFile:
         except SnapshotError as error:
             return type(error)(
                 f"{error} {type(self._kind).__name__} restores in place, so {self._kind.type!r} may be half restored; "
-                "restore it again."
+                "restore the safety snapshot, or this one again."
             )
         return None
 
     def roll_back(self) -> None:
         """A restore of two methods can't be taken back."""
         raise SnapshotError(
-            f"{type(self._kind).__name__} restored {self._kind.type!r} and can't take that back; restore an earlier "
+            f"{type(self._kind).__name__} restored {self._kind.type!r} and can't take that back; restore the safety "
             "snapshot to get the old state back."
         )
 

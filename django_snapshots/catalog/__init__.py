@@ -29,7 +29,21 @@ from __future__ import annotations
 
 from django_snapshots.catalog.catalog import Catalog
 from django_snapshots.catalog.identity import MARKER
+from django_snapshots.catalog.notes import Note, Notes
 from django_snapshots.catalog.objects import label
+from django_snapshots.catalog.pins import Pin
 from django_snapshots.catalog.records import Entry, Leftover, Reader, StoredArtifact, summary
 
-__all__ = ["MARKER", "Catalog", "Entry", "Leftover", "Reader", "StoredArtifact", "label", "summary"]
+__all__ = [
+    "MARKER",
+    "Catalog",
+    "Entry",
+    "Leftover",
+    "Note",
+    "Notes",
+    "Pin",
+    "Reader",
+    "StoredArtifact",
+    "label",
+    "summary",
+]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from django_snapshots.catalog import notes, pins
 from django_snapshots.catalog.archive import ATTEMPT, SUFFIX, ArchiveFormat
 from django_snapshots.catalog.directory import DirectoryFormat
 from django_snapshots.catalog.identity import storage_id
+from django_snapshots.catalog.notes import Note, Notes
 from django_snapshots.catalog.objects import label, patiently
+from django_snapshots.catalog.pins import PIN, Pin
 from django_snapshots.catalog.records import (
     Entry,
     Leftover,
@@ -25,6 +29,7 @@ from django_snapshots.exceptions import (
     SnapshotExistsError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPinnedError,
     SnapshotVersionError,
 )
 from django_snapshots.manifest import MANIFEST_FILENAME, ArtifactRecord, Snapshot, check_name, is_safe_filename
@@ -140,6 +145,48 @@ class Catalog:
     def path(self, name: str, filename: str) -> str:
         """Where an attempt stores its object, whatever the format."""
         return path_of(name, filename)
+
+    # Notes
+
+    def notes(self, snapshot: Snapshot) -> Notes:
+        """What is noted beside *snapshot*; asks the storage once where there is nothing."""
+        return notes.read_notes(self.storage, snapshot.name, snapshot.run)
+
+    def note(self, snapshot: Snapshot, kind: str) -> Note | None:
+        """One of them, or ``None``. Raises ``SnapshotError`` if that can't be read, or can't be told."""
+        return notes.read_note(self.storage, snapshot.name, snapshot.run, kind)
+
+    def write_note(self, snapshot: Snapshot, kind: str, content: Mapping[str, Any]) -> Note:
+        """Note *content*, plain JSON, beside *snapshot*, in the place of what was noted there of this kind.
+
+        Raises ``SnapshotNotFoundError`` if the snapshot is deleted at the same time; then nothing is left of the note.
+        """
+        note = notes.write_note(self.storage, snapshot, kind, content)
+        with contextlib.suppress(SnapshotNotFoundError):
+            if self.get(snapshot.name).run == snapshot.run:
+                return note
+        self.delete_note(snapshot, kind)
+        raise SnapshotNotFoundError(f"The snapshot {snapshot.name!r} was deleted from {label(self.storage)} meanwhile.")
+
+    def delete_note(self, snapshot: Snapshot, kind: str) -> None:
+        """Remove it; nothing if there is none about this snapshot. Raises as :meth:`note` does."""
+        if self.note(snapshot, kind) is not None:
+            notes.delete_note(self.storage, snapshot.name, kind)
+
+    def pin(self, snapshot: Snapshot) -> Pin | None:
+        """Why *snapshot* stays, if it is pinned. One that can't be read is one. Raises what the storage raises."""
+        try:
+            return pins.made_of(self.note(snapshot, PIN))
+        except (SnapshotIntegrityError, SnapshotVersionError) as error:
+            return pins.unreadable_pin(error)
+
+    def write_pin(self, snapshot: Snapshot, *, reason: str, by: str) -> Pin:
+        """Pin *snapshot*; raises as :meth:`write_note` does."""
+        return pins.made_of(self.write_note(snapshot, PIN, {"reason": reason, "by": by})) or Pin()
+
+    def delete_pin(self, snapshot: Snapshot) -> None:
+        """Take its pin away, also one that can't be read."""
+        notes.delete_note(self.storage, snapshot.name, PIN)
 
     # Identity
 
@@ -297,10 +344,11 @@ class Catalog:
         return self.get(name).run
 
     def delete(self, name: str, *, run: str | None = None) -> None:
-        """Delete the snapshot called *name*: its manifest first, then what the manifest names, nothing else.
+        """Delete the snapshot called *name*: its manifest first, then what the manifest names and what is noted beside
+        it, nothing else.
 
         With *run* only the one that this run has made. A snapshot whose manifest can't be read or understood is not
-        touched.
+        touched. Raises ``SnapshotPinnedError`` for one that is pinned.
         """
         check_name(name)
         if run is not None and self.run_of(name) != run:
@@ -308,11 +356,22 @@ class Catalog:
                 f"The snapshot {name!r} that was to be deleted from {label(self.storage)} is gone; another one has its "
                 "name, and stays."
             )
-        if self._archive.exists(name):
-            self.get(name)
+        is_archive = self._archive.exists(name)
+        if is_archive or self._directory.exists(name):
+            self._refuse_pinned(self.get(name))
+        if is_archive:
+            # First, because afterwards the name may be a new snapshot's at once, and the notes be about that.
+            notes.delete_notes(self.storage, name)
             self._archive.delete(name)
             return
         try:
             self._directory.delete(name)
         except SnapshotNotFoundError as error:
             raise SnapshotNotFoundError(f"There is no snapshot {name!r} in {label(self.storage)}.") from error
+
+    def _refuse_pinned(self, snapshot: Snapshot) -> None:
+        if (pin := self.pin(snapshot)) is not None:
+            raise SnapshotPinnedError(
+                f"The snapshot {snapshot.name!r} in {label(self.storage)} is {pin}. It was not deleted. To delete it "
+                f"all the same, unpin it first (`manage.py snapshots unpin {snapshot.name}`)."
+            )

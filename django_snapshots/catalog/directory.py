@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 
+from django_snapshots.catalog.notes import note_path
 from django_snapshots.catalog.objects import create, label, patiently, proved, require_size, size_of, small
 from django_snapshots.catalog.records import StoredArtifact, path_of
 from django_snapshots.exceptions import (
@@ -15,7 +16,7 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotStorageError,
 )
-from django_snapshots.manifest import MANIFEST_FILENAME, MAX_MANIFEST_SIZE, ArtifactRecord, Snapshot
+from django_snapshots.manifest import MANIFEST_FILENAME, MAX_MANIFEST_SIZE, NOTE_KINDS, ArtifactRecord, Snapshot
 from django_snapshots.storage.protocols import AdvancedSnapshotStorage, SnapshotStorage
 from django_snapshots.storage.streams import read_chunks
 
@@ -204,7 +205,8 @@ class DirectoryFormat:
             self._bury(_manifest(name), tombstone, snapshot)
         else:
             snapshot = self._buried(name, tombstone)
-        for path in (*(path_of(name, artifact.filename) for artifact in snapshot.artifacts), tombstone):
+        artifacts = (path_of(name, artifact.filename) for artifact in snapshot.artifacts)
+        for path in (*artifacts, *(note_path(name, kind) for kind in NOTE_KINDS), tombstone):
             if not self._lies_buried(tombstone, snapshot):
                 # Another delete has ended, and the name may be a new snapshot's by now.
                 return

@@ -6,7 +6,7 @@ Its dump goes through a private directory, its restore is not atomic.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +22,8 @@ from django_snapshots.connectors.generic_target import generic_target
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.preserved_rows import PreservedRows
 from django_snapshots.connectors.protocols import DatabaseConnector
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConnectorError, SnapshotError
+from django_snapshots.replaced import Finding
 from django_snapshots.transfer import Dump, DumpRequest, Prepared, RestoreRequest, Source, Target
 
 
@@ -36,6 +37,11 @@ class FileConnectorAdapter:
     def open_dump(self, subject: str, request: DumpRequest) -> Iterator[Dump]:
         """Let the connector dump into a private file, and offer that. Raises ``SnapshotConnectorError``."""
         require_alias(subject)
+        if request.exclude_data:
+            raise SnapshotConfigurationError(
+                f'SNAPSHOTS["EXCLUDE_DATA"]["{subject}"] is set, but {type(self.connector).__name__}, a connector of '
+                "two methods, dumps whole databases. Leave the alias out there, or give it another connector."
+            )
         with request.temporary_directory() as directory:
             path = directory / _file_name(subject)
             facts = _facts(subject)
@@ -69,15 +75,44 @@ class FileConnectorAdapter:
         return _foreign(db_alias).number("end_sessions", lambda: end(db_alias, labels)) if callable(end) else 0
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
-        """Write *source* to a private file; the connector is called by ``switch``."""
+        """Write *source* to a private file; the connector is called by ``switch``.
+
+        The safety copy is asked for here. A drill goes no further than the file: only the connector can read it.
+        """
         require_alias(subject)
         with ExitStack() as stack:
             directory = stack.enter_context(request.temporary_directory())
             path = directory / _file_name(subject)
             _foreign(subject).spool(source, path)
+            if not request.drill:
+                # All that there will be of the old state: this restore can't be taken back, and keeps nobody out.
+                request.safety()
             preserved = PreservedRows(subject, request.preserve_tables, directory / "preserved")
             return _PreparedFile(self.connector, subject, path, preserved, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """What such a restore can't promise."""
+        name = type(self.connector).__name__
+        if request.drill:
+            text = f"{name} restores {subject!r} only in place, so a drill of it proves the stored file and no more."
+            return [Finding(text=text, stops=False)]
+        text = (
+            f"{name} restores {subject!r} in place, and not as a whole or not at all: if it is interrupted, the safety "
+            "snapshot is what brings the old state back. It keeps no writer out: what others write from the safety "
+            "snapshot's moment on is lost. Stop the project's own processes first."
+        )
+        findings = [Finding(text=text, stops=False)]
+        if request.preserve_tables:
+            findings.append(Finding(text=_JOURNAL_IS_IN_IT.format(subject=subject), stops=False))
+        return findings
+
+
+_JOURNAL_IS_IN_IT = (
+    "The runs of this package are in {subject!r} too. Their rows are saved right before the restore and written back "
+    "after it. If the restore replaces those tables, what other workers and beat write about other runs in between is "
+    "lost. Let no other run be active, or move them to an alias of their own."
+)
 
 
 class _PreparedFile:

@@ -8,12 +8,13 @@ lists the tables that it leaves out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from django.apps import apps
 from django.core.serializers.base import DeserializationError
 from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -23,15 +24,18 @@ from django_snapshots.connectors import model_rows, sqlite_files
 from django_snapshots.connectors.facts import applied_migrations, require_alias
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.generic_target import generic_target
+from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.model_rows import Model, covered_models, table_of
 from django_snapshots.exceptions import (
     SnapshotCancelled,
     SnapshotConnectorError,
     SnapshotError,
     SnapshotIntegrityError,
+    SnapshotPreflightError,
 )
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
+from django_snapshots.replaced import Finding
 from django_snapshots.transfer import (
     CHUNK_SIZE,
     Dump,
@@ -49,6 +53,7 @@ _FIRST = {
     "postgresql": "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
     "oracle": "SET TRANSACTION READ ONLY",
 }
+_READERS_SEE_BEFORE = frozenset({"postgresql", "mysql", "oracle"})
 _ONE_MOMENT = frozenset({"postgresql", "mysql", "sqlite", "oracle"})
 _CANCEL_EVERY = 1000
 
@@ -74,8 +79,14 @@ class DumpDataConnector(FileTier):
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
         """Replace the rows in a transaction that stays open. The dump is read twice; nothing is touched before the
-        first pass has proved its digests and that its models are here."""
+        first pass has proved its digests and that its models are here, and a safety copy was taken. Refuses a
+        drill: such a dump holds rows without tables, which only a migrated database can take.
+        """
         require_alias(subject)
+        if request.drill:
+            raise SnapshotPreflightError(
+                f"A dump by Django's models can't be restored beside {subject!r}, only into it; nothing was touched."
+            )
         with ExitStack() as stack:
             own = stack.enter_context(_Own(subject))
             with _explained(subject, "prepare the restore of"), own.active():
@@ -87,6 +98,48 @@ class DumpDataConnector(FileTier):
             prepared.discard()
             raise
         return prepared
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Parse every line, and count those of each model against the manifest; the database is not asked."""
+        with _explained(subject, "examine a dump of"):
+            return _examined(source, request)
+
+    def drills(self, subject: str) -> bool:
+        """Never: such a dump has rows and no tables, and can be loaded only into the database itself."""
+        return False
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
+        """What such a restore can't promise."""
+        text = (
+            f"{subject!r} is restored through Django's models, in one transaction. What it replaces is only in the "
+            f"safety snapshot.{_gap(subject)}"
+        )
+        return [Finding(text=text, stops=False)]
+
+
+def _gap(alias: str) -> str:
+    if connections[alias].vendor in _READERS_SEE_BEFORE:
+        return ""
+    return " Rows that others write between that and the restore are lost: stop the project's own processes first."
+
+
+def _examined(source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+    tables = {model._meta.label_lower: table_of(model) for model in apps.get_models(include_auto_created=True)}
+    counts: dict[str, int] = {}
+    for number, text in enumerate(model_rows.lines(source.open())):
+        if number % _CANCEL_EVERY == 0 and request.processes.ended:
+            raise SnapshotCancelled(f"The run was cancelled while {source.filename} was read.")
+        if text:
+            label = str(model_rows.parse(text)["model"]).lower()
+            table = tables.get(label, label)
+            counts[table] = counts.get(table, 0) + 1
+    recorded: Mapping[str, int] = source.metadata.get("row_counts") or {}
+    known = set(tables.values())
+    wrong = sorted(t for t in {*recorded, *counts} & known if recorded.get(t, 0) != counts.get(t, 0))
+    if source.metadata.get("row_counts_exact") and wrong:
+        said = "; ".join(f"{t}: {counts.get(t, 0)} instead of {recorded.get(t, 0)}" for t in wrong)
+        raise SnapshotIntegrityError(f"{source.filename} does not hold the rows that the manifest says ({said}).")
+    return {"tables": len(counts), "rows": sum(counts.values())}
 
 
 class _Own:
@@ -130,9 +183,12 @@ def _write(
         present = set(connection.introspection.table_names(include_views=True))
         started_at = datetime.now(UTC)
         models = covered_models(alias, request.exclude_tables)
+        _require_left_out(alias, models, present, request.exclude_data)
         with path.open("xb") as file:
             for model in models:
-                if table_of(model) in present:
+                if table_of(model) in request.exclude_data:
+                    counts[table_of(model)] = 0
+                elif table_of(model) in present:
                     counts[table_of(model)] = _write_model(model, alias, file.write, request.processes)
         warnings = _left_out(models, present, request.exclude_tables)
         facts = {"row_counts": counts, "migrations": applied_migrations(connection)}
@@ -169,6 +225,19 @@ def _write_model(model: Model, alias: str, write: Callable[[bytes], Any], proces
         if number % _CANCEL_EVERY == 0 and processes.ended:
             raise SnapshotCancelled(f"The run was cancelled while {alias!r} was dumped.")
     return number
+
+
+def _require_left_out(alias: str, models: list[Model], present: set[str], tables: frozenset[str]) -> None:
+    """Refuse to leave out the rows of *tables* where that can't be, or could not be restored."""
+    require_tables(alias, tables, {table_of(model) for model in models} & present)
+    pointers = (
+        f"{table_of(model)}.{item.column} to {table_of(item.remote_field.model)}"
+        for model in models
+        if table_of(model) not in tables
+        for item in model._meta.concrete_fields
+        if item.remote_field is not None and table_of(item.remote_field.model) in tables
+    )
+    require_no_pointers(alias, pointers)
 
 
 def _left_out(models: list[Model], present: set[str], excluded: frozenset[str]) -> list[str]:
@@ -251,8 +320,14 @@ class _PreparedRows:
         self._checks_disabled = False
 
     def load(self) -> None:
-        """Open the transaction, empty the tables, insert the rows, and check the foreign keys."""
+        """Open the transaction, empty the tables, insert the rows, and check the foreign keys.
+
+        Where others read the state before an open transaction, the safety copy is taken when the tables are empty in
+        ours: then every row that it has removed is in the copy. Elsewhere it comes before.
+        """
         connection = self._own.connection
+        if connection.vendor not in _READERS_SEE_BEFORE:
+            self._request.safety()
         with _explained(self._alias, "prepare the restore of"), self._own.active():
             # SQLite can switch its checks off only outside of a transaction.
             self._checks_disabled = connection.disable_constraint_checking()
@@ -260,6 +335,9 @@ class _PreparedRows:
             self._atomic.__enter__()
             for model in reversed(self._models):
                 self._empty(model)
+        if self._own.connection.vendor in _READERS_SEE_BEFORE:
+            self._request.safety()
+        with _explained(self._alias, "prepare the restore of"), self._own.active():
             self._inserted = model_rows.insert(self._wanted_lines(), self._alias)
             self._check_foreign_keys()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Set
 from pathlib import Path
 
@@ -43,10 +44,14 @@ class PreservedRows:
             ) from error
 
     def write_back(self) -> None:
-        """Make the tables hold the saved rows again, and only those."""
-        if not self._models:
-            return
+        """Make the tables hold the saved rows again, and only those.
+
+        A restore that has left these tables alone may have left rows in them that others have written since they were
+        saved: those stay. So nothing is done where every saved row is still there.
+        """
         try:
+            if not self._models or self._are_left_alone():
+                return
             # SQLite rebuilds tables, and leaves its checks alone, only outside of a transaction.
             with connections[self._alias].constraint_checks_disabled():
                 self._make_tables()
@@ -65,13 +70,27 @@ class PreservedRows:
                 for row in model_rows.rows(model, self._alias):
                     file.write(model_rows.line(row))
 
+    def _are_left_alone(self) -> bool:
+        """Whether every saved row is there. Among them is that of the restore itself, which no older dump has."""
+        if any(self._columns(model) != _columns_of(model) for model in self._models):
+            return False
+        saved: dict[str, set[str]] = {}
+        for text in filter(None, model_rows.lines(self._read())):
+            row = model_rows.parse(text)
+            saved.setdefault(row["model"], set()).add(json.dumps(row["pk"]))
+        by_label = {model._meta.label_lower: model for model in self._models}
+        return bool(saved) and all(keys <= self._keys(by_label[label]) for label, keys in saved.items())
+
+    def _keys(self, model: Model) -> set[str]:
+        lines = map(model_rows.line, model_rows.rows(model, self._alias))
+        return {json.dumps(model_rows.parse(text)["pk"]) for text in lines}
+
     def _make_tables(self) -> None:
         """A table that is gone, or has other columns than its model, is made from the model."""
         connection = connections[self._alias]
         for model in self._models:
-            wanted = {field.column for field in model._meta.local_concrete_fields}
             there = self._columns(model)
-            if there == wanted:
+            if there == _columns_of(model):
                 continue
             with connection.schema_editor() as editor:
                 if there:
@@ -97,6 +116,10 @@ class PreservedRows:
         with self._path.open("rb") as file:
             while chunk := file.read(CHUNK_SIZE):
                 yield chunk
+
+
+def _columns_of(model: Model) -> set[str]:
+    return {str(field.column) for field in model._meta.local_concrete_fields}
 
 
 def _models_of(alias: str, tables: Set[str]) -> list[Model]:

@@ -21,6 +21,7 @@ from django_snapshots.connectors import sqlite_files as files
 from django_snapshots.connectors import sqlite_kept, sqlite_labels
 from django_snapshots.connectors.facts import applied_migrations
 from django_snapshots.connectors.file_tier import FileTier
+from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.sqlite_files import PAGES_PER_STEP, POLL_SECONDS, Patience, Place, explained
 from django_snapshots.connectors.sqlite_preflight import findings
 from django_snapshots.connectors.sqlite_ways import Way, Workshop, switched
@@ -63,7 +64,7 @@ class SQLiteConnector(FileTier):
             path = directory / "copy.sqlite3"
             with explained(place, "dump"):
                 started_at, properties = self._copy(place, path, request)
-                facts = _settle(place, path, request.exclude_tables)
+                facts = _settle(place, path, request)
             metadata = {
                 "engine": "sqlite",
                 "server_version": sqlite3.sqlite_version,
@@ -112,6 +113,21 @@ class SQLiteConnector(FileTier):
             return _PreparedDatabase(workshop, source, counts, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
 
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Let SQLite check a private copy, and compare its rows with the manifest's."""
+        place = files.locate(subject)
+        with request.temporary_directory() as directory:
+            staged = directory / "staged.sqlite3"
+            with explained(place, "examine a dump of"):
+                _spool(source, staged)
+                counts = _checked(place, source, staged, request)
+            _compare(place, source, counts)
+        return {"tables": len(counts), "rows": sum(counts.values())}
+
+    def drills(self, subject: str) -> bool:
+        """Always: what ``prepare`` builds is a private file."""
+        return True
+
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
         """As ``Preflights.preflight``."""
         return findings(files.locate(subject), source, request)
@@ -155,7 +171,17 @@ class SQLiteConnector(FileTier):
                 started_at = datetime.now(UTC)
                 properties = {name: files.pragma(source, name) for name in _PROPERTIES}
                 source.backup(copy, pages=PAGES_PER_STEP, progress=patience, sleep=POLL_SECONDS)
+                _require_every_table(place, source, copy)
         return started_at, properties
+
+
+def _require_every_table(place: Place, source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+    """In the moment of the copy: whether it has what the database has."""
+    if missing := sorted(set(files.table_names(source)) - set(files.table_names(copy))):
+        raise SnapshotConnectorError(
+            f"The copy of {place.title} lacks the tables {', '.join(missing)}, which the database has; it was not "
+            "dumped. Was the file replaced while it was copied? Take the snapshot again."
+        )
 
 
 @contextlib.contextmanager
@@ -176,13 +202,14 @@ def _one_moment(place: Place, source: sqlite3.Connection, patience: Patience) ->
     source.execute("ROLLBACK")
 
 
-def _settle(place: Place, path: Path, exclude: frozenset[str]) -> Mapping[str, Any]:
-    """Leave the excluded tables out of the private copy, prove it sound, and return what is to be recorded of it."""
+def _settle(place: Place, path: Path, request: DumpRequest) -> Mapping[str, Any]:
+    """Leave the excluded tables and rows out of the private copy, prove it sound, and return what is to be recorded."""
     with files.private_wrapper(place.alias, path) as wrapper:
         copy: sqlite3.Connection = wrapper.connection
         # Written in WAL mode its pages would pass through a log; the stored file must be complete without one.
         files.plain_journal(copy)
-        _drop(copy, exclude | {sqlite_labels.TABLE})
+        _drop(copy, request.exclude_tables | {sqlite_labels.TABLE})
+        _empty_out(place, copy, request.exclude_data)
         faults, content = files.integrity_problems(copy)
         if faults:
             raise SnapshotConnectorError(
@@ -198,6 +225,32 @@ def _drop(copy: sqlite3.Connection, exclude: frozenset[str]) -> None:
     copy.execute("PRAGMA secure_delete=ON")
     for table in sorted(exclude.intersection(files.table_names(copy))):
         copy.execute(f"DROP TABLE {files.quoted(table)}")
+
+
+def _empty_out(place: Place, copy: sqlite3.Connection, tables: frozenset[str]) -> None:
+    """Delete the rows of *tables* so that nothing of them is left in the file."""
+    if not tables:
+        return
+    present = files.table_names(copy)
+    require_tables(place.alias, tables, present)
+    require_no_pointers(place.alias, _pointers(copy, tables, present))
+    for table in sorted(tables):
+        find = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE"
+        triggers = copy.execute(find, (table,)).fetchall()
+        for name, _ in triggers:
+            copy.execute(f"DROP TRIGGER {files.quoted(name)}")
+        copy.execute(f"DELETE FROM {files.quoted(table)}")  # noqa: S608 - quoted
+        for _, sql in triggers:
+            copy.execute(sql)
+
+
+def _pointers(copy: sqlite3.Connection, tables: frozenset[str], present: list[str]) -> Iterator[str]:
+    """Foreign keys of other tables that point at *tables*, in words; SQLite takes any case of a name."""
+    folded = {table.casefold() for table in tables}
+    for other in set(present) - tables:
+        for key in copy.execute(f"PRAGMA foreign_key_list({files.quoted(other)})"):
+            if key[2].casefold() in folded:
+                yield f"{other}.{key[3]} to {key[2]}"
 
 
 def _read(path: Path) -> Iterator[bytes]:
@@ -250,6 +303,23 @@ def _inspect(place: Place, source: Source, path: Path, request: RestoreRequest) 
         return files.row_counts(staged)
 
 
+def _compare(place: Place, source: Source, counts: Mapping[str, int]) -> None:
+    """Raise ``SnapshotIntegrityError`` unless the rows are those of the manifest, where it knows them exactly."""
+    recorded = source.metadata
+    if not recorded.get("row_counts_exact") or dict(recorded["row_counts"]) == dict(counts):
+        return
+    expected: Mapping[str, int] = recorded["row_counts"]
+    wrong = [
+        f"{name}: {counts.get(name, 'no table')} instead of {expected.get(name, 'no table')}"
+        for name in sorted({*expected, *counts})
+        if counts.get(name) != expected.get(name)
+    ]
+    raise SnapshotIntegrityError(
+        f"{source.filename} does not hold the rows that the manifest says; {place.title} was not changed. Rows in "
+        f"{files.shown(wrong)}."
+    )
+
+
 def _directory_beside(place: Place, request: RestoreRequest, facts: Mapping[str, Any]) -> Marked:
     shelf = sqlite_kept.shelf_of(place)
     if not shelf.parent.is_dir():
@@ -288,19 +358,7 @@ class _PreparedDatabase:
 
     def check(self) -> None:
         """Compare the row counts with the manifest's, where those are exact."""
-        recorded = self._source.metadata
-        if not recorded.get("row_counts_exact") or dict(recorded["row_counts"]) == dict(self._counts):
-            return
-        expected: Mapping[str, int] = recorded["row_counts"]
-        wrong = [
-            f"{name}: {self._counts.get(name, 'no table')} instead of {expected.get(name, 'no table')}"
-            for name in sorted({*expected, *self._counts})
-            if self._counts.get(name) != expected.get(name)
-        ]
-        raise SnapshotIntegrityError(
-            f"{self._source.filename} does not hold the rows that the manifest says; {self._place.title} was not "
-            f"changed. Rows in {files.shown(wrong)}."
-        )
+        _compare(self._place, self._source, self._counts)
 
     def switch(self) -> None:
         """Replace the live content in one transaction; a file that is missing appears complete or not at all."""

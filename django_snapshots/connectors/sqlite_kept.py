@@ -101,7 +101,7 @@ def settle_directory(place: Place, marked: Marked, seconds: float) -> Outcome:
                 if seen is not None:
                     labels.write(seen, labels.read(seen) - {marked.mark})
                 return Outcome.SWITCHED
-    give_logs_back(place, marked.path)
+    give_logs_back(place, marked)
     marked.remove()
     return Outcome.BEFORE
 
@@ -147,12 +147,15 @@ def _keep(marked: Marked) -> None:
                 other.remove()
 
 
-def give_logs_back(place: Place, directory: Path) -> None:
-    """The logs of a broken file that was not replaced after all."""
+def give_logs_back(place: Place, marked: Marked) -> None:
+    """The logs of a file that was not replaced after all. Those of a file that was missing must not come beside a new
+    one, which SQLite would apply them to: they get a name that nobody reads."""
+    taken_name = place.real.exists() and _was_missing(marked)
     for suffix in LOGS:
-        log, back = directory / f"{BROKEN}{suffix}", Path(f"{place.real}{suffix}")
-        if log.exists() and not back.exists():
-            log.rename(back)
+        log, back = marked.path / f"{BROKEN}{suffix}", Path(f"{place.real}{suffix}")
+        if log.exists():
+            free = not taken_name and not back.exists()
+            log.rename(back if free else f"{back}.orphan-{marked.mark}")
 
 
 def _take_label_away(place: Place, mark: str, seconds: float) -> None:

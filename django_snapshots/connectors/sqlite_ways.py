@@ -84,7 +84,7 @@ def switched(workshop: Workshop) -> Way:
             return _Created(workshop)
         if workshop.marked is not None and sqlite_kept.is_broken(place, workshop.patience()):
             _replace_broken(workshop, workshop.marked)
-            return _Broken(workshop)
+            return _Broken(workshop, workshop.marked)
     workshop.switch.replace(workshop.file(STAGED), workshop.file(KEPT), label=workshop.label)
     return _Replaced(workshop)
 
@@ -122,8 +122,9 @@ class _Created:
 class _Broken:
     """A file that was no database."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, workshop: Workshop, marked: Marked) -> None:
         self._workshop = workshop
+        self._marked = marked
 
     def back(self) -> None:
         self._workshop.fence()
@@ -134,7 +135,7 @@ class _Broken:
             with contextlib.suppress(FileNotFoundError):
                 _with(path, suffix).rename(directory / f"{_UNDONE}{suffix}")
         (directory / BROKEN).rename(path)
-        sqlite_kept.give_logs_back(self._workshop.place, directory)
+        sqlite_kept.give_logs_back(self._workshop.place, self._marked)
         sync(path.parent)
 
 
@@ -146,7 +147,7 @@ def _create(workshop: Workshop) -> bool:
     with _fresh_file(workshop) as fresh:
         if workshop.marked is not None:
             _keep_nothing(workshop, workshop.marked)
-        _set_aside(path, workshop.request)
+        _set_aside(path, workshop)
         _reached("fresh")
         try:
             os.link(fresh, path)
@@ -222,15 +223,21 @@ def _move(origin: Path, destination: Path, workshop: Workshop) -> None:
         raise
 
 
-def _set_aside(path: Path, request: RestoreRequest) -> None:
-    """Rename logs of a database file that is gone: SQLite would take them for the new file's own."""
+def _set_aside(path: Path, workshop: Workshop) -> None:
+    """Rename logs of a database file that is gone: SQLite would take them for the new file's own.
+
+    Under a mark they go into the directory: an attempt that slept finds that gone, and can't take away the log of a
+    database that somebody has made since.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     for suffix in LOGS:
         orphan = _with(path, suffix)
         if orphan.exists():
             aside = _with(path, f"{suffix}.orphan-{stamp}")
-            orphan.rename(aside)
-            request.report(f"{orphan} belonged to a database file that is gone; it is now {aside.name}.")
+            if workshop.marked is not None:
+                aside = workshop.file(f"{BROKEN}{suffix}")
+            _move(orphan, aside, workshop)
+            workshop.request.report(f"{orphan} belonged to a database file that is gone; it is now {aside}.")
 
 
 def _with(path: Path, suffix: str) -> Path:

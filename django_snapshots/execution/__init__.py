@@ -12,6 +12,7 @@ from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.inline import (
     cancel_run,
     create_snapshot,
+    drill_snapshot,
     list_snapshots,
     progress,
     restore_snapshot,
@@ -21,6 +22,7 @@ from django_snapshots.execution.inline import (
     verify_snapshot,
 )
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
+from django_snapshots.execution.pins import pin_snapshot, unpin_snapshot
 from django_snapshots.execution.place import list_entries
 from django_snapshots.execution.restoring import meet_derived_aliases, preflight
 from django_snapshots.execution.work import work
@@ -31,6 +33,7 @@ __all__ = [
     "collect",
     "create_snapshot",
     "delete_snapshot",
+    "drill_snapshot",
     "explained",
     "finish",
     "launch",
@@ -38,6 +41,7 @@ __all__ = [
     "list_snapshots",
     "meet_derived_aliases",
     "outcome",
+    "pin_snapshot",
     "plan_prune",
     "preflight",
     "prepare",
@@ -47,6 +51,7 @@ __all__ = [
     "run_request",
     "settle_dead",
     "undo_restore",
+    "unpin_snapshot",
     "verify_snapshot",
     "work",
 ]

@@ -22,6 +22,7 @@ from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.keeper import Keeper
 from django_snapshots.manifest import ArtifactRecord
 from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
+from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
 
 logger = logging.getLogger("django_snapshots")
@@ -112,6 +113,7 @@ class _Finisher:
                 gate=self._close_the_way_back,
                 check=self.keeper.moved,
                 retreat=self._retreat,
+                allow_empty=Request.from_json(self.run.request).allow_empty,
             )
         )
 

@@ -3,7 +3,8 @@
 The rule is narrow, because a storage may be shared with others, whose journals this one doesn't know: only objects
 that carry this storage's id and a run that this journal has had in a final state for the grace period, unless this run
 has published them, and tombstoned deletes of this project. Never anything beside a manifest that can't be read, never
-what this package did not name.
+what this package did not name. Of what lies beside databases only what a drill of this journal was building, whose run
+has ended or has another attempt at work.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from django_snapshots import runs
+from django_snapshots.artifacts.capabilities import beside_of, settle_of
+from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.catalog import Catalog, Leftover
 from django_snapshots.conf import Settings, get_settings
+from django_snapshots.drill import Mark
 from django_snapshots.exceptions import SnapshotBusyError
 from django_snapshots.execution.expiry import expire
+from django_snapshots.models import Kind
 from django_snapshots.redaction import redact
+from django_snapshots.replaced import Beside
 from django_snapshots.temporary import remove_abandoned
 
 logger = logging.getLogger("django_snapshots")
@@ -31,6 +37,7 @@ def collect() -> list[str]:
     storage_id = catalog.storage_id(create=False)
     removed = [f"{item.name}/{item.filename}" for item in _leftovers(catalog, storage_id, settings.limits.grace)]
     removed += [f"the rest of {name}" for name in _half_deleted(catalog, storage_id, settings)]
+    removed += [f"the scratch database of drill {mark.run} at {alias}" for alias, mark in _scratch(settings)]
     removed += expire(settings)
     return [*removed, *(str(path) for path in remove_abandoned(settings.temporary_directory))]
 
@@ -50,6 +57,26 @@ def _leftovers(catalog: Catalog, storage_id: str, grace: float) -> Iterator[Left
             yield item
 
 
+def _scratch(settings: Settings) -> Iterator[tuple[str, Mark]]:
+    """Scratch databases of drills that nobody works on any more. What restores have left or keep is not touched."""
+    kind = settings.kind("database")
+    for alias in dict.fromkeys([*kind.subjects(), *settings.drill_databases.values()]):
+        for item in _beside(kind, alias):
+            mark = Mark.parse(item.mark)
+            if item.kept or mark is None or not runs.is_lost_attempt(mark.run, mark.token, Kind.DRILL):
+                continue
+            if _done(partial(settle_of, kind, alias, item.mark, {}), item.place):
+                yield alias, mark
+
+
+def _beside(kind: ArtifactKind, alias: str) -> list[Beside]:
+    try:
+        return list(beside_of(kind, alias))
+    except Exception as error:  # noqa: BLE001 - a server that is away must not keep the others
+        logger.warning("What is left beside %s could not be looked for: %s", alias, redact(str(error)))
+        return []
+
+
 def _half_deleted(catalog: Catalog, storage_id: str, settings: Settings) -> Iterator[str]:
     for snapshot in list(catalog.half_deleted()):
         ours = (snapshot.storage, snapshot.project, snapshot.environment)
@@ -64,7 +91,7 @@ def _half_deleted(catalog: Catalog, storage_id: str, settings: Settings) -> Iter
             yield snapshot.name
 
 
-def _done(remove: Callable[[], None], what: str) -> bool:
+def _done(remove: Callable[[], object], what: str) -> bool:
     try:
         remove()
     except Exception as error:  # noqa: BLE001 - a storage raises what it likes, and the others are still to come

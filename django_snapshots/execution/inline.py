@@ -35,17 +35,26 @@ def create_snapshot(
     databases: Sequence[str] | None = None,
     artifacts: Sequence[str] | None = None,
     metadata: dict[str, Any] | None = None,
+    allow_empty: bool = False,
     wait: float | None = None,
     requester: runs.Requester | None = None,
     hooks: Hooks | None = None,
 ) -> Snapshot:
     """Take a snapshot in this process, several artifacts at once, and return it.
 
-    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. With *wait*,
+    *name* defaults to ``SNAPSHOTS["NAME"]``, *databases* and *artifacts* to what the settings include. *allow_empty*
+    takes one also where it is empty and the snapshot before wasn't. With *wait*,
     seconds, it waits for another run that has one of its databases. Raises ``SnapshotError``; then nothing is listed.
     """
     request = Request.from_json(
-        {"name": name, "databases": databases, "artifacts": artifacts, "metadata": metadata or {}, "wait": wait}
+        {
+            "name": name,
+            "databases": databases,
+            "artifacts": artifacts,
+            "metadata": metadata or {},
+            "allow_empty": allow_empty,
+            "wait": wait,
+        }
     )
     result = run_request(Kind.SNAPSHOT, request, requester=requester, hooks=hooks)
     return Catalog(get_settings().storage).get(result["name"])
@@ -69,6 +78,7 @@ def restore_snapshot(
     elsewhere: bool = False,
     into: Mapping[str, str] | None = None,
     database_names: Mapping[str, str] | None = None,
+    merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
     wait: float | None = None,
@@ -80,7 +90,7 @@ def restore_snapshot(
     *databases* and *artifacts* name parts of it. *confirm* holds the name of every target that isn't empty and may be
     replaced. *elsewhere* allows a snapshot of another project or environment. *into* maps aliases of the snapshot to
     the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
-    *migrate* runs the migrations that the
+    *merge* leaves media files in place that the snapshot doesn't have. *migrate* runs the migrations that the
     restored databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another run
     that has one of them. What is replaced is kept for ``SNAPSHOTS["SAFETY_KEEP"]`` seconds: ``undo_restore``. Needs
     neither the journal nor, for an artifact that is no database, a database.
@@ -95,6 +105,7 @@ def restore_snapshot(
             "elsewhere": elsewhere,
             "into": into,
             "database_names": database_names,
+            "merge": merge,
             "migrate": migrate,
             "no_owner": no_owner,
             "wait": wait,
@@ -130,12 +141,31 @@ def verify_snapshot(
 ) -> dict[str, Any]:
     """Verify the snapshot called *name*, or the latest, in this process; return the report as plain JSON.
 
-    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest. With
-    *wait*, seconds, it waits for a run that deletes it.
+    Level 1 looks at the manifest and at every file's presence and length, level 2 at every stored byte's digest, level
+    3 into the content: that it unpacks to what was dumped, and that its format is whole. With *wait*, seconds, it waits
+    for a run that deletes it. The result is kept beside the snapshot, where the storage can be written to.
     Raises ``SnapshotIntegrityError`` that names everything that is wrong.
     """
     request = Request.from_json({"name": name, "level": level, "wait": wait})
     return run_request(Kind.VERIFY, request, requester=requester, hooks=hooks)
+
+
+def drill_snapshot(
+    name: str | None = None,
+    *,
+    wait: float | None = None,
+    requester: runs.Requester | None = None,
+    hooks: Hooks | None = None,
+) -> dict[str, Any]:
+    """Restore the snapshot called *name*, or the latest, into scratch databases in this process, look at what came of
+    it, and throw it away; return the report as plain JSON.
+
+    Every exact row count is compared with the manifest, ``SNAPSHOTS["DRILL_CHECKS"]`` are called, and migrations and
+    files that rows point at are compared. No target is touched. With *wait*, seconds, it waits for a run that deletes
+    the snapshot. The result is kept beside it. Raises ``SnapshotDrillError`` that names everything that is wrong.
+    """
+    request = Request.from_json({"name": name, "wait": wait})
+    return run_request(Kind.DRILL, request, requester=requester, hooks=hooks)
 
 
 def run_request(

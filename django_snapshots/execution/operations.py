@@ -18,6 +18,7 @@ from django_snapshots.exceptions import (
 )
 from django_snapshots.execution.place import place_of
 from django_snapshots.plan import Request
+from django_snapshots.proof import not_relied_on
 from django_snapshots.retention import Policy
 
 
@@ -47,16 +48,17 @@ def _prune_request(settings: Settings, request: Request) -> pruning.PruneRequest
         )
     place = place_of(settings)
     expected = runs.known_storage_id(place) if place else None
+    catalog = Catalog(settings.storage)
     return pruning.PruneRequest(
         policy=policy,
         now=backup.utc_now(),
         timezone=timezone.get_default_timezone(),
         project=settings.project,
         environment=settings.environment,
-        storage_id=Catalog(settings.storage).storage_id(expected=expected, create=False),
+        storage_id=catalog.storage_id(expected=expected, create=False),
         like=request.like,
         only=None if request.only is None else frozenset(request.only),
-        known_bad=runs.known_bad,
+        known_bad=lambda snapshots: not_relied_on(catalog, snapshots, runs.judged(snapshots)),
     )
 
 

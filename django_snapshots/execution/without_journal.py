@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 from django_snapshots import backup, parallel, runs
-from django_snapshots import verify as verifying
 from django_snapshots.catalog import Catalog, StoredArtifact, summary
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.exceptions import (
@@ -21,6 +20,7 @@ from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import withdraw_objects
 from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.operations import delete_snapshot, require_journal
+from django_snapshots.execution.proving import Proving
 from django_snapshots.execution.restoring import restore_with_journal
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import Kind
@@ -32,12 +32,8 @@ def request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[
     settings = get_settings()
     if kind == Kind.SNAPSHOT:
         return summary(_snapshot_without_journal(settings, request, hooks))
-    if kind == Kind.VERIFY:
-        catalog = Catalog(settings.storage)
-        report = verifying.verify(
-            catalog, request.name, level=request.level, observe=lambda count: hooks.moved(kind, count)
-        )
-        return report.to_json()
+    if kind in (Kind.VERIFY, Kind.DRILL):
+        return _prove(settings, kind, request, hooks)
     if kind == Kind.PRUNE:
         require_journal()
     if kind == Kind.DELETE:
@@ -47,6 +43,18 @@ def request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[
         return restore_with_journal(
             settings, request, processes, kind=kind, observe=lambda count: hooks.moved(kind, count)
         )
+
+
+def _prove(settings: Settings, kind: Kind, request: Request, hooks: Hooks) -> dict[str, Any]:
+    with Processes() as processes:
+        proving = Proving(
+            settings=settings,
+            processes=processes,
+            run=uuid.uuid4(),
+            observe=lambda count: hooks.moved(kind, count),
+            recorded=False,
+        )
+        return proving.verify(request) if kind == Kind.VERIFY else proving.drill(request)
 
 
 def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks) -> Snapshot:
@@ -62,7 +70,7 @@ def _snapshot_without_journal(settings: Settings, request: Request, hooks: Hooks
         if share.errors:
             raise share.errors[0]
         stored = [share.stored[step.position] for step in plan.steps]
-        return backup.publish(settings, plan, stored, storage_id=storage_id)
+        return backup.publish(settings, plan, stored, storage_id=storage_id, allow_empty=request.allow_empty)
     except BaseException:
         withdraw_objects(settings, plan.name, plan.run, share.filenames)
         raise
@@ -98,6 +106,7 @@ class _Share:
                     token=1,
                     processes=processes,
                     exclude_tables=runs.tables(),
+                    exclude_data=settings.data_left_out(step.type, step.subject),
                     observer=backup.Observer(opened=opened, moved=moved),
                 )
                 self.stored[step.position] = backup.dump_artifact(settings, attempt)

@@ -14,7 +14,6 @@ from django.db import Error as DatabaseError
 from django.utils import timezone
 
 from django_snapshots import backup, runs
-from django_snapshots import verify as verifying
 from django_snapshots.artifacts.capabilities import end_sessions_of
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings, get_limits, get_settings
@@ -27,6 +26,7 @@ from django_snapshots.execution.hooks import Hooks
 from django_snapshots.execution.keeper import Keeper
 from django_snapshots.execution.ledger import Ledger
 from django_snapshots.execution.operations import prune_with_journal
+from django_snapshots.execution.proving import Proving
 from django_snapshots.execution.restoring import restore_with_journal
 from django_snapshots.execution.settle import Settling, SnapshotUnsettled
 from django_snapshots.models import Kind, Step
@@ -73,7 +73,7 @@ class _Attempt:
         self.step = Step.objects.using(runs.alias()).select_related("run").get(pk=claimed.step)
         self._bytes = 0
         limits = get_limits()
-        patience = _RESTORE_STALLS_LATER if self.step.run.kind in runs.SETTLED else 1
+        patience = _RESTORE_STALLS_LATER if self.step.run.kind in (*runs.SETTLED, Kind.DRILL) else 1
         self.keeper = Keeper(
             claimed.lease,
             lambda: runs.renew(claimed, content_bytes=self._bytes),
@@ -157,10 +157,8 @@ class _Attempt:
             stored = backup.dump_artifact(settings, self._dump(processes))
             self.flush(last_byte_at=timezone.now())
             return {"artifact": stored.record.to_json(), "plain_filename": stored.plain_filename}
-        if run.kind == Kind.VERIFY:
-            report = verifying.verify(Catalog(settings.storage), run.name, level=request.level, observe=self.moved)
-            self.flush(last_byte_at=timezone.now())
-            return report.to_json()
+        if run.kind in (Kind.VERIFY, Kind.DRILL):
+            return self._prove(settings, request, processes)
         if run.kind == Kind.DELETE:
             return self._delete()
         if run.kind == Kind.PRUNE:
@@ -198,6 +196,21 @@ class _Attempt:
         )
         return settling.settle(Ledger.of(self.step.record), str(self.step.run.kind))
 
+    def _prove(self, settings: Settings, request: Request, processes: Processes) -> dict[str, Any]:
+        """A verify or a drill."""
+        proving = Proving(
+            settings=settings,
+            processes=processes,
+            run=self.step.run.pk,
+            token=self.claimed.token,
+            labels=self._label,
+            observe=self.moved,
+            gate=self.keeper.check,
+        )
+        result = proving.verify(request) if self.step.run.kind == Kind.VERIFY else proving.drill(request)
+        self.flush(last_byte_at=timezone.now())
+        return result
+
     def _label(self, token: int) -> str:
         """Names an attempt to servers."""
         return f"django-snapshots {self.step.run.pk.hex}-{self.step.position}-{token}"
@@ -210,6 +223,7 @@ class _Attempt:
             token=self.claimed.token,
             processes=processes,
             exclude_tables=runs.tables(),
+            exclude_data=get_settings().data_left_out(step.type, step.subject),
             observer=backup.Observer(opened=self.opened, moved=self.moved),
         )
 

@@ -15,7 +15,8 @@ def add_commands(parser: ArgumentParser) -> None:
     """Add every subcommand to *parser*."""
     commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     for add in (
-        *(_add_backup, _add_restore, _add_undo, _add_verify, _add_list, _add_info, _add_delete, _add_prune),
+        *(_add_backup, _add_restore, _add_undo, _add_verify, _add_drill, _add_list, _add_info, _add_delete),
+        *(_add_pin, _add_unpin, _add_prune),
         *(_add_status, _add_cancel, _add_sweep),
     ):
         command = add(commands)
@@ -27,6 +28,9 @@ def _add_backup(commands: Any) -> ArgumentParser:
     backup.add_argument("name", nargs="?", help="its name; the default is SNAPSHOTS['NAME']")
     _add_parts(backup, "take")
     backup.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the manifest")
+    backup.add_argument(
+        "--allow-empty", action="store_true", help="take it also where it is empty and the snapshot before wasn't"
+    )
     _add_wait(backup)
     _add_queue(backup)
     return backup
@@ -50,6 +54,9 @@ def _add_restore(commands: Any) -> ArgumentParser:
         ("--database-name", "ALIAS=NAME", "restore ALIAS into the database NAME on its server; may be repeated"),
     ):
         restore.add_argument(option, action="append", default=[], metavar=metavar, help=words)
+    restore.add_argument(
+        "--merge", action="store_true", help="leave media files in place that the snapshot doesn't have"
+    )
     restore.add_argument(
         "--check", action="store_true", help="only say what stands in the way or will surprise; nothing is touched"
     )
@@ -85,11 +92,23 @@ def _add_verify(commands: Any) -> ArgumentParser:
     verify = _command(commands, "verify", "prove that what is stored is what was written")
     verify.add_argument("name", nargs="?", help="its name; the default is the latest")
     verify.add_argument(
-        "--level", type=int, choices=(1, 2), default=2, help="1: manifest and presence; 2: every stored byte"
+        "--level",
+        type=int,
+        default=2,
+        metavar="{1,2,3}",
+        help="1: manifest and presence; 2: every stored byte; 3: the content too; what proves more is a drill",
     )
     _add_wait(verify)
     _add_queue(verify)
     return verify
+
+
+def _add_drill(commands: Any) -> ArgumentParser:
+    drill = _command(commands, "drill", "restore into scratch databases, check what came of it, and throw it away")
+    drill.add_argument("name", nargs="?", help="its name; the default is the latest")
+    _add_wait(drill)
+    _add_queue(drill)
+    return drill
 
 
 def _add_list(commands: Any) -> ArgumentParser:
@@ -117,6 +136,19 @@ def _add_prune(commands: Any) -> ArgumentParser:
     prune.add_argument("--no-input", action="store_true", help="do not ask")
     _add_queue(prune)
     return prune
+
+
+def _add_pin(commands: Any) -> ArgumentParser:
+    pin = _command(commands, "pin", "keep a snapshot from being pruned or deleted")
+    pin.add_argument("name", help="its name")
+    pin.add_argument("--reason", default="", metavar="TEXT", help="why; shown with it")
+    return pin
+
+
+def _add_unpin(commands: Any) -> ArgumentParser:
+    unpin = _command(commands, "unpin", "let a pinned snapshot be pruned or deleted again")
+    unpin.add_argument("name", help="its name")
+    return unpin
 
 
 def _add_status(commands: Any) -> ArgumentParser:

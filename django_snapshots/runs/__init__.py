@@ -29,7 +29,8 @@ from django_snapshots.runs.finish import (
 )
 from django_snapshots.runs.history import (
     ended_before,
-    known_bad,
+    is_lost_attempt,
+    judged,
     known_storage_id,
     lately,
     live,
@@ -116,8 +117,9 @@ __all__ = [
     "is_collection_due",
     "is_due",
     "is_late",
+    "is_lost_attempt",
     "is_unsettled",
-    "known_bad",
+    "judged",
     "known_storage_id",
     "lately",
     "live",

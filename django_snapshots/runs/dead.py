@@ -21,7 +21,7 @@ from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.errors import describe
 from django_snapshots.runs.place import alias
 
-BEGUN_ANEW = (Kind.SNAPSHOT, Kind.VERIFY, Kind.DELETE, Kind.PRUNE)
+BEGUN_ANEW = (Kind.SNAPSHOT, Kind.VERIFY, Kind.DRILL, Kind.DELETE, Kind.PRUNE)
 """What another worker begins anew when one is lost."""
 SETTLED = (Kind.RESTORE, Kind.UNDO)
 """What isn't begun anew: another worker finds out what became of each target, and brings that to its end."""

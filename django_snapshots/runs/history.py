@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 
-from django_snapshots.exceptions import SnapshotIntegrityError
 from django_snapshots.manifest import Snapshot
-from django_snapshots.models import FINAL_STATES, Kind, Run, State
+from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
+from django_snapshots.plan import DRILL_LEVEL
+from django_snapshots.proof import DAMNING, Proof
 from django_snapshots.runs.begin import LABEL_LENGTH
 from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.place import alias
@@ -24,26 +26,31 @@ def known_storage_id(storage_label: str) -> str | None:
     return last.storage_id if last else None
 
 
-def known_bad(snapshots: Sequence[Snapshot]) -> dict[str, str]:
-    """The names of those of *snapshots* that a verify or restore has found damaged, with what is known.
+def judged(snapshots: Sequence[Snapshot]) -> dict[str, list[Proof]]:
+    """For each of *snapshots*, by name, what verifies, drills and restores have said of it.
 
-    A verify that went well later, and looked as deep, clears the name. What was found before a snapshot was taken was
-    found of another one with its name.
+    What was found before a snapshot was taken was found of another one with its name.
     """
     taken = {snapshot.name: snapshot.created_at for snapshot in snapshots}
     ended = Run.objects.using(alias()).filter(
-        kind__in=(Kind.VERIFY, Kind.RESTORE), state__in=(State.SUCCEEDED, State.FAILED), finished_at__isnull=False
+        kind__in=DAMNING, state__in=(State.SUCCEEDED, State.FAILED), finished_at__isnull=False
     )
-    bad: dict[str, tuple[int, str]] = {}
-    for run in ended.order_by("finished_at").only("kind", "state", "name", "request", "error_type", "created_at"):
+    found: dict[str, list[Proof]] = {}
+    for run in ended.only("kind", "state", "name", "request", "error_type", "created_at", "finished_at"):
         if run.name not in taken or run.created_at < local(taken[run.name]):
             continue
-        level = run.request.get("level", 2) if run.kind == Kind.VERIFY else 2
-        if run.state == State.FAILED and run.error_type == SnapshotIntegrityError.__name__:
-            bad[run.name] = (level, f"known to be damaged, by {run.kind} run {run.pk}")
-        elif run.state == State.SUCCEEDED and run.kind == Kind.VERIFY and level >= bad.get(run.name, (0, ""))[0]:
-            bad.pop(run.name, None)
-    return {name: text for name, (_, text) in bad.items()}
+        ok = run.state == State.SUCCEEDED
+        # That a restore succeeded proves no more than the verify that it begins with.
+        if run.error_type in DAMNING[run.kind] or (ok and run.kind != Kind.RESTORE):
+            found.setdefault(run.name, []).append(_proof(run, ok=ok))
+    return found
+
+
+def _proof(run: Run, *, ok: bool) -> Proof:
+    level = DRILL_LEVEL if run.kind == Kind.DRILL else run.request.get("level", 2)
+    ended: Any = run.finished_at
+    at = timezone.make_aware(ended) if timezone.is_naive(ended) else ended
+    return Proof(kind=run.kind, level=level, ok=ok, at=at, run=str(run.pk))
 
 
 def reserved_by(storage_id: str, name: str, *, besides: uuid.UUID | None = None) -> Run | None:
@@ -59,6 +66,14 @@ def ended_before(storage_id: str, wanted: Set[uuid.UUID], seconds: float) -> set
         moved__lt=DatabaseNow() - timedelta(seconds=seconds)
     )
     return set(old.values_list("pk", flat=True))
+
+
+def is_lost_attempt(run: uuid.UUID, token: int, kind: Kind) -> bool:
+    """Whether nobody has a right any more to what the attempt *token* of a run of *kind* has left: the run has ended,
+    or a later attempt has its step. A run that this journal does not know is somebody else's."""
+    found = Run.objects.using(alias()).filter(pk=run, kind=kind)
+    later = Step.objects.using(alias()).filter(run=run, run__kind=kind, token__gt=token)
+    return found.filter(state__in=FINAL_STATES).exists() or later.exists()
 
 
 def published(wanted: Set[uuid.UUID]) -> set[tuple[uuid.UUID, str]]:

@@ -21,6 +21,7 @@ from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.place import alias
 
 _KEY_LENGTH = 255
+_READING = (Kind.RESTORE, Kind.VERIFY, Kind.DRILL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,9 @@ def require_free(wanted: Wanted, *, besides: uuid.UUID | None = None) -> None:
 
 
 def require_unwanted(name: str) -> None:
-    """Raise ``SnapshotBusyError`` while somebody waits for a restore or verify of the snapshot called *name*, which
-    holds nothing before it has begun."""
-    waiting = Run.objects.using(alias()).filter(kind__in=(Kind.RESTORE, Kind.VERIFY), state=State.QUEUED, name=name)
+    """Raise ``SnapshotBusyError`` while somebody waits for a restore, verify or drill of the snapshot called *name*,
+    which holds nothing before it has begun."""
+    waiting = Run.objects.using(alias()).filter(kind__in=_READING, state=State.QUEUED, name=name)
     if (rival := waiting.first()) is not None:
         raise _busy(rival, snapshot_lock(name, exclusive=True))
 

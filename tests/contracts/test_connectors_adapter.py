@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,48 @@ def test_a_missing_database_file_is_not_made_by_looking(
     assert metadata["warnings"]
     assert not Path(connections[alias].settings_dict["NAME"]).exists()
     assert FileConnectorAdapter(Scripted()).target(alias).empty
+
+
+def test_a_safety_copy_comes_before_anything_can_change(alias: str, directories: Directories) -> None:
+    told: list[str] = []
+
+    def safety() -> None:
+        told.append("safety")
+
+    def restore(path: Path) -> None:
+        told.append("restore")
+
+    with Processes() as processes:
+        request = RestoreRequest(
+            processes=processes, temporary_directory=directories, safety=safety, preserve_tables=frozenset({"t"})
+        )
+        source = Source(filename="x", metadata={}, open=lambda: iter([b"content"]))
+        adapter = FileConnectorAdapter(Scripted(restore=restore))
+        found = list(adapter.preflight(alias, source, request))
+        adapter.prepare(alias, source, replace(request, drill=True)).discard()
+        assert told == []
+        prepared = adapter.prepare(alias, source, replace(request, preserve_tables=frozenset()))
+        assert told == ["safety"]
+        prepared.switch()
+        prepared.discard()
+        assert [one.stops for one in adapter.preflight(alias, source, replace(request, drill=True))] == [False]
+    assert told == ["safety", "restore"]
+    assert [one.stops for one in found] == [False, False]
+    assert "keeps no writer out" in found[0].text
+    assert "runs of this package" in found[1].text
+
+
+def test_rows_that_others_write_stay_if_the_restore_leaves_the_tables_alone(
+    make_sqlite: Callable[..., str], directories: Directories
+) -> None:
+    alias = make_sqlite()
+    call_command("migrate", database=alias, verbosity=0)
+    Tag.objects.using(alias).create(name="saved")
+    connections[alias].close()
+
+    def restore(path: Path) -> None:
+        Tag.objects.using(alias).create(name="by another process")
+        Tag.objects.using(alias).filter(name="saved").update(name="changed by another")
+
+    _restore(Scripted(restore=restore), alias, directories, b"x", frozenset({"project_tag"}))
+    assert {tag.name for tag in Tag.objects.using(alias).all()} == {"changed by another", "by another process"}

@@ -554,6 +554,39 @@ def test_what_the_last_verify_found_is_shown(storage: LocalFileSystemBackend) ->
     assert ">Damaged<" in page and "level 1, 2026-03-01 15:00:00" in page
 
 
+def test_whoever_may_verify_may_drill(storage: LocalFileSystemBackend) -> None:
+    publish(storage, "nightly")
+    page = address("drill")
+    for client in (user("view_run"), user("verify_snapshot"), user("view_run", "restore_snapshot", "delete_snapshot")):
+        assert f"{SNAPSHOTS}drill/" not in text(client.get(SNAPSHOTS))
+        assert client.get(page).status_code == client.post(page).status_code == 403
+    client = user("view_run", "verify_snapshot")
+    assert f"{SNAPSHOTS}drill/" in text(client.get(f"{SNAPSHOTS}nightly/change/"))
+    assert client.get(page).status_code == 200 and client.put(page).status_code == 405
+    client.handler.enforce_csrf_checks = True
+    assert client.post(page).status_code == 403
+    assert not Run.objects.exists()
+    client.handler.enforce_csrf_checks = False
+    assert client.post(page).status_code == 302
+    run = Run.objects.get()
+    assert (run.kind, run.name, run.requested_from) == (Kind.DRILL, "nightly", "admin")
+
+
+def test_results_beside_a_snapshot_are_shown_without_a_journal_of_them(storage: LocalFileSystemBackend) -> None:
+    catalog, snapshot = Catalog(storage), publish(storage, "nightly")
+    content = {"level": 4, "ok": True, "run": "", "seconds": 75.0, "problem": "", "host": "", "version": "1"}
+    catalog.write_note(snapshot, "drill", {**content, "databases": {"default": 75.0}})
+    page = text(user("view_run").get(SNAPSHOTS))
+    assert "level 4, " in page and "restored in 1 min 15 s" in page and ">Complete<" in page
+    catalog.write_note(snapshot, "drill", {**content, "ok": False, "problem": HOSTILE, "databases": {}})
+    for url in (SNAPSHOTS, f"{SNAPSHOTS}nightly/change/"):
+        page = text(user("view_run").get(url))
+        assert ">Failed its drill<" in page and HOSTILE not in page
+    catalog.write_note(snapshot, "drill", {"level": HOSTILE})
+    page = text(user("view_run").get(SNAPSHOTS))
+    assert "unknown: " in page and ">Complete<" in page and HOSTILE not in page
+
+
 def test_nothing_hostile_gets_through(storage: LocalFileSystemBackend) -> None:
     publish(
         storage,

@@ -18,7 +18,7 @@ from django_snapshots.transfer import Dump
 from tests.integration.sqlite_projects import BROKEN_CONNECTOR, content, path, query, sqlite_project, targets, write
 from tests.projects import ROOT, wait_until
 
-COMMANDS = ("backup", "restore", "verify", "list", "info", "delete", "prune")
+COMMANDS = ("backup", "restore", "verify", "drill", "list", "info", "delete", "prune")
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_whole_story_in_json(project):
     assert told(project, "list") == []
     taken = told(project, "backup", "before", "--database", "other", "--artifact", "database")
     assert (taken["name"], len(taken["artifacts"])) == ("before", 1)
-    assert told(project, "list") == [taken]
+    assert told(project, "list") == [{**taken, "proof": {"verify": None, "drill": None}}]
     assert told(project, "info")["artifacts"] == taken["artifacts"]
     assert told(project, "verify", "before", "--level", "1")["level"] == 1
     write(project, "other", "changed")
@@ -194,7 +194,7 @@ def test_wrong_settings_and_arguments_are_2(project):
     fails(project, 2, "backup", "--nonsense")
     fails(project, 2, "nonsense")
     fails(project, 2)
-    fails(project, 2, "verify", "--level", "3")
+    fails(project, 2, "verify", "--level", "4", words=["snapshots drill"])
     project.snapshots["ENCRYPTION"] = {"recipients": []}
     for command in (["backup"], ["list"], ["info", "x"], ["verify"], ["restore"], ["delete", "x", "--no-input"]):
         fails(project, 2, *command, words=["ENCRYPTION"])

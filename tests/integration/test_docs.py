@@ -114,7 +114,7 @@ def test_commands_has_every_exit_code() -> None:
     assert sorted(told) == sorted((str(code), kind.__name__, meaning) for kind, code, meaning in EXIT_CODES)
 
 
-@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "delete", "prune", "cancel"])
+@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "drill", "delete", "prune", "cancel"])
 def test_tasks_has_every_argument(task: str) -> None:
     import inspect
 
@@ -138,7 +138,7 @@ def test_tasks_has_every_task_and_the_keys_of_a_progress() -> None:
 
     page = text_of("docs/reference/tasks.md")
     ours = [name for name in current_app.tasks if name.startswith("django_snapshots.")]
-    assert len(ours) == 9
+    assert len(ours) == 11
     assert [name for name in ours if f"`{name}`" not in page] == []
     (told,) = re.findall(r"^  `(\{.*?\})`", page, flags=re.MULTILINE)
     assert re.findall(r'"(\w+)":', told) == list(execution.progress(Run.objects.create(kind="snapshot")))
@@ -149,7 +149,8 @@ def test_tasks_has_the_form_of_every_result() -> None:
     assert [set(result) for result in results] == [
         {"name", "run", "created_at", "size", "artifacts"},
         {"name", "restored", "notes"},
-        {"name", "level", "size", "files"},
+        {"name", "level", "size", "files", "kept"},
+        {"name", "level", "size", "files", "seconds", "databases", "examined", "notes", "kept"},
         {"deleted"},
         {"dry_run", "deleted", "kept"},
     ]
@@ -162,7 +163,7 @@ def test_the_python_interface_has_every_public_name() -> None:
     assert set(django_snapshots.__all__) <= told
     for name in django_snapshots.storage.__all__:
         assert {name, f"storage.{name}", f"storage.protocols.{name}"} & told, name
-    for name in ("snapshot", "restore", "verify", "delete", "prune", "cancel"):
+    for name in ("snapshot", "restore", "verify", "drill", "delete", "prune", "cancel"):
         assert f"tasks.{name}" in told
     # The whole module, so every error.
     assert "exceptions" in told
@@ -185,7 +186,7 @@ def test_the_worked_example_recomputes() -> None:
     values: dict[str, Any] = {}
     exec(the_block("docs/reference/format.md", "The digest", "python"), values)
     assert values["digest_of"](manifest) == manifest["digest"]
-    assert Snapshot.from_bytes(example.encode()).to_json() == manifest
+    assert Snapshot.from_bytes(f"{example.rstrip()}\n".encode()).to_json() == manifest
 
 
 def test_format_has_every_field_of_a_manifest() -> None:
@@ -253,9 +254,8 @@ def test_the_streaming_example_is_of_the_streaming_tier() -> None:
 
 def adapted(grants: str, database: str) -> str:
     """The page's statements with a test's names in them."""
-    return (
-        grants.replace("`shop`", f"`{database}`").replace(" shop", f" {database}").replace("snapshots", "by_the_page")
-    )
+    named = grants.replace("`shop`", f"`{database}`").replace(" shop", f" {database}")
+    return re.sub(r"(?<!_)snapshots", "by_the_page", named)
 
 
 def test_the_grants_of_mysql_are_enough(make_mariadb: Maker, mariadb: Server, tmp_path: Path) -> None:
@@ -280,7 +280,9 @@ def test_the_grants_of_mysql_are_enough(make_mariadb: Maker, mariadb: Server, tm
     with mariadb_cursor(mariadb, name) as cursor:
         for definer in ("VIEW v", "FUNCTION f"):
             cursor.execute(f"DROP {definer}")
-        cursor.execute(adapted(restore_grants, name))
+        for statement in adapted(restore_grants, name).split(";"):
+            if statement.strip():
+                cursor.execute(statement)
     MySQLConnector().dump(alias, tmp_path / "dump")
     MySQLConnector().restore(alias, tmp_path / "dump")
     with connections[alias].cursor() as cursor:

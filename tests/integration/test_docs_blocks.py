@@ -23,6 +23,7 @@ from django_snapshots.models import Run, StoredSnapshot
 from tests.databases import Maker
 from tests.integration.conftest import entry
 from tests.integration.pages import BY_HAND, blocks, the_block
+from tests.integration.sqlite_projects import sqlite_project
 from tests.projects import ROOT, Project
 from tests.services import Server
 
@@ -32,6 +33,7 @@ CONNECTORS, OWN_CONNECTOR = "docs/reference/connectors.md", "docs/how-to/custom-
 DEPLOYING, RCLONE = "docs/how-to/deploying.md", "docs/how-to/rclone.md"
 ADMIN, OWN_ARTIFACT = "docs/how-to/admin.md", "docs/how-to/custom-artifact.md"
 ARCHITECTURE, TIERS = "docs/explanation/architecture.md", "docs/explanation/storage-tiers.md"
+PROVE = "docs/how-to/prove.md"
 FIRST, NIGHT, RESTORE = (f"docs/tutorial/{name}.md" for name in ("first-snapshot", "every-night", "restore"))
 
 RUN: dict[str, tuple[str, ...]] = {
@@ -135,12 +137,22 @@ RUN: dict[str, tuple[str, ...]] = {
         "docs/how-to/nightly-schedule.md 'A snapshot every night, and only so many' (bash)",
         "docs/how-to/nightly-schedule.md 'See that it runs' (bash)",
     ),
+    "test_docs_blocks.py::test_the_pages_drill_with_its_checks": (
+        f"{PROVE} 'Drill' (bash)",
+        f"{PROVE} 'Checks of your own' (python)",
+        f"{PROVE} 'Checks of your own' (python) 2",
+    ),
+    "test_docs_blocks.py::test_the_settings_of_a_drill_are_read": (
+        f"{PROVE} 'On another server' (python)",
+        f"{PROVE} 'Every night' (python)",
+    ),
     "test_docs_blocks.py::test_each_task_is_called": (f"{TASKS} 'Tasks' (python)",),
     "test_docs_blocks.py::test_everything_works_without_celery": (f"{TASKS} 'Without Celery' (python)",),
     "test_docs.py::test_tasks_has_the_form_of_every_result": (
         f"{TASKS} '`snapshot`' (json)",
         f"{TASKS} '`restore`' (json)",
         f"{TASKS} '`verify`' (json)",
+        f"{TASKS} '`drill`' (json)",
         f"{TASKS} '`delete`' (json)",
         f"{TASKS} '`prune`' (json)",
     ),
@@ -302,10 +314,45 @@ def test_each_task_is_called(shop: Project) -> None:
     eager = "from celery import current_app\ncurrent_app.conf.task_always_eager = True\n"
     (unnamed, *named) = shop.call(f"{eager}{the_block(TASKS, 'Tasks', 'python')}\n{RUNS}")
     assert unnamed[:2] == ["snapshot", "succeeded"]
-    kinds = ("snapshot", "restore", "verify", "delete")
-    assert named[:4] == [[kind, "succeeded", "before-deploy"] for kind in kinds]
+    kinds = ("snapshot", "restore", "verify", "drill", "delete")
+    assert named[:5] == [[kind, "succeeded", "before-deploy"] for kind in kinds]
 
 
 def test_everything_works_without_celery(shop: Project) -> None:
     code = f"{the_block(TASKS, 'Without Celery', 'python')}\nanswer = [taken.name, report['level'], len(entries)]"
-    assert shop.call(code) == ["before-deploy", 2, 1]
+    assert shop.call(code) == ["before-deploy", 4, 1]
+
+
+def test_the_pages_drill_with_its_checks(tmp_path: Path) -> None:
+    project = sqlite_project(tmp_path / "project")
+    project.extra_environment["PYTHONPATH"] = f"{project.directory}:{ROOT}"
+    (project.directory / "shop").mkdir()
+    (project.directory / "shop" / "drills.py").write_text(the_block(PROVE, "Checks of your own", "python"))
+    values: dict[str, Any] = {"SNAPSHOTS": {}}
+    exec(the_block(PROVE, "Checks of your own", "python", 1), values)
+    project.snapshots |= values["SNAPSHOTS"]
+    project.must("snapshots", "backup", "nobody")
+    command = the_block(PROVE, "Drill", "bash").split()[2:]
+    done = project.manage(*command)
+    assert done.returncode == 4 and "shop.drills.somebody_is_in_charge says: False" in done.stderr
+    for alias in project.databases:
+        project.call(
+            f"from django.contrib.auth.models import User\nUser.objects.db_manager({alias!r}).create_superuser('olga')"
+        )
+    project.must("snapshots", "backup", "olga")
+    assert "2 checks" in project.must(*command)
+
+
+def test_the_settings_of_a_drill_are_read(tmp_path: Path) -> None:
+    databases: dict[str, Any] = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "shop"}}
+    values: dict[str, Any] = {"DATABASES": databases, "SNAPSHOTS": {}}
+    exec(the_block(PROVE, "On another server", "python"), values)
+    exec(the_block(PROVE, "Every night", "python"), values)
+    wanted = {**values["SNAPSHOTS"], "RETENTION": {"keep_last": 3}}
+    project = Project(directory=tmp_path / "project", databases=databases, snapshots=wanted)
+    read = project.call(
+        "from django_snapshots.conf import get_settings\n"
+        "read = get_settings()\n"
+        "answer = [read.drill_databases, read.aliases(), read.schedules['drill'].task]"
+    )
+    assert read == [{"default": "drill"}, ["default"], "drill"]

@@ -282,3 +282,74 @@ def test_the_threads_own_transaction_goes_on(make_postgres: Callable[..., str], 
     with _prepared(alias, tmp_path / "dump", preserve_tables=kept):
         Tag.objects.using(alias).create(name="journal")
     assert Tag.objects.using(alias).get().name == "journal"
+
+
+def test_a_safety_copy_is_asked_for_and_has_every_row_that_goes(make: Callable[..., str], tmp_path: Path) -> None:
+    alias = make()
+    migrate(alias)
+    fill(alias)
+    metadata = _dump(alias, tmp_path / "dump")
+    Tag.objects.using(alias).create(name="came later")
+    before = content(alias)
+    copies: list[Path] = []
+
+    def safety() -> None:
+        assert connections[alias].in_atomic_block is False  # the project's own connection, not that of the restore
+        assert content(alias) == before
+        copies.append(tmp_path / "safety")
+        _dump(alias, copies[0])
+
+    with _prepared(alias, tmp_path / "dump", metadata, safety=safety) as prepared:
+        assert len(copies) == 1
+        prepared.check()
+        prepared.switch()
+    assert content(alias) != before
+    with _prepared(alias, copies[0]) as prepared:
+        prepared.switch()
+    assert content(alias) == before
+
+
+def test_a_safety_copy_that_fails_changes_nothing(make: Callable[..., str], tmp_path: Path) -> None:
+    alias = make()
+    migrate(alias)
+    fill(alias)
+    _dump(alias, tmp_path / "dump")
+    Tag.objects.using(alias).create(name="came later")
+    before = content(alias)
+
+    def safety() -> None:
+        raise SnapshotError("the storage is full")
+
+    with (
+        pytest.raises(SnapshotError, match="the storage is full"),
+        _prepared(alias, tmp_path / "dump", safety=safety),
+    ):
+        pass
+    assert content(alias) == before
+
+
+def test_a_drill_only_reads(make: Callable[..., str], tmp_path: Path) -> None:
+    alias = make()
+    migrate(alias)
+    fill(alias)
+    metadata = _dump(alias, tmp_path / "dump")
+    empty(alias)
+    before = content(alias)
+
+    def safety() -> None:
+        raise AssertionError("a drill takes no safety copy")
+
+    with _prepared(alias, tmp_path / "dump", metadata, safety=safety, drill=True) as prepared:
+        prepared.check()
+    assert content(alias) == before
+    found = list(
+        DumpDataConnector().preflight(
+            alias,
+            None,
+            RestoreRequest(  # type: ignore[arg-type]
+                processes=Processes(), temporary_directory=private_directory
+            ),
+        )
+    )
+    assert [one.stops for one in found] == [False]
+    assert "safety snapshot" in found[0].text

@@ -369,3 +369,25 @@ def test_preflight(world: World) -> None:
     with ordinary_user():
         os.access(world.root, os.W_OK)
         assert told({"user": 4})[0][1].startswith("MEDIA_ROOT belonged to user 4")
+
+
+@WAYS
+def test_an_attempt_that_wakes_while_it_is_settled_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and what follows from it nothing may change any more: the name has changed before."""
+    real = media_kept.is_switched
+    said: list[str] = []
+    with world.attempt("begun", signal.SIGSTOP) as child:
+        asleep(child)
+
+        def is_switched(directory: Path, record: Any) -> bool:
+            result = real(directory, record)
+            child.send_signal(signal.SIGCONT)
+            said.append(child.communicate(timeout=60)[0])
+            return result
+
+        monkeypatch.setattr(media_kept, "is_switched", is_switched)
+        assert world.settle() is BEFORE
+    assert "SnapshotBusyError" in said[0]
+    assert (world.state, world.left) == ("old", [])

@@ -298,6 +298,7 @@ import os, sys, subprocess
 from pathlib import Path
 import django
 django.setup()
+from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotPreflightError
 from tests.integration.media_trees import Restore, media, tree
 from tests.integration.test_media_switch import NEW, RESTORED, fill, names
@@ -318,6 +319,21 @@ with media(root):
     prepared.switch()
     prepared.discard()
     assert names(root) == RESTORED and os.path.ismount(root)
+    kind = MediaArtifact()
+    prepared = Restore(tar(member("other", content=b"x")), mark="m").prepare()
+    prepared.switch()
+    prepared.discard()
+    assert [(one.mark, one.kept) for one in kind.beside("media")] == [("m", True)]
+    prepared = Restore(b"", mark="u").bring_back("m")
+    prepared.switch()
+    prepared.discard()
+    assert {name for name in names(root) if not name.startswith(b".")} == RESTORED
+    assert kind.settle("media", "u", {}) == "switched"
+    kind.remove("media", "u")
+    assert names(root) == RESTORED and os.listdir(root.parent) == ["media"]
+    request = Restore(NEW).request
+    (found,) = kind.preflight("media", Restore(NEW).source, request)
+    assert not found.stops and "moved one by one" in found.text
     try:
         Restore(tar(member("big", content=b"x" * 2000000))).prepare()
     except SnapshotArtifactError as error:
@@ -332,6 +348,8 @@ with media(root.parent):
         assert f"mounted below MEDIA_ROOT, at {root}" in str(error), error
     else:
         raise AssertionError("a mounted file system would have been replaced")
+    found = list(MediaArtifact().preflight("media", Restore(NEW).source, Restore(NEW).request))
+    assert [one.stops for one in found] == [True]
 bound = Path(sys.argv[1]) / "bound" / "media"
 bound.mkdir(parents=True)
 subprocess.run(["mount", "--bind", bound, bound], check=True)

@@ -67,6 +67,23 @@ def test_a_dump_tool_that_does_not_give_all_fails_the_dump(
     assert repr(alias) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["left", "le ft,`x"])
+def test_a_dump_that_lacks_a_table_fails(
+    make_mariadb: Maker, stand_in: Callable[[str], MySQLConnector], name: str
+) -> None:
+    """Whole to its last line, with status 0; the name of a table that rows or comments speak of is not one."""
+    alias = make_mariadb()
+    quoted = "`" + name.replace("`", "``") + "`"
+    query(alias, f"CREATE TABLE {quoted} (n int)")
+    query(alias, f"CREATE TABLE kept (word text) COMMENT '\nCREATE TABLE {quoted} ('")
+    query(alias, "INSERT INTO kept VALUES ('\nCREATE TABLE `left` (')")
+    dump(alias, MySQLConnector())
+    left = f"--ignore-table='{database(alias)}.{name}'"
+    leaving = f'first="$1"; shift; exec "$REAL" "$first" {left} "$@"'
+    with pytest.raises(SnapshotConnectorError, match=f"lacks the tables {re.escape(name)}"):
+        dump(alias, stand_in(leaving))
+
+
 def test_a_real_dump_killed_after_10_mb_fails(make_mariadb: Maker, mariadb: Server) -> None:
     alias = make_mariadb()
     query(alias, "CREATE TABLE big AS SELECT seq, REPEAT('x', 1000) AS filler FROM seq_1_to_30000")
@@ -244,6 +261,7 @@ def test_a_password_of_any_characters_works_and_is_on_no_command_line(
     alias = make_mariadb(user="special")
     with mariadb_cursor(mariadb) as cursor:
         cursor.execute("ALTER USER special@'%%' IDENTIFIED BY %s", [password])
+        cursor.execute(r"GRANT ALL ON `django\_snapshots\_%`.* TO special@'%'")
     connections[alias].settings_dict["PASSWORD"] = password
     query(alias, "CREATE TABLE t AS SELECT seq, REPEAT('x', 1000) AS filler FROM seq_1_to_3000")
     with dump_request() as request, MySQLConnector().open_dump(alias, request) as opened:

@@ -19,9 +19,9 @@ from django.db import OperationalError, connections
 
 from django_snapshots.artifacts.capabilities import end_sessions_of
 from django_snapshots.artifacts.database import DatabaseArtifact
-from django_snapshots.connectors.mysql import MySQLConnector, clearing, sessions
+from django_snapshots.connectors.mysql import MySQLConnector, sessions
 from django_snapshots.connectors.mysql.moment import moment
-from django_snapshots.connectors.mysql.server import LOCKED_IDLE, LONGEST, Table, execute, server_connection, value
+from django_snapshots.connectors.mysql.server import Table, server_connection
 from django_snapshots.connectors.mysql.sessions import Marks, prefix
 from django_snapshots.exceptions import SnapshotConnectorError
 from tests.databases import Maker, mariadb_cursor
@@ -47,7 +47,8 @@ def threads(server: Server, alias: str) -> dict[int, str]:
     """The sessions in the database of *alias*, but for those of this process, and what each is doing."""
     with mariadb_cursor(server) as cursor:
         cursor.execute(
-            "SELECT id, COALESCE(info, '') FROM information_schema.processlist WHERE db = %s",
+            r"SELECT id, COALESCE(info, '') FROM information_schema.processlist "
+            r"WHERE db = %s OR db LIKE 'django\\_snapshots\\_%%'",
             [settings.DATABASES[alias]["NAME"]],
         )
         return dict(cursor.fetchall())
@@ -322,23 +323,7 @@ def silence(server: Server, alias: str) -> int | None:
     """For how many seconds the sessions in the database of *alias* have said nothing."""
     with mariadb_cursor(server) as cursor:
         cursor.execute(
-            "SELECT MIN(time) FROM information_schema.processlist WHERE db = %s", [settings.DATABASES[alias]["NAME"]]
+            r"SELECT MIN(time) FROM information_schema.processlist WHERE db = %s OR db LIKE 'django\\_snapshots\\_%%'",
+            [settings.DATABASES[alias]["NAME"]],
         )
         return cursor.fetchall()[0][0]
-
-
-def test_the_locks_of_a_restore_end_soon_and_its_session_does_not(
-    make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alias, found = make_mariadb(), []
-    query(alias, "CREATE TABLE few (a INTEGER)")
-
-    def noting(connection: Any, statement: str) -> None:
-        execute(connection, statement)
-        found.append((statement.split()[0], value(connection, "SELECT @@wait_timeout")))
-
-    monkeypatch.setattr(clearing, "execute", noting)
-    with server_connection(alias) as connection:
-        clearing.clear(connection, alias, frozenset())
-        assert value(connection, "SELECT @@wait_timeout") == LONGEST
-    assert {seconds for word, seconds in found if word in ("LOCK", "DROP", "UNLOCK")} == {LOCKED_IDLE}

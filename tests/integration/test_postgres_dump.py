@@ -82,6 +82,49 @@ def test_a_tool_that_fails(alias: str, tmp_path: Path, script: str, words: str) 
     assert not (tmp_path / "shop.pgdump").exists()
 
 
+def test_a_dump_that_lacks_a_table(
+    postgres: Server, connector: PostgresConnector, alias: str, tmp_path: Path, request_: DumpRequest
+) -> None:
+    """Whole to its end, with status 0, and without the rows of one table: a wrapper with an option of its own."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE \"other, 'one'\" (n int)")
+        cursor.execute("CREATE TABLE parts (n int) PARTITION BY HASH (n)")
+        cursor.execute("CREATE TABLE part0 PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+    with connector.open_dump(alias, request_) as dump:
+        assert sum(map(len, dump.chunks))
+        assert dump.metadata()["row_counts"]["public.part0"] == 0
+    for option in ("--exclude-table-data=part0", "--exclude-table=shop"):
+        directory = tmp_path / option.rpartition("=")[2]
+        directory.mkdir()
+        wrapper = directory / "pg_dump"
+        wrapper.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && option= || option={option}\n'
+            f'exec {postgres.bin_directory}/pg_dump $option "$@"\n'
+        )
+        wrapper.chmod(0o700)
+        lacking = PostgresConnector(client_directory=str(directory))
+        with lacking.open_dump(alias, request_) as dump, pytest.raises(SnapshotConnectorError) as failed:
+            for _ in dump.chunks:
+                pass
+        assert f"lacks the rows of public.{directory.name}, which the server has" in str(failed.value)
+
+
+def test_rows_that_lie_on_another_server_are_told(
+    postgres: Server, connector: PostgresConnector, alias: str, request_: DumpRequest
+) -> None:
+    execute(
+        postgres,
+        alias,
+        "CREATE EXTENSION file_fdw",
+        "CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
+        "CREATE FOREIGN TABLE lines (line text) SERVER files OPTIONS (filename '/dev/null')",
+    )
+    with connector.open_dump(alias, request_) as dump:
+        assert sum(map(len, dump.chunks))
+        (warning,) = dump.metadata()["warnings"]
+    assert "public.lines" in warning
+
+
 def test_a_tool_that_is_missing(alias: str, tmp_path: Path) -> None:
     connector = PostgresConnector(client_directory=str(tmp_path))
     with pytest.raises(SnapshotConnectorError) as caught:

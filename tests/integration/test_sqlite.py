@@ -765,3 +765,22 @@ def test_a_sleeping_writer_keeps_its_locks_and_a_dead_one_does_not(
         writer.kill()
         writer.wait()
     assert SQLiteConnector(lock_timeout=0.3).dump(alias, tmp_path / "dump")["row_counts"] == {"here": 0}
+
+
+def test_a_copy_that_lacks_a_table_is_no_dump(tmp_path, make_sqlite, monkeypatch):
+    """The file is replaced by an older one between two of the copy's steps, as a careless `cp` would."""
+    from django_snapshots.connectors import sqlite as module
+
+    alias = make_sqlite()
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE late (n int)")
+    whole = module.files.table_names
+    seen = []
+
+    def names(connection):
+        seen.append(whole(connection))
+        return [name for name in seen[-1] if name != "late"] if len(seen) == 2 else seen[-1]
+
+    monkeypatch.setattr(module.files, "table_names", names)
+    with pytest.raises(SnapshotConnectorError, match="lacks the tables late"):
+        SQLiteConnector().dump(alias, tmp_path / "dump.sqlite3")

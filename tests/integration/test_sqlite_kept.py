@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from django_snapshots.connectors import sqlite_switch
+from django_snapshots.connectors import sqlite_kept, sqlite_switch
 from django_snapshots.connectors.sqlite import SQLiteConnector
 from django_snapshots.exceptions import (
     SnapshotBusyError,
@@ -680,3 +680,54 @@ def test_preflight_tells_everything(world: World, make_sqlite: Callable[..., str
     assert [stops for stops, _ in found(memory, {})] == [False]
     world.path.write_bytes(b"<html>" * 100)
     assert "can't be read as a database" in found(world.alias, {})[0][1]
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("target", ["missing", "broken"])
+def test_an_attempt_that_wakes_while_it_is_settled_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """No lock can be had of a file that is no database, so the name must have changed before anybody looks."""
+    world.path.unlink()
+    if target == "broken":
+        world.path.write_bytes(b"<html>" * 500)
+    real = sqlite_kept._is_switched
+    told: list[str] = []
+    with attempt(world.path, "restore", world.dump, "m", "fresh", signal.SIGSTOP) as child:
+        asleep(child)
+
+        def is_switched(*arguments: Any) -> bool:
+            result = real(*arguments)
+            child.send_signal(signal.SIGCONT)
+            told.append(child.communicate(timeout=60)[0])
+            return result
+
+        monkeypatch.setattr(sqlite_kept, "_is_switched", is_switched)
+        assert world.settle() is Outcome.BEFORE
+    assert "SnapshotBusyError" in told[0]
+    assert world.left == []
+    assert (world.path.read_bytes() if world.path.exists() else None) == (
+        b"<html>" * 500 if target == "broken" else None
+    )
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("made", [False, True])
+def test_the_log_of_a_file_that_is_gone_never_gets_beside_a_new_one(world: World, made: bool) -> None:
+    world.path.unlink()
+    log = Path(f"{world.path}-wal")
+    log.write_bytes(b"a log")
+    world.killed("fresh")
+    assert not log.exists()
+    if made:
+        fill(world.path, "delete", "by somebody else")
+    assert world.settle() is Outcome.BEFORE
+    assert world.left == []
+    if made:
+        assert "by somebody else" in "".join(said(world.path))
+        log = Path(f"{log}.orphan-m")
+    assert log.read_bytes() == b"a log"
+    if not made:
+        world.restore("n")
+        assert "new" in "".join(said(world.path))
+        assert not log.exists()

@@ -180,6 +180,17 @@ def test_check_tells_and_touches_nothing(project):
     assert "SQLiteConnector" in shown.stdout
 
 
+def test_media_can_be_merged(project):
+    (project.media / "late.txt").write_text("came later")
+    restored(project, artifacts=["media"], merge=True)
+    assert (project.media / "picture.png").read_bytes() == b"\x89PNG picture"
+    assert (project.media / "late.txt").read_text() == "came later"
+    undone(project)
+    assert (project.media / "picture.png").read_text() == "changed"
+    restored(project, artifacts=["media"])
+    assert not (project.media / "late.txt").exists()
+
+
 def test_into_another_alias(project):
     report = project.call(
         f"answer = django_snapshots.restore_snapshot('before', databases=['default'], into={{'default': 'other'}}, "

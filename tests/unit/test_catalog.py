@@ -475,7 +475,7 @@ def test_a_deleter_that_ends_at_any_call_leaves_nothing_half_listed(kind, error,
 def test_a_half_deleted_name_is_taken_until_it_is_deleted(storage):
     """A second delete must never find the objects of a new snapshot under the names in the old tombstone."""
     published(storage)
-    dying = failing(storage, 6 if isinstance(storage, AdvancedSnapshotStorage) else 7, Death(), after=False)
+    dying = failing(storage, 10 if isinstance(storage, AdvancedSnapshotStorage) else 11, Death(), after=False)
     with pytest.raises(Death):
         Catalog(dying).delete("nightly")
     assert any(path.endswith("tombstone.json") for path in objects(storage))
@@ -503,7 +503,7 @@ def test_a_slow_delete_leaves_a_new_snapshot_of_the_name_alone(storage):
             return found
 
     published(storage)
-    dying = failing(storage, 6 if isinstance(storage, AdvancedSnapshotStorage) else 7, Death(), after=False)
+    dying = failing(storage, 10 if isinstance(storage, AdvancedSnapshotStorage) else 11, Death(), after=False)
     with pytest.raises(Death):
         Catalog(dying).delete("nightly")
     Slow(storage).delete("nightly")
@@ -517,7 +517,7 @@ def test_of_two_deletes_the_later_does_not_take_the_tombstone_of_the_first(stora
     class Second(DirectoryFormat):
         def read(self, name):
             found = super().read(name)
-            dying = failing(storage, 6 if isinstance(storage, AdvancedSnapshotStorage) else 7, Death(), after=False)
+            dying = failing(storage, 10 if isinstance(storage, AdvancedSnapshotStorage) else 11, Death(), after=False)
             with pytest.raises(Death):
                 Catalog(dying).delete(name)
             return found

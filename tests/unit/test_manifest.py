@@ -16,10 +16,10 @@ from django_snapshots.manifest import (
     ArtifactRecord,
     Snapshot,
     check_name,
-    digest_of,
     is_safe_filename,
     plain_json,
 )
+from django_snapshots.sealed import digest_of
 
 MOMENT = datetime(2026, 10, 25, 1, 30, 0, 123456, tzinfo=UTC)
 CHECKSUM = "sha256:" + "0123456789abcdef" * 4
@@ -56,7 +56,9 @@ def signed(**changes):
     data = {**snapshot().to_json(), **changes}
     data.pop("digest")
     data = {key: value for key, value in data.items() if value is not ...}
-    return json.dumps({**data, "digest": digest_of(data)}).encode()
+    # As it is written but for what no file can hold, which JSON can carry by its number.
+    text = json.dumps({**data, "digest": digest_of(data)}, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")
 
 
 def signed_artifact(**changes):
@@ -116,29 +118,26 @@ def test_fields_that_nobody_knows_survive(above, below):
 
 
 def test_every_changed_byte_is_found():
-    content = snapshot().to_bytes()
-    original = Snapshot.from_bytes(content)
-    accepted = 0
+    """Blanks between two fields and letters of an escape included, which say the same when they are changed."""
+    content = snapshot(metadata={"wörter": ["ä", 1, True, None], "escapes": "\x1f\n"}).to_bytes()
     for position in range(len(content)):
-        for flip in (0x01, 0x20, 0x80):
+        for flip in (0x01, 0x03, 0x20, 0x29, 0x2A, 0x80):
             damaged = bytearray(content)
             damaged[position] ^= flip
-            try:
-                read = Snapshot.from_bytes(bytes(damaged))
-            except (SnapshotIntegrityError, SnapshotVersionError):
-                continue
-            assert read == original, position
-            accepted += 1
-            assert (
-                content[position : position + 1].isspace()
-                or bytes(damaged)[position : position + 1].isspace()
-                or (content[position : position + 1].lower() == bytes(damaged)[position : position + 1].lower())
-            )
-    assert accepted < len(content) / 10
+            with pytest.raises((SnapshotIntegrityError, SnapshotVersionError)):
+                Snapshot.from_bytes(bytes(damaged))
+
+
+@pytest.mark.parametrize("layout", [{"indent": 4}, {"separators": (",", ":")}, {"ensure_ascii": True}])
+def test_a_manifest_that_says_the_same_in_other_bytes_is_refused(layout):
+    data = json.loads(snapshot().to_bytes())
+    again = json.dumps(data, **{"indent": 2, "ensure_ascii": False, **layout}).encode() + b"\n"
+    with pytest.raises(SnapshotIntegrityError, match="bytes are not laid out"):
+        Snapshot.from_bytes(again)
 
 
 def test_every_truncation_is_found():
-    content = snapshot().to_bytes().rstrip()
+    content = snapshot().to_bytes()
     for length in range(len(content)):
         with pytest.raises(SnapshotIntegrityError):
             Snapshot.from_bytes(content[:length])

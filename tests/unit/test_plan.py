@@ -246,7 +246,7 @@ def test_a_plain_request_says_nothing():
         {"metadata": [1]},
         {"metadata": {"a": datetime(2026, 1, 1)}},
         {"metadata": {"a": float("inf")}},
-        {"level": 3},
+        {"level": 4},
         {"level": True},
         {"level": "2"},
     ],

@@ -18,10 +18,13 @@ PUBLIC = {
     "SnapshotStorage",
     "cancel_run",
     "create_snapshot",
+    "drill_snapshot",
     "list_snapshots",
+    "pin_snapshot",
     "request_restore",
     "restore_snapshot",
     "undo_restore",
+    "unpin_snapshot",
     "verify_snapshot",
 }
 

@@ -117,7 +117,7 @@ def test_every_key_is_taken(schedules):
         ({"every": 60, "enabled": 1}, "enabled"),
         ({"every": 60, "queue": "slow"}, "queue"),
         ({"every": 60, "level": 1}, "level"),
-        ({"every": 60, "task": "verify", "level": 3}, "level"),
+        ({"every": 60, "task": "verify", "level": 4}, "level"),
         ({"every": 60, "task": "verify", "databases": ["default"]}, "databases"),
         ({"every": 60, "task": "prune"}, "RETENTION"),
         ({"every": 60, "retention": True}, "RETENTION"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from django_snapshots.connectors.file_tier import FileTier
-from django_snapshots.connectors.mysql import sessions
+from django_snapshots.connectors.mysql import examining, sessions
 from django_snapshots.connectors.mysql.client import find_dump_tool
 from django_snapshots.connectors.mysql.dump import (
     DumpPlan,
@@ -16,20 +16,29 @@ from django_snapshots.connectors.mysql.dump import (
     dump_chunks,
     event_names,
     history_of,
+    require_left_out,
     warnings_of,
 )
+from django_snapshots.connectors.mysql.findings import findings
+from django_snapshots.connectors.mysql.kept import Schemas, beside, remove, serving, settle
 from django_snapshots.connectors.mysql.moment import Moment, moment
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
-from django_snapshots.connectors.mysql.restore import MySQLRestore, prepare_restore
+from django_snapshots.connectors.mysql.restore import MySQLRestore, prepare_restore, prepare_undo
 from django_snapshots.connectors.mysql.rights import read_rights, require_dump_rights
 from django_snapshots.connectors.mysql.server import (
     definers,
+    execute,
+    exists,
     explained,
     is_empty,
+    quote,
     read_server,
     server_connection,
     tables,
+    without_database,
 )
+from django_snapshots.exceptions import SnapshotConfigurationError
+from django_snapshots.replaced import Beside, Finding, Outcome
 from django_snapshots.transfer import Dump, DumpRequest, RestoreRequest, Source, Target
 
 
@@ -39,12 +48,27 @@ class MySQLConnector(FileTier):
     *client_directory* is where these programs are; without it they are looked for on ``PATH`` and in the usual places.
     *dump_alias* is another alias of the same database to dump through, where the first goes through a pooler.
 
-    A restore is not atomic: it proves the dump first, then empties the database and loads it.
+    A restore loads the dump into a schema of its own beside the database, and exchanges the two. Where the account may
+    not make schemas, *scratch_database* and *kept_database* name two that are empty.
     """
 
-    def __init__(self, *, client_directory: str | None = None, dump_alias: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        client_directory: str | None = None,
+        dump_alias: str | None = None,
+        scratch_database: str | None = None,
+        kept_database: str | None = None,
+    ) -> None:
+        if (scratch_database is None) != (kept_database is None) or (
+            scratch_database is not None and scratch_database == kept_database
+        ):
+            raise SnapshotConfigurationError(
+                "MySQLConnector takes scratch_database and kept_database together, and they must be two databases."
+            )
         self._client_directory = client_directory
         self._dump_alias = dump_alias
+        self._schemas = Schemas(given=tuple(name for name in (scratch_database, kept_database) if name))
 
     @contextlib.contextmanager
     def open_dump(self, subject: str, request: DumpRequest) -> Iterator[Dump]:
@@ -67,9 +91,11 @@ class MySQLConnector(FileTier):
 
     def target(self, subject: str) -> Target:
         """Describe the database that a restore would replace. Raises ``SnapshotConnectorError``."""
-        with server_connection(subject) as connection:
-            server = read_server(connection, subject)
-            with explained(subject, "could not be looked at"):
+        with serving(subject, "could not be looked at") as (connection, database):
+            server = without_database(connection, subject, database)
+            empty = True
+            if exists(connection, database):
+                execute(connection, f"USE {quote(database)}")
                 empty = is_empty(connection)
             where = _where(connection.get_connection_params())
         return Target(
@@ -84,11 +110,41 @@ class MySQLConnector(FileTier):
         return sum(sessions.end_sessions(alias, labels) for alias in {db_alias, self._dump_alias or db_alias})
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> MySQLRestore:
-        """Read the whole dump once and prove it, and everything that the load will need. Changes nothing.
+        """Prove the dump, and load it into a schema beside the database, which stays as it is.
 
         Raises ``SnapshotPreflightError``, ``SnapshotIntegrityError`` or ``SnapshotConnectorError``.
         """
-        return prepare_restore(subject, source, request, self._client_directory)
+        return prepare_restore(subject, source, request, self._client_directory, self._schemas)
+
+    def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterator[Finding]:
+        """Everything that stands in the way, as far as it shows without reading the dump."""
+        with serving(subject, "could not be asked whether it can be restored") as (connection, target):
+            server = without_database(connection, subject, target)
+            yield from findings(connection, subject, server, source, request, self._schemas)
+
+    def keeps(self, subject: str) -> bool:
+        """Always: a restore that can't keep what it replaces is refused."""
+        return True
+
+    def beside(self, subject: str) -> Sequence[Beside]:
+        """The schemas that restores have left beside the database."""
+        return beside(subject, self._schemas)
+
+    def settle(self, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
+        """End the sessions of *mark* and bring its exchange to one of its ends, by the record that it has left."""
+        return settle(subject, mark, self._schemas)
+
+    def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> MySQLRestore:
+        """Prepare to exchange the database with what the restore *mark* has replaced."""
+        return prepare_undo(subject, mark, request, self._schemas)
+
+    def remove(self, subject: str, mark: str) -> None:
+        """Drop the schemas that carry *mark*; never the database itself."""
+        remove(subject, mark, self._schemas)
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Read the script to its end mark, and look for the manifest's tables in it."""
+        return examining.examine(source, request)
 
     def _plan(self, alias: str, directory: Path, request: DumpRequest) -> DumpPlan:
         with server_connection(alias) as connection:
@@ -101,6 +157,7 @@ class MySQLConnector(FileTier):
             )
             with explained(alias, "could not be asked what it holds"):
                 found = [table for table in tables(connection) if table.name not in request.exclude_tables]
+                require_left_out(connection, alias, tool, found, request.exclude_data)
                 history = history_of(connection, server, tool, found)
                 return DumpPlan(
                     db_alias=alias,
@@ -110,6 +167,7 @@ class MySQLConnector(FileTier):
                     secrets=secrets_in(options),
                     tables=found,
                     exclude_tables=request.exclude_tables,
+                    exclude_data=request.exclude_data,
                     history=history,
                     events=bool(event_names(connection)),
                     definers=definers(connection),
@@ -125,7 +183,7 @@ def _metadata(plan: DumpPlan, opened: Moment) -> Mapping[str, Any]:
         "engine": plan.server.engine,
         "server_version": plan.server.version,
         "client_version": plan.tool.version,
-        "row_counts": opened.row_counts(),
+        "row_counts": {**opened.row_counts(), **dict.fromkeys(plan.exclude_data, 0)},
         "row_counts_exact": not opened.inexact_tables,
         "row_counts_inexact_tables": opened.inexact_tables,
         "migrations": opened.migrations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import select
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.mysql.client import Client
 from django_snapshots.connectors.mysql.moment import Moment
 from django_snapshots.connectors.mysql.scan import END, EVENTS, without_sandbox
 from django_snapshots.connectors.mysql.server import Server, Table, names, rows, value
-from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConnectorError
 from django_snapshots.processes import Processes, Tool
 
 _LOCKED_SECONDS = 3.0
@@ -23,6 +25,11 @@ _LOCKED_SECONDS = 3.0
 _TAIL = 256
 _CONTENT = (b"\n-- Table structure", b"\n-- Temporary ", b"\n-- Sequence structure", b"\n-- Dumping ")
 """What the dump tool writes only after its transaction has begun; its header comes before."""
+_CREATES = re.compile(rb"\nCREATE TABLE (?:IF NOT EXISTS )?`((?:[^`\n]|``)+)` ")
+_REACH = 1024
+"""More bytes than the beginning of such a line has: a name has at most 64 characters."""
+_LEAVES_OUT = (10, 11)
+"""The first MariaDB whose dump tool is known to have ``--ignore-table-data``."""
 _HISTORY = (10, 11)
 """The first MariaDB whose dump tool and server both know how to carry the history of system-versioned tables."""
 
@@ -38,6 +45,7 @@ class DumpPlan:
     secrets: Sequence[str]
     tables: Sequence[Table]
     exclude_tables: frozenset[str]
+    exclude_data: frozenset[str]
     history: bool
     events: bool
     definers: Sequence[str]
@@ -47,7 +55,8 @@ class DumpPlan:
         """Everything but the events."""
         options = ["--triggers", "--routines", "--skip-events", *(["--dump-history"] if self.history else [])]
         ignored = [f"--ignore-table={self.server.database}.{name}" for name in sorted(self.exclude_tables)]
-        return [*self._command(), *options, *ignored, "--", self.server.database]
+        emptied = [f"--ignore-table-data={self.server.database}.{name}" for name in sorted(self.exclude_data)]
+        return [*self._command(), *options, *ignored, *emptied, "--", self.server.database]
 
     def events_command(self) -> list[str | Path]:
         """The events alone."""
@@ -91,6 +100,28 @@ def warnings_of(
     return [*_table_warnings(tables, history), *_column_warnings(connection), *_tool_warnings(server, tool)]
 
 
+def require_left_out(
+    connection: BaseDatabaseWrapper, alias: str, tool: Client, tables: Sequence[Table], left_out: frozenset[str]
+) -> None:
+    """Refuse to leave out the rows of *left_out* where that can't be, or could not be restored."""
+    if not left_out:
+        return
+    if tool.oracle or tool.number[:2] < _LEAVES_OUT:
+        raise SnapshotConfigurationError(
+            f'SNAPSHOTS["EXCLUDE_DATA"]["{alias}"] is set, and {tool.version} can\'t leave rows out. It takes the '
+            "mariadb-dump of MariaDB 10.11 or newer."
+        )
+    require_tables(alias, left_out, [table.name for table in tables])
+    keys = rows(
+        connection,
+        "SELECT table_name, constraint_name, referenced_table_name FROM information_schema.referential_constraints "
+        "WHERE constraint_schema = DATABASE()",
+    )
+    require_no_pointers(
+        alias, [f"{key} of {table}" for table, key, other in keys if other in left_out and table not in left_out]
+    )
+
+
 def event_names(connection: BaseDatabaseWrapper) -> list[str]:
     """The events of the database."""
     return names(connection, "SELECT event_name FROM information_schema.events WHERE event_schema = DATABASE()")
@@ -112,9 +143,16 @@ def dump_chunks(
     Events come last, behind a line that a restore knows, so that none fires into a database that is half loaded.
     *content* runs already, and *head* was read of it.
     """
+    listing = _Listing()
     for chunk in _whole(plan, content, itertools.chain([head], content.chunks())):
         moment.marks.look_again()
+        listing.feed(chunk)
         yield chunk
+    if missing := [table.name for table in plan.tables if table.name not in listing.tables]:
+        raise SnapshotConnectorError(
+            f"The dump of {plan.db_alias!r} lacks the tables {', '.join(missing)}, which the server has, though "
+            f"{content.explain()}. Were they dropped or renamed while it began? Else look at {plan.tool.path}."
+        )
     if plan.events:
         yield EVENTS
         with processes.start(plan.events_command(), secrets=plan.secrets) as tool:
@@ -154,6 +192,25 @@ def _whole(plan: DumpPlan, tool: Tool, chunks: Iterator[bytes]) -> Iterator[byte
     if not tail.rstrip().rsplit(b"\n", 1)[-1].startswith(END):
         how = "is cut off before its last line" if tail else "is empty"
         raise SnapshotConnectorError(f"The dump of {plan.db_alias!r} {how}, though {tool.explain()}")
+
+
+class _Listing:
+    """The tables that a dump creates, seen while it streams by: rows have no line's end in them, so what stands at the
+    beginning of a line is a statement."""
+
+    def __init__(self) -> None:
+        self.tables: set[str] = set()
+        self._tail = b"\n"
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk."""
+        seen = self._tail + chunk
+        self.tables.update(_table_name(match[1]) for match in _CREATES.finditer(seen))
+        self._tail = seen[-_REACH:]
+
+
+def _table_name(quoted: bytes) -> str:
+    return quoted.replace(b"``", b"`").decode(errors="replace")
 
 
 def _table_warnings(tables: Sequence[Table], history: bool) -> Iterator[str]:

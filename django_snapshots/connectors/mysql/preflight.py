@@ -52,8 +52,6 @@ def require_restorable(
 def _in_the_dump(server: Server, findings: Findings, preserved: frozenset[str]) -> Iterator[str]:
     if findings.leaves_database:
         yield "The dump chooses, creates or drops a database of its own; only dumps of a single database are taken."
-    if others := findings.altered_databases - {server.database}:
-        yield f"The dump alters the database {', '.join(sorted(others))}, and the target is {server.database}."
     if both := findings.tables & preserved:
         yield f"The dump replaces tables that must stay as they are: {', '.join(sorted(both))}."
     if findings.longest_line > server.max_allowed_packet:

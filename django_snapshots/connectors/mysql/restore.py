@@ -1,197 +1,428 @@
-"""Restores one database: everything that could stand in the way is looked for first, because the load is not atomic."""
+"""Restores one database: the dump is proved and loaded into a schema beside it, counted there, and then exchanged.
+
+Who can die when, and what then holds, is told in ``exchange``; until ``switch`` nothing in the target changes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import InterfaceError
 
-from django_snapshots.connectors.mysql.clearing import clear, set_default_collation
+from django_snapshots.connectors.mysql import definitions
 from django_snapshots.connectors.mysql.client import Client, find_client
+from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
+from django_snapshots.connectors.mysql.findings import require_place
+from django_snapshots.connectors.mysql.kept import (
+    Schemas,
+    conclude,
+    database_of,
+    hidden_names,
+    kept,
+    mark_label,
+    remove,
+    settle,
+    turn,
+    unfinished,
+)
+from django_snapshots.connectors.mysql.load import Loader
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
-from django_snapshots.connectors.mysql.preflight import require_fit, require_restorable
-from django_snapshots.connectors.mysql.scan import Findings, scan, split, without_sandbox
+from django_snapshots.connectors.mysql.preflight import require_restorable
+from django_snapshots.connectors.mysql.record import (
+    MARKER,
+    Definition,
+    Label,
+    Record,
+    Side,
+    create_record,
+    read_record,
+    tables_in,
+    text,
+)
+from django_snapshots.connectors.mysql.rehearsed import Rehearsal, enabled
+from django_snapshots.connectors.mysql.scan import scan
 from django_snapshots.connectors.mysql.server import (
     LONGEST,
     Server,
     count_rows,
+    execute,
     explained,
-    read_server,
+    quote,
+    rows,
     server_connection,
+    without_database,
 )
 from django_snapshots.connectors.mysql.sessions import Marks
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotIntegrityError
-from django_snapshots.processes import Tool
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotPreflightError,
+)
 from django_snapshots.redaction import redact
-from django_snapshots.transfer import RestoreRequest, Source
-
-_LOAD_LOCK_WAIT = 600
-_MAX_PACKET = "1G"
+from django_snapshots.replaced import Outcome
+from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class MySQLRestore:
-    """A proved dump and the database that it will be loaded into."""
+    """A state beside a database, and the session that will exchange the two and never reconnects."""
+
+    db_alias: str
+    request: RestoreRequest
+    mark: str
+    target: str
+    schemas: Schemas
+    sessions: contextlib.ExitStack
+    connection: BaseDatabaseWrapper
+    incoming: Side
+    incoming_is_kept: bool = False
+    counts: Mapping[str, int]
+    """The rows that the incoming tables must have."""
+    switch_rank: SwitchRank = SwitchRank.REVERSIBLE
+    record: Record | None = None
+
+    def django_settings(self) -> Mapping[str, Any]:
+        """The alias's entry of ``DATABASES``, with the schema that was built in the place of its database."""
+        return {**connections[self.db_alias].settings_dict, "NAME": self.incoming.home}
+
+    def check(self) -> None:
+        """Count the rows of what was built. Raises ``SnapshotIntegrityError`` if they are others than the dump's."""
+        wrong = []
+        with explained(self.db_alias, "could not be counted beside the target"):
+            execute(self.connection, f"USE {quote(self.incoming.home)}")
+            there = tables_in(self.connection, self.incoming.home)
+            for name, count in self.counts.items():
+                if name not in there:
+                    wrong.append(f"{name} is missing")
+                elif (found := count_rows(self.connection, name)) != count:
+                    wrong.append(f"{name} has {found} rows and not {count}")
+        if wrong:
+            raise SnapshotIntegrityError(
+                f"The load of {self.db_alias!r} is not whole: {'; '.join(wrong)}. {self.target} was not touched."
+            )
+
+    def switch(self) -> None:
+        """Exchange the two. Raises ``SnapshotError`` that says what state the database is in."""
+        try:
+            with turn(self.connection, self.db_alias, self.target):
+                self.record = self._record()
+                Exchange(self.connection, self.record).forward()
+        except (SnapshotError, DatabaseError, InterfaceError) as error:
+            raise self._after(error) from error
+
+    def roll_back(self) -> None:
+        """Bring back what the target was; what was written to it since the switch goes with what was restored."""
+        if self.record is None:
+            return
+        record = read_record(self.connection, self.record.outgoing.home)
+        if not isinstance(record, Record):
+            raise SnapshotConnectorError(
+                f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
+            )
+        with explained(self.db_alias, "could not be rolled back; settle the restore to bring it to one of its ends"):
+            Exchange(self.connection, record).back()
+
+    def discard(self) -> None:
+        """Drop what was built and not switched in, and without a mark what was replaced, too."""
+        with self.sessions:
+            switched = self.record is not None
+            if self._alive():
+                with explained(self.db_alias, "could not be freed of what its restore has built"):
+                    outcome = conclude(self.connection, self.db_alias, self.target, self.mark, self.schemas)
+            else:
+                outcome = settle(self.db_alias, self.mark, self.schemas)
+        if switched and outcome is Outcome.SWITCHED and not self.request.mark:
+            remove(self.db_alias, self.mark, self.schemas)
+
+    def _alive(self) -> bool:
+        try:
+            rows(self.connection, "SELECT 1")
+        except (DatabaseError, InterfaceError):
+            return False
+        return True
+
+    def _record(self) -> Record:
+        """Write the record of the exchange; the target is made if it is missing."""
+        connection, target = self.connection, self.target
+        if MARKER not in tables_in(connection, self.incoming.home):
+            raise SnapshotBusyError(
+                f"What was to be switched into {self.db_alias!r} is gone: somebody has settled this restore meanwhile."
+            )
+        with explained(self.db_alias, "could not be read before the switch; it was not touched"):
+            execute(
+                connection,
+                f"CREATE DATABASE IF NOT EXISTS {quote(target)} CHARACTER SET = {quote(self.incoming.charset)} "
+                f"COLLATE = {quote(self.incoming.collation)}",
+            )
+            self._require_free_names()
+            home = self.schemas.keeping(connection, self.mark, self.incoming.home)
+            outgoing = read_side(connection, target, home, self.mark, self.request.preserve_tables)
+            self.schemas.make(connection, home, outgoing.charset, outgoing.collation)
+            record = Record(
+                mark=self.mark,
+                target=target,
+                about=self.request.about,
+                kept_at=datetime.now(UTC).isoformat(),
+                preserved=self.request.preserve_tables,
+                outgoing=outgoing,
+                incoming=self.incoming,
+                incoming_is_kept=self.incoming_is_kept,
+            )
+            create_record(connection, home, record)
+        return record
+
+    def _require_free_names(self) -> None:
+        """What comes in must not have the name of something that stays: half-way it would be too late to find out."""
+        stay = set(self.request.preserve_tables)
+        there = {name for name, table in definitions.trigger_tables(self.connection, self.target) if table in stay}
+        coming = {item.name for item in self.incoming.definitions if item.kind == "TRIGGER"} & there
+        coming |= {*self.incoming.tables, *self.incoming.sequences} & stay
+        coming |= {item.name for item in self.incoming.definitions if item.kind == "VIEW"} & stay
+        if coming:
+            raise SnapshotPreflightError(
+                f"What would come into {self.target} has the name of something that must stay there: "
+                f"{', '.join(sorted(coming))}. Rename one of them."
+            )
+
+    def _after(self, error: Exception) -> SnapshotError:
+        """Bring the exchange to one of its ends at once, and say which."""
+        kind = type(error) if isinstance(error, SnapshotError) else SnapshotConnectorError
+        if isinstance(error, DatabaseError) and error.args and error.args[0] in _LOCKED:
+            kind = SnapshotBusyError
+        said = redact(" ".join(str(item) for item in error.args))
+        if self.record is None:
+            return kind(f"{self.db_alias!r} could not be switched: {said} It was not touched.")
+        try:
+            if self._alive():
+                outcome = conclude(self.connection, self.db_alias, self.target, self.mark, self.schemas)
+            else:
+                outcome = settle(self.db_alias, self.mark, self.schemas)
+        except (SnapshotError, DatabaseError, InterfaceError) as second:
+            return kind(
+                f"The switch of {self.db_alias!r} stopped in the middle: {said} Its tables may be hidden under other "
+                f"names, and none is lost: the record is in the schema {self.record.outgoing.home}, and the next "
+                f"sweep, or manage.py snapshots sweep, brings it to one of its ends. What is in the way of that: "
+                f"{redact(' '.join(str(item) for item in second.args))}"
+            )
+        state = "It holds the snapshot all the same" if outcome is Outcome.SWITCHED else "It is as it was before"
+        return kind(f"The switch of {self.db_alias!r} failed: {said} {state}.")
+
+
+_LOCKED = (1205, 1213)
+
+
+def read_side(connection: BaseDatabaseWrapper, schema: str, home: str, mark: str, preserved: frozenset[str]) -> Side:
+    """What *schema* holds, but for the triggers of its tables, as the state that goes to *home*."""
+    tables, sequences = own_tables(connection, schema, preserved)
+    charset, collation = rows(
+        connection,
+        "SELECT default_character_set_name, default_collation_name FROM information_schema.schemata "  # noqa: S608
+        f"WHERE schema_name = {text(schema)}",
+    )[0]
+    return Side(
+        home=home,
+        charset=str(charset),
+        collation=str(collation),
+        tables=hidden_names(tables, mark, "outgoing"),
+        sequences=sequences,
+        definitions=definitions.read_definitions(connection, schema),
+        captured=False,
+    )
+
+
+def prepare_restore(
+    db_alias: str, source: Source, request: RestoreRequest, client_directory: str | None, schemas: Schemas
+) -> MySQLRestore:
+    """Prove the dump, look for everything that stands in the way, and load it beside the target."""
+    with _opened(db_alias, request) as (sessions, connection, marks, mark, target):
+        with explained(db_alias, "could not be asked what it holds"):
+            server = without_database(connection, db_alias, target)
+            require_place(connection, db_alias, server, source, request, schemas)
+            client = find_client(server, client_directory, request.processes)
+            findings = scan(source.open())
+            if not findings.complete:
+                raise SnapshotIntegrityError(
+                    f"{source.filename} is not a whole dump: its last line is not {'-- Dump completed'!r}. "
+                    f"{db_alias!r} was not touched."
+                )
+            home = schemas.building(connection, mark)
+            place = replace(server, database=home) if request.drill else server
+            require_restorable(connection, db_alias, place, findings, request.preserve_tables)
+            try:
+                incoming = _Build(
+                    db_alias, source, request, server, client, schemas, connection, marks, mark, target, home
+                ).run()
+            except BaseException:
+                with contextlib.suppress(DatabaseError, InterfaceError, SnapshotError):
+                    settle(db_alias, mark, schemas)
+                raise
+        inexact = set(source.metadata.get("row_counts_inexact_tables", ()))
+        counts = {name: n for name, n in source.metadata.get("row_counts", {}).items() if name not in inexact}
+        return MySQLRestore(
+            db_alias=db_alias,
+            request=request,
+            mark=mark,
+            target=target,
+            schemas=schemas,
+            sessions=sessions,
+            connection=connection,
+            incoming=incoming,
+            counts=counts,
+        )
+
+
+def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Schemas) -> MySQLRestore:
+    """Prepare to exchange the database with what the restore *mark* has replaced."""
+    with _opened(db_alias, request) as (sessions, connection, _, own_mark, target):
+        with explained(db_alias, "could not be asked what is kept beside it"):
+            record = kept(connection, db_alias, target, mark, schemas)
+            _require_finished(connection, db_alias, target, schemas)
+        return MySQLRestore(
+            db_alias=db_alias,
+            request=request,
+            mark=own_mark,
+            target=target,
+            schemas=schemas,
+            sessions=sessions,
+            connection=connection,
+            incoming=record.outgoing,
+            incoming_is_kept=True,
+            counts={},
+        )
+
+
+@contextlib.contextmanager
+def _opened(db_alias: str, request: RestoreRequest) -> Any:
+    """The session of one restore, marked; it stays open unless this raises."""
+    mark = request.mark or f"once_{secrets.token_hex(8)}"
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(server_connection(db_alias, database=""))
+        with explained(db_alias, "could not be asked about its sessions"):
+            target = database_of(db_alias, connection)
+            # Before anything else, so that whoever takes over finds it.
+            marks = [Marks(connection, label, target) for label in (request.label, mark_label(mark))]
+            execute(connection, f"SET SESSION wait_timeout = {LONGEST}, autocommit = 1")
+        sessions = contextlib.ExitStack()
+        yield sessions, connection, marks, mark, target
+        sessions.push(stack.pop_all())
+
+
+def _require_finished(connection: BaseDatabaseWrapper, db_alias: str, target: str, schemas: Schemas) -> None:
+    if record := unfinished(connection, target, schemas):
+        raise SnapshotBusyError(
+            f"The restore {record.mark} of {db_alias!r} has stopped in the middle and is not settled yet; the next "
+            "sweep, or manage.py snapshots sweep, does that. Then try again."
+        )
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Builds the state of a dump in a schema of its own."""
 
     db_alias: str
     source: Source
     request: RestoreRequest
     server: Server
     client: Client
-    findings: Findings
+    schemas: Schemas
+    connection: BaseDatabaseWrapper
+    marks: list[Marks]
+    mark: str
+    target: str
+    home: str
 
-    def check(self) -> None:
-        """Look once more whether the target is there and fits; nothing was built beside it that could be compared."""
-        with server_connection(self.db_alias) as connection:
-            require_fit(self.db_alias, self.source, read_server(connection, self.db_alias))
-
-    def switch(self) -> None:
-        """Empty the database, load the dump, count its rows. Raises ``SnapshotError`` that says what state it is in."""
-        with server_connection(self.db_alias) as connection, self.request.temporary_directory() as directory:
-            with explained(self.db_alias, "could not be asked about its sessions; it was not touched"):
-                marks = Marks(connection, self.request.label)
-            clear(connection, self.db_alias, self.request.preserve_tables)
-            try:
-                set_default_collation(connection, self.server, self.source.metadata)
-                self._load(connection, directory, marks)
-            except SnapshotError as error:
-                raise type(error)(f"{error} {self._way_back()}") from error
-            except DatabaseError as error:
-                raise SnapshotConnectorError(
-                    f"The restore of {self.db_alias!r} failed: {redact(str(error))}. {self._way_back()}"
-                ) from error
-
-    def roll_back(self) -> None:
-        """Not possible yet: what the database was is gone."""
-        raise SnapshotConnectorError(
-            f"The restore of {self.db_alias!r} can't be rolled back: its previous content was replaced. "
-            "Restore the safety snapshot."
+    def run(self) -> Side:
+        """Load the dump, read its definitions, and mark the schema as complete."""
+        _require_finished(self.connection, self.db_alias, self.target, self.schemas)
+        charset, collation = self._collation()
+        self.schemas.make(self.connection, self.home, charset, collation)
+        create_record(
+            self.connection, self.home, Label(mark=self.mark, target=self.target, about=dict(self.request.about))
         )
+        rehearsal = Rehearsal(self.home)
+        self._load(rehearsal)
+        side = self._side(charset, collation, rehearsal)
+        execute(self.connection, f"CREATE TABLE {quote(self.home)}.{MARKER} (here INTEGER) ENGINE = InnoDB")
+        return side
 
-    def discard(self) -> None:
-        """Nothing was built beside the database."""
+    def _collation(self) -> tuple[str, str]:
+        said = self.source.metadata.get("charset"), self.source.metadata.get("collation")
+        if all(said):
+            return str(said[0]), str(said[1])
+        there = rows(
+            self.connection,
+            "SELECT default_character_set_name, default_collation_name FROM information_schema.schemata "  # noqa: S608
+            f"WHERE schema_name = {text(self.target)}",
+        ) or rows(self.connection, "SELECT @@character_set_server, @@collation_server")
+        return str(there[0][0]), str(there[0][1])
 
-    def _load(self, connection: BaseDatabaseWrapper, directory: Path, marks: Marks) -> None:
+    def _load(self, rehearsal: Rehearsal) -> None:
         options = connection_options(
-            connection.get_connection_params(), oracle=self.client.oracle, encrypted=self.server.encrypted
+            self.connection.get_connection_params(), oracle=self.client.oracle, encrypted=self.server.encrypted
         )
-        option_file = write_option_file(directory, options)
-        loader = _Loader(self, option_file, secrets_in(options), directory / "said", marks)
-        end = self.findings.length if self.findings.events_at is None else self.findings.events_at
-        content, events = split(self.source.open(), end)
-        loader.run(content)
-        self._compare_counts(connection)
-        if self.findings.events_at is None:
-            # Reading on to the end proves the digests of the bytes that were loaded.
-            for _ in events:
-                pass
-        else:
-            loader.run(events)
+        with self.request.temporary_directory() as directory:
+            Loader(
+                db_alias=self.db_alias,
+                server=self.server,
+                client=self.client,
+                processes=self.request.processes,
+                schema=self.home,
+                option_file=write_option_file(directory, options),
+                secrets=secrets_in(options),
+                said=directory / "said",
+                marks=self.marks,
+            ).run(rehearsal(self.source.open()))
 
-    def _compare_counts(self, connection: BaseDatabaseWrapper) -> None:
-        inexact = set(self.source.metadata.get("row_counts_inexact_tables", ()))
-        expected = {
-            name: count for name, count in self.source.metadata.get("row_counts", {}).items() if name not in inexact
-        }
-        wrong = []
-        with explained(self.db_alias, "could not be counted after the load"):
-            for name, count in expected.items():
-                if (found := count_rows(connection, name)) != count:
-                    wrong.append(f"{name} has {found} rows and not {count}")
-        if wrong:
-            raise SnapshotIntegrityError(f"The load of {self.db_alias!r} is not whole: {'; '.join(wrong)}.")
-
-    def _way_back(self) -> str:
-        return (
-            f"The database {self.server.database} now holds an incomplete load: neither what it was nor the snapshot. "
-            "Remove the cause and restore again, or restore the safety snapshot."
+    def _side(self, charset: str, collation: str, rehearsal: Rehearsal) -> Side:
+        tables, sequences = own_tables(self.connection, self.home)
+        hidden = hidden_names(tables, self.mark, "incoming")
+        found = [_as_dumped(item, rehearsal) for item in definitions.read_definitions(self.connection, self.home)]
+        return Side(
+            home=self.home,
+            charset=charset,
+            collation=collation,
+            tables=hidden,
+            sequences=sequences,
+            defaults=self._defaults(hidden),
+            definitions=[*found, *self._triggers(hidden)],
         )
 
+    def _triggers(self, hidden: Mapping[str, str]) -> list[Definition]:
+        """The triggers as they are once their tables are hidden; the server itself puts that name into the text."""
+        those = sorted({table for _, table in definitions.trigger_tables(self.connection, self.home)})
+        home = quote(self.home)
+        there = ", ".join(f"{home}.{quote(name)} TO {home}.{quote(hidden[name])}" for name in those)
+        back = ", ".join(f"{home}.{quote(hidden[name])} TO {home}.{quote(name)}" for name in those)
+        if not those:
+            return []
+        execute(self.connection, "SET SESSION foreign_key_checks = 0")
+        execute(self.connection, f"RENAME TABLE {there}")
+        found = definitions.read_triggers(self.connection, self.home, [hidden[name] for name in those])
+        execute(self.connection, f"RENAME TABLE {back}")
+        return found
 
-@dataclass(frozen=True)
-class _Loader:
-    """Runs the client over statements, to their proven end."""
-
-    restore: MySQLRestore
-    option_file: Path
-    secrets: Sequence[str]
-    said: Path
-    marks: Marks
-
-    def run(self, chunks: Iterator[bytes]) -> None:
-        """Execute *chunks*. Raises ``SnapshotConnectorError``, or what *chunks* raises."""
-        # Only a client that has come to the end in good order, outside any statement or string, says this last word.
-        token = secrets.token_hex(16)
-        with self.said.open("wb") as said, self._start(said.fileno()) as tool:
-            try:
-                for chunk in without_sandbox(chunks):
-                    _write(tool, chunk)
-                _write(tool, f"\nDELIMITER ;\nSELECT '{token}';\n".encode())
-                tool.stdin.close()
-            except BrokenPipeError:
-                tool.wait()
-                raise self._failed(tool) from None
-            if tool.wait() != 0:
-                raise self._failed(tool)
-        if token.encode() not in self.said.read_bytes()[-1024:]:
-            raise self._failed(tool, "did not come to the end of the dump")
-
-    def _start(self, stdout: int) -> Tool:
-        command: list[str | Path] = [
-            self.restore.client.path,
-            f"--defaults-file={self.option_file}",
-            "--batch",
-            "--skip-column-names",
-            "--binary-mode",
-            "--comments",
-            "--skip-reconnect",
-            "--local-infile=0",
-            "--loose-sandbox",
-            # The statement that failed holds somebody's rows; its line number says enough.
-            "--loose-skip-print-query-on-error",
-            "--default-character-set=utf8mb4",
-            f"--max-allowed-packet={_MAX_PACKET}",
-            f"--init-command={self._session()}",
-            f"--database={self.restore.server.database}",
+    def _defaults(self, hidden: Mapping[str, str]) -> list[tuple[str, str, str]]:
+        found = rows(
+            self.connection,
+            "SELECT table_name, column_name, column_default FROM information_schema.columns "  # noqa: S608 - hex
+            f"WHERE table_schema = {text(self.home)} AND column_default LIKE '%nextval(%'",
+        )
+        here, there = f"nextval({quote(self.home)}.", f"nextval({quote(self.target)}."
+        return [
+            (hidden[str(table)], str(column), f"({str(default).replace(here, there)})")
+            for table, column, default in found
+            if here in str(default)
         ]
-        return self.restore.request.processes.start(command, stdin=subprocess.PIPE, stdout=stdout, secrets=self.secrets)
-
-    def _session(self) -> str:
-        limits = f"lock_wait_timeout = {_LOAD_LOCK_WAIT}, wait_timeout = {LONGEST}"
-        unlimited = ", max_statement_time = 0" if self.restore.server.mariadb else ""
-        return f"SET SESSION {limits}{unlimited}{self.marks.assignment()}"
-
-    def _failed(self, tool: Tool, how: str = "") -> SnapshotConnectorError:
-        what = f"{tool.name} {how}; {tool.explain()}" if how else tool.explain()
-        return SnapshotConnectorError(f"The load of {self.restore.db_alias!r} failed: {what}.")
 
 
-def _write(tool: Tool, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[tool.stdin.write(view) :]
-
-
-def prepare_restore(
-    db_alias: str, source: Source, request: RestoreRequest, client_directory: str | None
-) -> MySQLRestore:
-    """Look for everything that stands in the way, and read the whole dump once. Changes nothing."""
-    with server_connection(db_alias) as connection:
-        server = read_server(connection, db_alias)
-        require_fit(db_alias, source, server)
-        client = find_client(server, client_directory, request.processes)
-        findings = scan(source.open())
-        if not findings.complete:
-            raise SnapshotIntegrityError(
-                f"{source.filename} is not a whole dump: its last line is not {'-- Dump completed'!r}. "
-                f"{db_alias!r} was not touched."
-            )
-        require_restorable(connection, db_alias, server, findings, request.preserve_tables)
-    return MySQLRestore(
-        db_alias=db_alias, source=source, request=request, server=server, client=client, findings=findings
-    )
+def _as_dumped(item: Definition, rehearsal: Rehearsal) -> Definition:
+    return replace(item, text=enabled(item.text)) if item.kind == "EVENT" and item.name in rehearsal.enabled else item

@@ -108,6 +108,11 @@ def missing_to_restore(rights: Rights) -> list[str]:
     return [right for right in _TO_RESTORE if not rights.has(right)]
 
 
+def missing_beside(rights: Rights) -> list[str]:
+    """The rights that a restore needs on a schema of its own and this account lacks; its record is written anew."""
+    return [right for right in ("SELECT", "INSERT", "DELETE", *_TO_RESTORE[2:]) if not rights.has(right)]
+
+
 def may_set_definers(rights: Rights) -> bool:
     """Whether the account may create a view or routine that runs as somebody else."""
     return rights.has_everywhere(*_SETS_DEFINERS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import DatabaseError
@@ -61,8 +61,8 @@ class Table:
 
 
 @contextlib.contextmanager
-def server_connection(db_alias: str) -> Iterator[BaseDatabaseWrapper]:
-    """A connection that sees what the outside programs see.
+def server_connection(db_alias: str, *, database: str | None = None) -> Iterator[BaseDatabaseWrapper]:
+    """A connection that sees what the outside programs see; to *database* if one is named, to none if that is empty.
 
     Without the alias's ``init_command`` and ``sql_mode``: the programs do not have them, and a ``SET ROLE`` there
     would show rights that the dump tool lacks. Raises ``SnapshotConnectorError`` when the server can't be reached.
@@ -76,6 +76,8 @@ def server_connection(db_alias: str) -> Iterator[BaseDatabaseWrapper]:
         options.pop("init_command", None)
         options.pop("sql_mode", None)
         connection.settings_dict = {**connection.settings_dict, "OPTIONS": options, "ATOMIC_REQUESTS": False}
+        if database is not None:
+            connection.settings_dict["NAME"] = database
         with explained(db_alias, "can't be reached"):
             connection.ensure_connection()
             connection.set_autocommit(True)
@@ -153,6 +155,23 @@ def read_server(connection: BaseDatabaseWrapper, db_alias: str) -> Server:
             max_allowed_packet=int(packet),
             identity=identity(connection, str(database)),
         )
+
+
+def without_database(connection: BaseDatabaseWrapper, db_alias: str, database: str) -> Server:
+    """What the server says of itself; *database*, which the alias means, need not be there."""
+    execute(connection, "USE information_schema")
+    found = read_server(connection, db_alias)
+    if not database:
+        raise SnapshotConfigurationError(f"The alias {db_alias!r} names no database; set its NAME.")
+    if exists(connection, database):
+        execute(connection, f"USE {quote(database)}")
+        return read_server(connection, db_alias)
+    return replace(found, database=database, identity=identity(connection, database))
+
+
+def exists(connection: BaseDatabaseWrapper, database: str) -> bool:
+    """Whether the server has *database*, as far as the account may see."""
+    return database in names(connection, "SELECT schema_name FROM information_schema.schemata")
 
 
 def identity(connection: BaseDatabaseWrapper, database: str) -> str:

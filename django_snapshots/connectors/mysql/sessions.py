@@ -48,9 +48,9 @@ class Marks:
     A server that has no named locks (some clusters) leaves the sessions unmarked; nothing else depends on them.
     """
 
-    def __init__(self, holder: BaseDatabaseWrapper, label: str) -> None:
+    def __init__(self, holder: BaseDatabaseWrapper, label: str, database: str | None = None) -> None:
         self._holder = holder
-        self._prefix = prefix(label, str(value(holder, "SELECT DATABASE()")))
+        self._prefix = prefix(label, database or str(value(holder, "SELECT DATABASE()")))
         self._known: frozenset[int] = frozenset()
         self._next_look = 0.0
         self._searching = False

@@ -85,9 +85,23 @@ def extensions(connection: BaseDatabaseWrapper) -> dict[str, str]:
 
 def row_counts(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> dict[str, int]:
     """Number of rows of every table but those with the oids in *exclude*; children don't count for their parents."""
-    sql = f"{COUNTED_TABLES} AND c.oid <> ALL(%s::oid[]) ORDER BY 2"
-    names = [name for _, name in rows(connection, sql, [list(exclude)])]
+    names = counted_tables(connection, exclude).values()
     return {name: rows(connection, f"SELECT count(*) FROM ONLY {name}")[0][0] for name in names}  # noqa: S608
+
+
+def counted_tables(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> dict[int, str]:
+    """Oid and quoted name of every table that holds rows of its own, but for those with the oids in *exclude*."""
+    return dict(rows(connection, f"{COUNTED_TABLES} AND c.oid <> ALL(%s::oid[]) ORDER BY 2", [list(exclude)]))
+
+
+def foreign_tables(connection: BaseDatabaseWrapper) -> list[str]:
+    """Quoted names of the tables whose rows are another server's."""
+    sql = f"""
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind = 'f' AND {USER_SCHEMA} ORDER BY 1
+    """  # noqa: S608 - made of constants
+    return [name for (name,) in rows(connection, sql)]
 
 
 def find_tables(connection: BaseDatabaseWrapper, names: Iterable[str]) -> dict[int, str]:
@@ -127,6 +141,17 @@ def dependents(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[s
         WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
           AND d.refobjid = ANY(%(oids)s::oid[]) AND r.ev_class <> ALL(%(oids)s::oid[])
         ORDER BY 1
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(sql, {"oids": list(tables)})
+        return [item for (item,) in cursor.fetchall()]
+
+
+def pointers(connection: BaseDatabaseWrapper, tables: Iterable[int]) -> list[str]:
+    """Foreign keys of other tables that point at *tables*, in words."""
+    sql = """
+        SELECT format('%%I of %%s', k.conname, k.conrelid::regclass) FROM pg_constraint k WHERE k.contype = 'f'
+          AND k.confrelid = ANY(%(oids)s::oid[]) AND k.conrelid <> ALL(%(oids)s::oid[])
     """
     with connection.cursor() as cursor:
         cursor.execute(sql, {"oids": list(tables)})

@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.identity import database_identity
-from django_snapshots.connectors.postgres import catalog, dumping, kept, sessions
+from django_snapshots.connectors.postgres import catalog, dumping, examining, kept, sessions
 from django_snapshots.connectors.postgres.access import connected, exists
 from django_snapshots.connectors.postgres.new_database import NewDatabase, default_jobs
 from django_snapshots.connectors.postgres.preflight import Survey, survey
@@ -90,6 +90,10 @@ class PostgresConnector(FileTier):
     def end_sessions(self, db_alias: str, labels: Sequence[str]) -> int:
         """End the sessions of earlier attempts: those that dump and those that restore."""
         return sum(sessions.end_sessions(alias, labels) for alias in {db_alias, self._dump_alias or db_alias})
+
+    def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any]:
+        """Have ``pg_restore`` list the archive, and look for the manifest's tables in it; needs no server."""
+        return examining.examine(subject, source, request, self._client_directory)
 
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
         """Everything that stands in the way of a restore of the alias *subject*, or will surprise."""

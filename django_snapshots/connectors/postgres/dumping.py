@@ -9,14 +9,17 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors import facts
+from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.postgres import catalog, properties
 from django_snapshots.connectors.postgres.access import Access, access, connected, explained, reading
 from django_snapshots.connectors.postgres.clients import Clients, choose, major_of
+from django_snapshots.connectors.postgres.toc import MAGIC, Contents
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotConfigurationError, SnapshotConnectorError
 from django_snapshots.processes import Tool
 from django_snapshots.transfer import Dump, DumpRequest
 
-_MAGIC = b"PGDMP"
+_UNREAD = "The archive's form is newer than this django-snapshots, so its tables were not compared with the server's."
+_ELSEWHERE = "The rows of foreign tables lie on another server and are not in the dump"
 
 
 @contextlib.contextmanager
@@ -39,12 +42,13 @@ def open_dump(
             )
             excluded = _excluded(connection, alias, request.exclude_tables)
             _require_rights(connection, alias, excluded)
+            emptied = _emptied(connection, alias, request.exclude_data, excluded)
             ((snapshot,),) = catalog.rows(connection, "SELECT pg_export_snapshot()")
             moment = catalog.moment(connection)
             reached = access(connection, request.label)
-        argv = _arguments(clients, reached, snapshot, excluded)
+        argv = _arguments(clients, reached, snapshot, excluded, emptied)
         with request.processes.start(argv, env=reached.env, secrets=reached.secrets) as tool:
-            content = _Content(alias, request, tool, connection, excluded)
+            content = _Content(alias, request, tool, connection, excluded, emptied)
             yield Dump(
                 suffix="pgdump",
                 started_at=moment,
@@ -63,51 +67,85 @@ class _Content:
         tool: Tool,
         connection: BaseDatabaseWrapper,
         excluded: Mapping[int, str],
+        emptied: Mapping[int, str],
     ) -> None:
         self._alias = alias
         self._request = request
         self._tool = tool
         self._connection = connection
         self._excluded = excluded
+        self._emptied = emptied
         self._complete = False
+        self._contents = Contents()
 
     def chunks(self) -> Iterator[bytes]:
         """What ``pg_dump`` writes; ends only after it exited with 0 and began as an archive begins."""
         beginning = b""
         for chunk in self._tool.chunks():
-            beginning = (beginning + chunk)[: len(_MAGIC)] if len(beginning) < len(_MAGIC) else beginning
+            beginning = (beginning + chunk)[: len(MAGIC)] if len(beginning) < len(MAGIC) else beginning
+            self._contents.feed(chunk)
             yield chunk
         status = self._tool.wait()
         if self._request.processes.ended:
             raise SnapshotCancelled(f"The dump of {self._alias!r} was ended before it was complete.")
         if status != 0:
             raise SnapshotConnectorError(f"The dump of {self._alias!r} failed: {self._tool.explain()}")
-        if beginning != _MAGIC:
+        if beginning != MAGIC:
             raise SnapshotConnectorError(
                 f"The dump of {self._alias!r} is no dump: {self._tool.explain()}, and what it wrote does not begin "
                 "as an archive of pg_dump does."
             )
+        self._contents.end()
+        self._require_every_table()
         self._complete = True
+
+    def _require_every_table(self) -> None:
+        """Whether the archive has the rows of every table that the server lists in the very moment of the dump."""
+        if self._contents.items is None:
+            return  # a form that is newer than this code; the metadata say so
+        held = {item.oid for item in self._contents.items if item.kind == "TABLE DATA"}
+        with explained(self._alias):
+            there = catalog.counted_tables(self._connection, [*self._excluded, *self._emptied])
+        if missing := sorted(name for oid, name in there.items() if oid not in held):
+            raise SnapshotConnectorError(
+                f"The dump of {self._alias!r} lacks the rows of {', '.join(missing)}, which the server has, though "
+                f"{self._tool.explain()}. Is {self._tool.name} the program of PostgreSQL itself?"
+            )
+
+    def _warnings(self) -> list[str]:
+        with explained(self._alias):
+            elsewhere = catalog.foreign_tables(self._connection)
+        return [
+            *([_UNREAD] if self._contents.items is None else []),
+            *([f"{_ELSEWHERE}: {', '.join(elsewhere)}."] if elsewhere else []),
+        ]
 
     def metadata(self, server: catalog.Server, clients: Clients) -> Mapping[str, Any]:
         """Counts and the rest, seen in the very moment that was dumped."""
         if not self._complete:
             raise SnapshotConnectorError(f"The dump of {self._alias!r} was not read to its end.")
+        warnings = self._warnings()
         with explained(self._alias):
             return {
+                **({"warnings": warnings} if warnings else {}),
                 "engine": "postgresql",
                 "server_version": server.version,
                 "client_version": clients.version,
                 "encoding": server.encoding,
                 "locale": properties.locale_of(self._connection),
                 "extensions": catalog.extensions(self._connection),
-                "row_counts": catalog.row_counts(self._connection, self._excluded),
+                "row_counts": {
+                    **catalog.row_counts(self._connection, [*self._excluded, *self._emptied]),
+                    **dict.fromkeys(self._emptied.values(), 0),
+                },
                 "row_counts_exact": True,
                 "migrations": facts.applied_migrations(self._connection),
             }
 
 
-def _arguments(clients: Clients, reached: Access, snapshot: str, excluded: Mapping[int, str]) -> list[str]:
+def _arguments(
+    clients: Clients, reached: Access, snapshot: str, excluded: Mapping[int, str], emptied: Mapping[int, str]
+) -> list[str]:
     role = [f"--role={reached.role}"] if reached.role else []
     return [
         str(clients.program("pg_dump")),
@@ -117,6 +155,7 @@ def _arguments(clients: Clients, reached: Access, snapshot: str, excluded: Mappi
         f"--snapshot={snapshot}",
         *role,
         *(f"--exclude-table={catalog.pattern(name)}" for name in excluded.values()),
+        *(f"--exclude-table-data={catalog.pattern(name)}" for name in emptied.values()),
         f"--dbname={reached.conninfo}",
     ]
 
@@ -130,6 +169,19 @@ def _excluded(connection: BaseDatabaseWrapper, alias: str, names: frozenset[str]
             f"dump, but there depends on them: {', '.join(dependents)}. Drop what depends on them."
         )
     return {**tables, **catalog.owned_sequences(connection, tables)}
+
+
+def _emptied(
+    connection: BaseDatabaseWrapper, alias: str, names: frozenset[str], excluded: Mapping[int, str]
+) -> dict[int, str]:
+    """The tables whose rows are left out, by their oid, as they are counted."""
+    if not names:
+        return {}
+    counted = catalog.counted_tables(connection, excluded)
+    found = {oid: counted[oid] for oid in catalog.find_tables(connection, names) if oid in counted}
+    require_tables(alias, names, [catalog.split_name(name)[-1] for name in found.values()])
+    require_no_pointers(alias, catalog.pointers(connection, found))
+    return found
 
 
 def _require_rights(connection: BaseDatabaseWrapper, alias: str, excluded: Mapping[int, str]) -> None:

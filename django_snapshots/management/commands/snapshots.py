@@ -26,19 +26,18 @@ from django_snapshots.exceptions import (
 from django_snapshots.management import ask, running, signals, status
 from django_snapshots.management.arguments import RULES, add_commands
 from django_snapshots.management.codes import exit_code
-from django_snapshots.management.show import Screen
+from django_snapshots.management.show import Notes, Screen, notes_of
 from django_snapshots.models import FINAL_STATES, Kind, Run
 from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
-from django_snapshots.sizes import human_size
 
 
 class Command(BaseCommand):
-    """Take, list, verify, restore, delete and prune snapshots; undo restores; look after runs."""
+    """Take, list, verify, drill, restore, pin, delete and prune snapshots; undo restores; look after runs."""
 
     help = (
-        "Take, list, verify, restore, delete and prune snapshots of this project; undo restores; look after the runs "
-        "that do it."
+        "Take, list, verify, drill, restore, pin, delete and prune snapshots of this project; undo restores; look "
+        "after its runs."
     )
     requires_system_checks: list[str] = []
 
@@ -71,13 +70,14 @@ class Command(BaseCommand):
 
     def do_backup(self, options: dict[str, Any]) -> None:
         """Take a snapshot."""
-        data = {**_parts(options), "metadata": _pairs(options, "metadata"), "wait": options["wait"]}
+        data = {**_parts(options), "metadata": _pairs(options, "metadata")}
+        data.update({key: options[key] for key in ("wait", "allow_empty")})
         result = running.do(Kind.SNAPSHOT, Request.from_json(data), options, self.stderr)
         self._answer(options, result, lambda: self.screen.taken(result))
 
     def do_restore(self, options: dict[str, Any]) -> None:
         """Restore a snapshot, after every target was confirmed by name."""
-        keys = ("confirm", "elsewhere", "migrate", "no_owner", "wait")
+        keys = ("confirm", "elsewhere", "merge", "migrate", "no_owner", "wait")
         data = {**_parts(options), **{key: options[key] for key in keys}}
         data |= {"into": _pairs(options, "into"), "database_names": _pairs(options, "database_name")}
         request = replace(Request.from_json(data), granted=True)  # whoever has a shell here has the right
@@ -128,23 +128,41 @@ class Command(BaseCommand):
         """Verify a snapshot."""
         request = Request.from_json({key: options[key] for key in ("name", "level", "wait")})
         result = running.do(Kind.VERIFY, request, options, self.stderr)
-        sentence = f"{len(result['files'])} files, {human_size(result['size'])}, level {result['level']}."
-        self._answer(options, result, lambda: self.screen.good(f"{result['name']} is whole: {sentence}"))
+        self._answer(options, result, lambda: self.screen.verified(result))
+
+    def do_drill(self, options: dict[str, Any]) -> None:
+        """Drill a snapshot."""
+        request = Request.from_json({key: options[key] for key in ("name", "wait")})
+        result = running.do(Kind.DRILL, request, options, self.stderr)
+        self._answer(options, result, lambda: self.screen.drilled(result))
 
     def do_list(self, options: dict[str, Any]) -> None:
         """List the snapshots."""
         settings = get_settings()
         entries = execution.list_entries(settings)
-        self._answer(
-            options, [_entry_json(entry) for entry in entries], lambda: self.screen.entries(entries, settings.storage)
-        )
+        beside = notes_of(Catalog(settings.storage), entries)
+        told = [_entry_json(entry, beside.get(entry.name)) for entry in entries]
+        self._answer(options, told, lambda: self.screen.entries(entries, settings.storage, beside))
 
     def do_info(self, options: dict[str, Any]) -> None:
         """Show one snapshot."""
         catalog = Catalog(get_settings().storage)
         name = options["name"]
         snapshot = catalog.get(name) if name else catalog.latest()
-        self._answer(options, snapshot.to_json(), lambda: self.screen.snapshot(snapshot))
+        notes = notes_of(catalog, [Entry(name=snapshot.name, snapshot=snapshot)])[snapshot.name]
+        self._answer(options, {**snapshot.to_json(), **notes.to_json()}, lambda: self.screen.snapshot(snapshot, notes))
+
+    def do_pin(self, options: dict[str, Any]) -> None:
+        """Pin a snapshot."""
+        name = options["name"]
+        done = execution.pin_snapshot(name, reason=options["reason"], by=running.requester().name)
+        self._answer(options, done, lambda: self.screen.good(f"{name} is pinned: it stays until it is unpinned."))
+
+    def do_unpin(self, options: dict[str, Any]) -> None:
+        """Take a pin away."""
+        done = execution.unpin_snapshot(options["name"])
+        what = "is not pinned any more" if done["was_pinned"] else "was not pinned"
+        self._answer(options, done, lambda: self.screen.say(f"{done['name']} {what}."))
 
     def do_delete(self, options: dict[str, Any]) -> None:
         """Delete one snapshot."""
@@ -241,7 +259,7 @@ def _pairs(options: dict[str, Any], option: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in options[option])
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
-    if entry.snapshot is None:
+def _entry_json(entry: Entry, notes: Notes | None) -> dict[str, Any]:
+    if entry.snapshot is None or notes is None:
         return {"name": entry.name, "error": str(entry.error)}
-    return summary(entry.snapshot)
+    return {**summary(entry.snapshot), **notes.to_json()}

@@ -1,0 +1,206 @@
+"""What stands in the way of a restore, or will surprise, as far as it shows without reading the dump."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors.mysql.kept import Schemas, unfinished
+from django_snapshots.connectors.mysql.preflight import require_fit
+from django_snapshots.connectors.mysql.record import (
+    HIDDEN_PREFIX,
+    NEW_PREFIX,
+    OLD_PREFIX,
+    SCHEMA_PATTERN,
+    tables_in,
+    text,
+)
+from django_snapshots.connectors.mysql.rights import (
+    account,
+    grant,
+    may_set_definers,
+    missing_beside,
+    missing_to_restore,
+    read_rights,
+)
+from django_snapshots.connectors.mysql.server import Server, exists, names, rows, value
+from django_snapshots.exceptions import SnapshotPreflightError
+from django_snapshots.replaced import Finding
+from django_snapshots.transfer import RestoreRequest, Source
+
+_ATOMIC_RENAME = {"mariadb": (10, 6), "mysql": (8, 0)}
+
+
+def findings(
+    connection: BaseDatabaseWrapper,
+    db_alias: str,
+    server: Server,
+    source: Source,
+    request: RestoreRequest,
+    schemas: Schemas,
+) -> Iterator[Finding]:
+    """Everything, not the first thing; changes nothing. *connection* is in the target, if that is there."""
+    yield from _fit(db_alias, source, server)
+    yield from _places(connection, server, schemas)
+    yield from _definers(connection, server, source)
+    if request.drill:
+        return
+    yield from _rights(connection, server)
+    yield from _target(connection, db_alias, server, schemas)
+    if exists(connection, server.database):
+        yield from _strangers(connection, server, request)
+        yield from _company(connection, server)
+    yield from _server(connection, server, source)
+
+
+def require_place(
+    connection: BaseDatabaseWrapper,
+    db_alias: str,
+    server: Server,
+    source: Source,
+    request: RestoreRequest,
+    schemas: Schemas,
+) -> None:
+    """Raise ``SnapshotPreflightError`` with everything of it that stops a restore."""
+    found = [item.text for item in findings(connection, db_alias, server, source, request, schemas) if item.stops]
+    if found:
+        raise SnapshotPreflightError(f"{db_alias!r} can't be restored, and nothing was touched: {' '.join(found)}")
+
+
+def _stops(text: str) -> Finding:
+    return Finding(text=text, stops=True)
+
+
+def _warns(text: str) -> Finding:
+    return Finding(text=text, stops=False)
+
+
+def _fit(db_alias: str, source: Source, server: Server) -> Iterator[Finding]:
+    try:
+        require_fit(db_alias, source, server)
+    except SnapshotPreflightError as error:
+        yield _stops(str(error))
+
+
+def _rights(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
+    rights = read_rights(connection, server)
+    if missing := missing_to_restore(rights):
+        yield _stops(f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}")
+
+
+def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -> Iterator[Finding]:
+    """Whether there is room beside the target: schemas that we may make, or two empty ones that were given."""
+    for name in schemas.given or (f"{NEW_PREFIX}any",):
+        rights = read_rights(connection, replace(server, database=name))
+        if not (missing := missing_beside(rights)):
+            continue
+        if schemas.given:
+            statement = grant(missing, replace(server, database=name), rights)
+            yield _stops(f"{rights.account} lacks {', '.join(missing)} on {name}; run: {statement}")
+        else:
+            yield _stops(
+                f"{rights.account} may not make the schemas that a restore builds in and keeps what it replaces in; "
+                f"run: GRANT {', '.join(missing)} ON {SCHEMA_PATTERN} TO {account(rights)}; or name two empty "
+                "databases as the connector's scratch_database and kept_database."
+            )
+    for name in schemas.given:
+        if not exists(connection, name):
+            yield _stops(f"The database {name}, which the connector was given to restore by, is missing: create it.")
+        elif tables_in(connection, name):
+            yield _stops(
+                f"The database {name}, which the connector was given to restore by, is not empty. If it holds what an "
+                "earlier restore has replaced, remove that first."
+            )
+
+
+def _definers(connection: BaseDatabaseWrapper, server: Server, source: Source) -> Iterator[Finding]:
+    rights = read_rights(connection, server)
+    others = sorted(set(source.metadata.get("definers") or ()) - {rights.account})
+    if others and not may_set_definers(rights):
+        right = "SET USER" if server.mariadb else "SET_USER_ID (SET_ANY_DEFINER from MySQL 8.2)"
+        yield _stops(
+            f"Views, triggers, routines or events in the dump run as {', '.join(others)}, and {rights.account} may not "
+            f"create such; run: GRANT {right} ON *.* TO {account(rights)};"
+        )
+
+
+def _target(connection: BaseDatabaseWrapper, db_alias: str, server: Server, schemas: Schemas) -> Iterator[Finding]:
+    if server.database.startswith((NEW_PREFIX, OLD_PREFIX)) or server.database in schemas.given:
+        yield _stops(f"{db_alias!r} is {server.database}, in which restores build or keep: restore into another one.")
+    record = unfinished(connection, server.database, schemas)
+    if record is not None:
+        yield _stops(
+            f"The restore {record.mark} of {db_alias!r} has stopped in the middle and is not settled yet; the next "
+            "sweep, or manage.py snapshots sweep, does that."
+        )
+    elif any(name.startswith(HIDDEN_PREFIX) for name in tables_in(connection, server.database)):
+        yield _stops(f"{server.database} has tables whose names begin with {HIDDEN_PREFIX}, and no record of them.")
+
+
+def _strangers(connection: BaseDatabaseWrapper, server: Server, request: RestoreRequest) -> Iterator[Finding]:
+    """Foreign keys and views that an exchange would tear, or take to the kept state."""
+    journal = request.preserve_tables
+    here = text(server.database)
+    keys = rows(
+        connection,
+        "SELECT DISTINCT constraint_schema, table_name, unique_constraint_schema, referenced_table_name "  # noqa: S608
+        "FROM information_schema.referential_constraints "
+        f"WHERE constraint_schema = {here} OR unique_constraint_schema = {here} ORDER BY table_name",
+    )
+    for schema, table, other_schema, other in keys:
+        if schema != server.database and not str(schema).startswith((NEW_PREFIX, OLD_PREFIX)):
+            yield _stops(
+                f"The table {schema}.{table} has a foreign key on {other}, which would follow that to the kept state: "
+                "drop it, and add it again after the restore."
+            )
+        if schema == other_schema and (table in journal) != (other in journal):
+            yield _stops(f"The table {table} has a foreign key on {other}, and one of them must stay: drop it first.")
+    yield from _on_the_journal(connection, server, _naming(request.preserve_tables))
+
+
+def _naming(journal: frozenset[str]) -> Callable[[str], list[str]]:
+    return lambda definition: sorted(name for name in journal if f"`{name}`" in definition)
+
+
+def _on_the_journal(
+    connection: BaseDatabaseWrapper, server: Server, naming: Callable[[str], list[str]]
+) -> Iterator[Finding]:
+    views = rows(
+        connection,
+        "SELECT table_name, view_definition FROM information_schema.views "  # noqa: S608 - hex
+        f"WHERE table_schema = {text(server.database)}",
+    )
+    for name, definition in views:
+        if found := naming(str(definition)):
+            yield _stops(f"The view {name} reads {', '.join(found)}, which must stay: drop it first.")
+
+
+def _company(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
+    others = names(
+        connection,
+        "SELECT DISTINCT user FROM information_schema.processlist "  # noqa: S608 - hex
+        f"WHERE db = {text(server.database)} AND id <> CONNECTION_ID() ORDER BY 1",
+    )
+    if others:
+        yield _warns(
+            f"{', '.join(others)} is connected to {server.database}. The switch waits for transactions that are open, "
+            "and for a moment everybody is told that the tables don't exist."
+        )
+
+
+def _server(connection: BaseDatabaseWrapper, server: Server, source: Source) -> Iterator[Finding]:
+    if value(connection, "SELECT @@read_only"):
+        yield _stops(f"{server.title} is read-only: restore on its primary.")
+    if server.number < _ATOMIC_RENAME[server.engine]:
+        yield _warns(
+            f"{server.title} renames many tables one by one: a crash of the server in the middle of the switch leaves "
+            "tables hidden until the next sweep has settled it."
+        )
+    size = source.metadata.get("content_size")
+    if isinstance(size, int) and size:
+        yield _warns(
+            f"The snapshot is loaded beside {server.database}, and what it replaces is kept: the server needs room for "
+            f"about {size // 2**20 + 1} MiB and its indexes more."
+        )

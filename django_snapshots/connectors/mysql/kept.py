@@ -1,0 +1,256 @@
+"""The schemas that restores have left beside a database: what they are, how they end, how they go."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import DatabaseError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors.mysql import definitions
+from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
+from django_snapshots.connectors.mysql.record import (
+    HIDDEN_PREFIX,
+    MARKER,
+    NEW_PREFIX,
+    OLD_PREFIX,
+    RECORD,
+    Label,
+    Record,
+    read_record,
+    require_mark,
+    schema_names,
+    tables_in,
+    text,
+)
+from django_snapshots.connectors.mysql.server import execute, explained, quote, rows, server_connection, value
+from django_snapshots.connectors.mysql.sessions import end_sessions, prefix
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError, SnapshotNotFoundError
+from django_snapshots.replaced import Beside, Outcome
+
+_TURN_WAIT = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schemas:
+    """Where restores build and keep: schemas that they make, or two that an administrator has made."""
+
+    given: tuple[str, ...] = ()
+
+    def building(self, connection: BaseDatabaseWrapper, mark: str) -> str:
+        """Where the restore *mark* builds."""
+        return f"{NEW_PREFIX}{require_mark(mark)}" if not self.given else self._empty(connection)[0]
+
+    def keeping(self, connection: BaseDatabaseWrapper, mark: str, building: str) -> str:
+        """Where the restore *mark* keeps what it replaces; another one than *building*."""
+        if not self.given:
+            return f"{OLD_PREFIX}{require_mark(mark)}"
+        return next(iter(name for name in self._empty(connection) if name != building))
+
+    def make(self, connection: BaseDatabaseWrapper, name: str, charset: str, collation: str) -> None:
+        """Make a schema that isn't there yet; one that was given only gets its collation."""
+        verb = "ALTER" if name in self.given else "CREATE"
+        execute(
+            connection, f"{verb} DATABASE {quote(name)} CHARACTER SET = {quote(charset)} COLLATE = {quote(collation)}"
+        )
+
+    def unmake(self, connection: BaseDatabaseWrapper, name: str) -> None:
+        """Drop a schema, or what is in one that was given; its marker first, so that half of it is never taken for
+        a state."""
+        execute(connection, "SET SESSION foreign_key_checks = 0, sql_mode = ''")
+        if name not in schema_names(connection, self.given):
+            return
+        execute(connection, f"DROP TABLE IF EXISTS {quote(name)}.{MARKER}")
+        if name not in self.given:
+            execute(connection, f"DROP DATABASE IF EXISTS {quote(name)}")
+            return
+        definitions.drop_events(connection, name)
+        definitions.drop_views_and_routines(connection, name)
+        found = tables_in(connection, name)
+        # The record goes last: until then whoever comes knows whose the rest is.
+        for table in sorted(found, key=lambda table: table == RECORD):
+            what = "SEQUENCE" if found[table] == "SEQUENCE" else "TABLE"
+            execute(connection, f"DROP {what} {quote(name)}.{quote(table)}")
+
+    def found(self, connection: BaseDatabaseWrapper) -> list[tuple[str, Record | Label | None]]:
+        """Every such schema that is there, and what it says of itself."""
+        return [(name, read_record(connection, name)) for name in schema_names(connection, self.given)]
+
+    def _empty(self, connection: BaseDatabaseWrapper) -> list[str]:
+        there = schema_names(connection, self.given)
+        for name in self.given:
+            if name not in there:
+                raise SnapshotConnectorError(f"The schema {name}, which the connector was given, does not exist.")
+        return [name for name in self.given if not tables_in(connection, name)]
+
+
+def mark_label(mark: str) -> str:
+    """What the sessions of a restore carry beside the label of their attempt."""
+    return f"mark {mark}"
+
+
+def hidden_names(names: Sequence[str], mark: str, side: str) -> dict[str, str]:
+    """For each table a name that no other table has."""
+    digest = hashlib.sha256(f"{mark}\0{side}".encode()).hexdigest()[:12]
+    return {name: f"{HIDDEN_PREFIX}{digest}_{number}" for number, name in enumerate(names)}
+
+
+def database_of(alias: str, connection: BaseDatabaseWrapper) -> str:
+    """The name of the database of *alias*, which need not be there."""
+    return str(connections[alias].settings_dict["NAME"] or value(connection, "SELECT DATABASE()") or "")
+
+
+@contextlib.contextmanager
+def serving(alias: str, what: str) -> Iterator[tuple[BaseDatabaseWrapper, str]]:
+    """A connection to the server of *alias*, in no database, and the name of the alias's one."""
+    with server_connection(alias, database="") as connection, explained(alias, what):
+        yield connection, database_of(alias, connection)
+
+
+def beside(alias: str, schemas: Schemas) -> list[Beside]:
+    """Everything that restores have left beside the database of *alias*, the newest first."""
+    try:
+        with serving(alias, "could not be asked what restores have left") as (connection, target):
+            found = [
+                _beside(connection, target, name, content)
+                for name, content in schemas.found(connection)
+                if content is None or content.target == target
+            ]
+    except SnapshotConnectorError:
+        return []
+    newest = [item for item in found if item is not None]
+    return sorted(newest, key=lambda item: (item.kept_at is not None, item.kept_at or 0, item.mark), reverse=True)
+
+
+def _beside(connection: BaseDatabaseWrapper, target: str, name: str, content: Record | Label | None) -> Beside | None:
+    mark = content.mark if content else name.removeprefix(NEW_PREFIX).removeprefix(OLD_PREFIX)
+    if content is None and mark == name:
+        return None
+    kept = isinstance(content, Record) and content.done and content.outgoing.home == name
+    kept = kept and MARKER in tables_in(connection, name)
+    return Beside(
+        mark=mark,
+        kept=kept,
+        place=f'schema "{name}"',
+        about=content.about if content else {},
+        kept_at=datetime.fromisoformat(content.kept_at) if kept and isinstance(content, Record) else None,
+        in_use=_in_use(connection, mark, target),
+    )
+
+
+def _in_use(connection: BaseDatabaseWrapper, mark: str, target: str) -> bool:
+    lock = f"CONCAT({text(prefix(mark_label(mark), target))}, id)"
+    return bool(
+        value(connection, f"SELECT COUNT(*) FROM information_schema.processlist WHERE IS_USED_LOCK({lock}) IS NOT NULL")  # noqa: S608
+    )
+
+
+def settle(alias: str, mark: str, schemas: Schemas) -> Outcome:
+    """End the sessions of *mark*, bring its exchange to one of its ends, drop what is left over."""
+    require_mark(mark)
+    end_sessions(alias, [mark_label(mark)])
+    with serving(alias, f"could not be settled after the restore {mark}") as (connection, target):
+        return conclude(connection, alias, target, mark, schemas)
+
+
+def conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Outcome:
+    """Bring the exchange *mark* to one of its ends in this session, and drop what is left over."""
+    with turn(connection, alias, target):
+        record = find(connection, mark, target, schemas)
+        if record is None:
+            _sweep(connection, target, mark, schemas)
+            return Outcome.BEFORE
+        exchange = Exchange(connection, record)
+        forward = exchange.moved() if record.done else exchange.settle()
+        # A schema that was given may hold another restore's by now.
+        built_here = _mark_in(connection, record.incoming.home) == mark
+        if forward or (built_here and not record.incoming_is_kept):
+            unmake_left_over(connection, record.incoming.home, schemas, whole=not forward)
+        if not forward:
+            unmake_left_over(connection, record.outgoing.home, schemas, whole=False)
+        return Outcome.SWITCHED if forward else Outcome.BEFORE
+
+
+def find(connection: BaseDatabaseWrapper, mark: str, target: str, schemas: Schemas) -> Record | None:
+    """The record of the exchange *mark* of *target*, if it was committed."""
+    for _, content in schemas.found(connection):
+        if isinstance(content, Record) and (content.mark, content.target) == (mark, target):
+            return content
+    return None
+
+
+def unfinished(connection: BaseDatabaseWrapper, target: str, schemas: Schemas) -> Record | None:
+    """An exchange of *target* that has stopped in the middle, if there is one."""
+    found = [content for _, content in schemas.found(connection)]
+    return next((item for item in found if isinstance(item, Record) and item.target == target and not item.done), None)
+
+
+def kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Record:
+    """The record of a kept state that is whole. Raises ``SnapshotNotFoundError``."""
+    record = find(connection, mark, target, schemas)
+    if record is None or not record.done or MARKER not in tables_in(connection, record.outgoing.home):
+        raise SnapshotNotFoundError(
+            f"Nothing is kept of what the restore {mark} has replaced in {alias!r}: it was removed, or brought back."
+        )
+    return record
+
+
+def remove(alias: str, mark: str, schemas: Schemas) -> None:
+    """Drop what carries *mark* beside the database of *alias*; never the database itself."""
+    require_mark(mark)
+    what = f"could not be freed of what the restore {mark} has left"
+    with serving(alias, what) as (connection, target), turn(connection, alias, target):
+        record = unfinished(connection, target, schemas)
+        if record is not None and mark in (record.mark, _mark_in(connection, record.incoming.home)):
+            raise SnapshotBusyError(
+                f"The restore {record.mark} of {alias!r} has stopped in the middle, and {mark} holds a part of it; it "
+                "must be settled first."
+            )
+        _sweep(connection, target, mark, schemas)
+
+
+def _mark_in(connection: BaseDatabaseWrapper, schema: str) -> str:
+    content = read_record(connection, schema)
+    return content.mark if content else ""
+
+
+def _sweep(connection: BaseDatabaseWrapper, target: str, mark: str, schemas: Schemas) -> None:
+    for name, content in schemas.found(connection):
+        owner = (content.mark, content.target) if content else (_mark_of(name), target)
+        if owner == (mark, target) and name != target:
+            schemas.unmake(connection, name)
+
+
+def _mark_of(name: str) -> str:
+    return name.removeprefix(NEW_PREFIX).removeprefix(OLD_PREFIX)
+
+
+def unmake_left_over(connection: BaseDatabaseWrapper, name: str, schemas: Schemas, *, whole: bool) -> None:
+    """Drop a schema that an exchange has emptied, or *whole*; what should be empty and isn't, stays."""
+    if name not in schema_names(connection, schemas.given):
+        return
+    tables, _ = own_tables(connection, name)
+    if whole or not (tables or MARKER in tables_in(connection, name)):
+        schemas.unmake(connection, name)
+        return
+    raise SnapshotConnectorError(
+        f"The schema {name} should hold nothing any more, and holds {', '.join(tables[:5])}; it was not dropped. Look "
+        "at it, and drop it if nobody needs that."
+    )
+
+
+@contextlib.contextmanager
+def turn(connection: BaseDatabaseWrapper, alias: str, target: str) -> Iterator[None]:
+    """Only one session at a time works on what lies beside *target*."""
+    lock = text(f"django-snapshots turn {hashlib.sha256(target.encode()).hexdigest()[:24]}")
+    if not value(connection, f"SELECT GET_LOCK({lock}, {_TURN_WAIT})"):
+        raise SnapshotBusyError(f"Another process works on what restores have left beside {alias!r}; try again later.")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(DatabaseError):
+            rows(connection, f"SELECT RELEASE_LOCK({lock})")

@@ -1,0 +1,208 @@
+"""The schemas beside a target that a restore builds in and keeps in, and the record of a switch that is in one of them.
+
+A schema that holds a complete state holds the table ``MARKER``. There is one marker per exchange, and it moves from the
+incoming schema to the outgoing one by the same statement as the tables do, so where it is says on which side of the
+switch an attempt stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors.mysql.server import execute, names, quote, rows
+from django_snapshots.exceptions import SnapshotConnectorError
+
+NEW_PREFIX = "django_snapshots_new_"
+OLD_PREFIX = "django_snapshots_old_"
+SCHEMA_PATTERN = r"`django\_snapshots\_%`.*"
+"""What the right to make and drop these schemas is granted on."""
+MARKER = "django_snapshots_complete"
+RECORD = "django_snapshots_record"
+OWN_TABLES = frozenset({MARKER, RECORD})
+HIDDEN_PREFIX = "hidden_by_django_snapshots_"
+_MARK = re.compile(r"[0-9a-z_]{1,40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """One trigger, view, routine or event, in the bytes in which the server keeps it."""
+
+    kind: str
+    """``TRIGGER``, ``VIEW``, ``EVENT``, ``FUNCTION``, ``PROCEDURE``, ``PACKAGE`` or ``PACKAGE BODY``."""
+    name: str
+    text: bytes
+    """Of a trigger, with the hidden name of its table."""
+    sql_mode: str = ""
+    charset: str = "utf8mb4"
+    collation: str = "utf8mb4_general_ci"
+    database_collation: str = ""
+    time_zone: str = ""
+    table: str = ""
+    """The hidden name of a trigger's table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two states that an exchange moves, and the schema where it is when it isn't in the target."""
+
+    home: str
+    charset: str
+    collation: str
+    tables: Mapping[str, str]
+    """Hidden names by names."""
+    sequences: Sequence[str] = ()
+    defaults: Sequence[tuple[str, str, str]] = ()
+    """Hidden table, column and default where that is the next number of a sequence: such a text names a schema."""
+    definitions: Sequence[Definition] = ()
+    captured: bool = True
+    """Whether *definitions* has the triggers; those of the target are read when its tables are hidden."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What an exchange is about; durable before its first statement that changes the target."""
+
+    mark: str
+    target: str
+    about: Mapping[str, Any]
+    kept_at: str
+    preserved: frozenset[str]
+    outgoing: Side
+    """What the target was."""
+    incoming: Side
+    """What it is to be."""
+    incoming_is_kept: bool
+    """Whether that is a state which an earlier restore has replaced: it stays if the exchange goes back."""
+    decided: bool = False
+    """Whether the statement that moves the tables may have been sent."""
+    done: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a schema that is being filled says of itself."""
+
+    mark: str
+    target: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def require_mark(mark: str) -> str:
+    """Raise ``SnapshotConnectorError`` unless *mark* can be a part of a schema's name."""
+    if not _MARK.fullmatch(mark):
+        raise SnapshotConnectorError(f"{mark!r} is no mark of a restore: at most 40 of 0-9, a-z and _ are.")
+    return mark
+
+
+def schema_names(connection: BaseDatabaseWrapper, wanted: Sequence[str] = ()) -> list[str]:
+    """The schemas that are ours by name or are in *wanted*, as far as they are there."""
+    found = names(connection, "SELECT schema_name FROM information_schema.schemata ORDER BY 1 DESC")
+    return [name for name in found if name in wanted or name.startswith((NEW_PREFIX, OLD_PREFIX))]
+
+
+def tables_in(connection: BaseDatabaseWrapper, schema: str) -> dict[str, str]:
+    """The kinds of everything in *schema* that information_schema calls a table, by name."""
+    found = rows(
+        connection,
+        f"SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = {text(schema)}",  # noqa: S608
+    )
+    return {str(name): str(kind) for name, kind in found}
+
+
+def text(value: str) -> str:
+    """A string as a literal, under any sql_mode that knows no other quotes."""
+    return f"CONVERT(X'{value.encode().hex()}' USING utf8mb4)" if value else "''"
+
+
+def create_record(connection: BaseDatabaseWrapper, schema: str, content: Record | Label) -> None:
+    """Write what *schema* is about into it; on return that is durable."""
+    execute(
+        connection,
+        f"CREATE TABLE IF NOT EXISTS {_record(schema)} (position INTEGER AUTO_INCREMENT PRIMARY KEY, "
+        "side CHAR(8) NOT NULL, kind VARCHAR(20) NOT NULL, name VARCHAR(128) NOT NULL, settings LONGTEXT NOT NULL, "
+        "content LONGBLOB NOT NULL) ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+    )
+    with_transaction(connection, [f"DELETE FROM {_record(schema)}", *_rows(schema, content)])  # noqa: S608
+
+
+def with_transaction(connection: BaseDatabaseWrapper, statements: Sequence[str]) -> None:
+    """Run all *statements* or none."""
+    execute(connection, "START TRANSACTION")
+    for statement in statements:
+        execute(connection, statement)
+    execute(connection, "COMMIT")
+
+
+def read_record(connection: BaseDatabaseWrapper, schema: str) -> Record | Label | None:
+    """What *schema* says it is about; ``None`` if it says nothing."""
+    if RECORD not in tables_in(connection, schema):
+        return None
+    found = rows(
+        connection,
+        f"SELECT side, kind, name, settings, content FROM {_record(schema)} ORDER BY position",  # noqa: S608
+    )
+    heads = {str(kind): json.loads(settings) for side, kind, _, settings, _ in found if side == "head"}
+    if "switch" in heads:
+        return _record_of(heads["switch"], found)
+    return Label(**heads["label"]) if "label" in heads else None
+
+
+def replace_record(connection: BaseDatabaseWrapper, record: Record, **changes: Any) -> Record:
+    """Write a record anew with *changes*, durably; return it."""
+    record = replace(record, **changes)
+    create_record(connection, record.outgoing.home, record)
+    return record
+
+
+def _record(schema: str) -> str:
+    return f"{quote(schema)}.{RECORD}"
+
+
+def _rows(schema: str, content: Record | Label) -> Iterator[str]:
+    if isinstance(content, Label):
+        head = {"mark": content.mark, "target": content.target, "about": dict(content.about)}
+        yield _insert(schema, "head", "label", "", head, b"")
+        return
+    yield _insert(schema, "head", "switch", "", _head(content), b"")
+    for side, state in (("outgoing", content.outgoing), ("incoming", content.incoming)):
+        for item in state.definitions:
+            settings = {key: value for key, value in vars(item).items() if key not in ("kind", "name", "text")}
+            yield _insert(schema, side, item.kind, item.name, settings, item.text)
+
+
+def _insert(schema: str, side: str, kind: str, name: str, settings: Mapping[str, Any], content: bytes) -> str:
+    return (
+        f"INSERT INTO {_record(schema)} (side, kind, name, settings, content) VALUES "  # noqa: S608 - all of it is hex
+        f"('{side}', '{kind}', {text(name)}, {text(json.dumps(settings))}, X'{content.hex()}')"
+    )
+
+
+def _head(record: Record) -> dict[str, Any]:
+    head = {**vars(record), "preserved": sorted(record.preserved), "about": dict(record.about)}
+    for name in ("outgoing", "incoming"):
+        side = dict(vars(head[name]))
+        side.pop("definitions")
+        # A JSON object keeps the order of its keys, which is that of the hidden numbers.
+        head[name] = side
+    return head
+
+
+def _record_of(head: Mapping[str, Any], found: Sequence[tuple[Any, ...]]) -> Record:
+    sides = {
+        name: Side(
+            **{**head[name], "defaults": [tuple(item) for item in head[name]["defaults"]]},
+            definitions=[
+                Definition(kind=str(kind), name=str(item), text=bytes(content), **json.loads(settings))
+                for side, kind, item, settings, content in found
+                if side == name
+            ],
+        )
+        for name in ("outgoing", "incoming")
+    }
+    return Record(**{**head, **sides, "preserved": frozenset(head["preserved"])})

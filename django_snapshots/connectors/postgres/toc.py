@@ -1,0 +1,126 @@
+"""Reads the table of contents of a ``pg_dump`` archive in custom format while it streams by.
+
+So a dump that lacks a table can be told from a whole one by what it says of itself. The form is that of PostgreSQL's
+``pg_backup_archiver.c`` (WriteHead, WriteToc) and ``pg_backup_custom.c``: the table comes first, and the data follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAGIC = b"PGDMP"
+_KNOWN = range(12, 17)
+"""The minor numbers of the form's version 1.x that are known: PostgreSQL 9.6 to 18."""
+_LARGEST = 32 * 1024 * 1024
+"""Bytes of a table of contents that are kept; a larger one is not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One entry."""
+
+    kind: str
+    """For example ``TABLE DATA``."""
+    oid: int
+    """Of what it is about, in the database that was dumped."""
+
+
+class Contents:
+    """Takes an archive chunk by chunk, and keeps what comes before the data."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._tried = 0
+        self.items: tuple[Item, ...] | None = None
+        """Every entry; ``None`` if the end of the table has not come by, or the form's version is not known."""
+        self._done = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk. Raises nothing: what is no archive has no items."""
+        if self._done:
+            return
+        self._kept += chunk
+        # Doubling keeps the work linear, however large the table is.
+        if len(self._kept) >= 2 * self._tried or not chunk:
+            self._try()
+
+    def end(self) -> None:
+        """There is nothing more."""
+        if not self._done:
+            self._try()
+        self._finish(self.items)
+
+    def _try(self) -> None:
+        self._tried = len(self._kept)
+        try:
+            self._finish(tuple(_items(_Bytes(bytes(self._kept)))))
+        except EOFError:
+            if len(self._kept) > _LARGEST:
+                self._finish(None)
+        except ValueError:
+            self._finish(None)
+
+    def _finish(self, items: tuple[Item, ...] | None) -> None:
+        self.items = items
+        self._done = True
+        self._kept.clear()
+
+
+def _items(read: _Bytes) -> Iterator[Item]:
+    if read.take(len(MAGIC)) != MAGIC or read.byte() != 1:
+        raise ValueError("no archive")
+    minor, _revision = read.byte(), read.byte()
+    read.int_size, offset_size, _form = read.byte(), read.byte(), read.byte()
+    if minor not in _KNOWN:
+        raise ValueError("a version that is not known")
+    # Before 1.15 the compression is a number, from then on a byte that names the algorithm.
+    read.byte() if minor >= 15 else read.number()
+    for _ in range(7):
+        read.number()
+    for _ in range(3):
+        read.text()
+    for _ in range(read.number()):
+        read.number(), read.number(), read.text()
+        oid, _tag, kind = int(read.text() or b"0"), read.text(), read.text() or b""
+        read.number()
+        # Definition, drop, copy, namespace, tablespace, from 1.14 on the access method.
+        for _ in range(6 if minor >= 14 else 5):
+            read.text()
+        if minor >= 16:
+            read.number()
+        read.text(), read.text()
+        while read.text() is not None:
+            pass  # what it depends on
+        read.take(1 + offset_size)
+        yield Item(kind=kind.decode(errors="replace"), oid=oid)
+
+
+class _Bytes:
+    """Takes values off the beginning; raises ``EOFError`` where there are not enough bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._position = 0
+        self.int_size = 4
+
+    def take(self, size: int) -> bytes:
+        if size < 0:
+            raise ValueError("a length below zero")
+        taken = self._content[self._position : self._position + size]
+        if len(taken) < size:
+            raise EOFError
+        self._position += size
+        return taken
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def number(self) -> int:
+        sign = self.byte()
+        value = int.from_bytes(self.take(self.int_size), "little")
+        return -value if sign else value
+
+    def text(self) -> bytes | None:
+        length = self.number()
+        return None if length < 0 else self.take(length)

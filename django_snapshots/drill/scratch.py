@@ -1,0 +1,45 @@
+"""An alias that leads to a scratch database, as long as it is looked at."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import load_backend
+
+from django_snapshots.exceptions import SnapshotConfigurationError
+
+PREFIX = "drill_"
+"""How a scratch alias begins; the alias of the database that was dumped follows."""
+
+
+@contextlib.contextmanager
+def scratch_alias(subject: str, entry: Mapping[str, Any]) -> Iterator[BaseDatabaseWrapper]:
+    """A connection to the database of *entry*, which the ORM reaches by ``.using("drill_<subject>")``.
+
+    In this thread alone, and not as a key of ``DATABASES``: a snapshot that another thread plans meanwhile must not
+    find it there. It is closed and gone at the end, so that the database can be dropped.
+    """
+    alias = f"{PREFIX}{subject}"
+    if alias in connections:
+        raise SnapshotConfigurationError(
+            f"DATABASES has an alias {alias!r}, which a drill of {subject!r} uses for its scratch database; rename it."
+        )
+    entry = _complete(entry)
+    connection: BaseDatabaseWrapper = load_backend(entry["ENGINE"]).DatabaseWrapper(entry, alias)
+    connections[alias] = connection
+    try:
+        yield connection
+    finally:
+        connection.close()
+        del connections[alias]
+
+
+def _complete(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """*entry* with Django's defaults, and nothing that would keep a connection after its end."""
+    options = {key: value for key, value in (entry.get("OPTIONS") or {}).items() if key != "pool"}
+    plain = {**entry, "OPTIONS": options, "CONN_MAX_AGE": 0, "ATOMIC_REQUESTS": False}
+    return dict(connections.configure_settings({DEFAULT_DB_ALIAS: plain})[DEFAULT_DB_ALIAS])

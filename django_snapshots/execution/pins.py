@@ -1,0 +1,49 @@
+"""Pins snapshots, and takes pins away.
+
+A delete takes its lock and then looks for a pin; whoever pins writes the pin and then looks for that lock. So one of
+the two sees the other, whatever the order: a pin that is reported as done holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django_snapshots import runs
+from django_snapshots.catalog import Catalog
+from django_snapshots.conf import get_settings
+from django_snapshots.exceptions import SnapshotBusyError
+
+
+def pin_snapshot(name: str, *, reason: str = "", by: str = "") -> dict[str, Any]:
+    """Pin the snapshot called *name*: no prune and no delete removes it until it is unpinned.
+
+    *reason* and *by*, who asks, are shown with it. Pinned again, it has the new reason. Returns the pin as plain JSON.
+    Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while the snapshot is being deleted, and refuses one whose
+    manifest can't be read.
+    """
+    catalog = Catalog(get_settings().storage)
+    snapshot = catalog.get(name)
+    before = catalog.pin(snapshot)
+    pin = catalog.write_pin(snapshot, reason=reason, by=by)
+    try:
+        if runs.available():
+            runs.require_free(runs.snapshot_lock(name, exclusive=False))
+    except SnapshotBusyError:
+        if before is None:
+            catalog.delete_pin(snapshot)
+        raise
+    return {"name": name, "pinned": pin.to_json()}
+
+
+def unpin_snapshot(name: str) -> dict[str, Any]:
+    """Take the pin of the snapshot called *name* away, also one that can't be read; nothing if there is none.
+
+    Returns what was taken away as plain JSON. Raises ``SnapshotNotFoundError``, and refuses a snapshot whose manifest
+    can't be read.
+    """
+    catalog = Catalog(get_settings().storage)
+    snapshot = catalog.get(name)
+    pin = catalog.pin(snapshot)
+    if pin is not None:
+        catalog.delete_pin(snapshot)
+    return {"name": name, "was_pinned": None if pin is None else pin.to_json()}

@@ -1,0 +1,79 @@
+"""What a project might name in ``SNAPSHOTS["DRILL_CHECKS"]``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+NOT_A_FUNCTION = 1
+
+
+def has_its_group(using: str) -> None:
+    """The rows are those of the snapshot, seen by the ORM."""
+    from django.contrib.auth.models import Group, Permission
+
+    alias = using.removeprefix("drill_")
+    assert [group.name for group in Group.objects.using(using).all()] == [f"order in {alias}"]
+    # Relations stay on the scratch database.
+    permission = Permission.objects.using(using).select_related("content_type").first()
+    assert permission is not None and permission.content_type._state.db == using
+
+
+def is_true(using: str) -> bool:
+    return True
+
+
+def raises(using: str) -> None:
+    raise ValueError("there is no order")
+
+
+def is_false(using: str) -> bool:
+    return False
+
+
+def says(using: str) -> str:
+    return "3 orders have no customer"
+
+
+def lists(using: str) -> list[str]:
+    return ["one", "two"]
+
+
+def returns_nonsense(using: str) -> int:
+    return 0
+
+
+def waits(using: str) -> None:
+    """Until somebody kills the process."""
+    Path(os.environ["DRILL_BEGUN"]).touch()
+    signal.pause()
+
+
+def waits_once(using: str) -> None:
+    """As ``waits``, but the first to come only."""
+    begun = Path(os.environ["DRILL_BEGUN"])
+    if not begun.exists():
+        begun.touch()
+        signal.pause()
+
+
+def is_hidden(using: str) -> str:
+    """Another thread, and the settings, know nothing of the alias."""
+    import threading
+
+    from django.db import connections
+
+    seen: list[str] = []
+
+    def look() -> None:
+        try:
+            connections[using]
+            seen.append("another thread reaches it")
+        except Exception:
+            pass
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return "; ".join([*seen, *(["it is a key of DATABASES"] if using in connections else [])])

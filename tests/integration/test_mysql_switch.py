@@ -1,0 +1,553 @@
+"""MariaDB: the exchange ends in one of two states whatever dies in it, what it replaces is kept, and comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import MySQLdb
+import pytest
+from django.conf import settings
+from django.db import connections
+
+from django_snapshots.connectors.mysql import MySQLConnector, exchange
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+    SnapshotPreflightError,
+)
+from django_snapshots.replaced import Outcome
+from tests.databases import Maker, MariaDBMaker, mariadb_cursor
+from tests.integration.conftest import entry
+from tests.integration.mysql_support import (
+    bare_dump,
+    client,
+    database,
+    dump,
+    leftovers,
+    load_schema,
+    preparing,
+    query,
+    restore,
+    restore_request,
+    source,
+)
+from tests.projects import ROOT, Project, wait_until
+from tests.services import Server
+from tests.services.servers import MariaDB
+
+BEFORE_MOVED = ["events dropped", "hidden", "captured", "triggers dropped", "decided"]
+AFTER_MOVED = ["moved", "routines made", "triggers made", "revealed", "views made", "events made", "done"]
+PHASES = BEFORE_MOVED + AFTER_MOVED
+LATER = b"""
+CREATE TABLE later (id INTEGER PRIMARY KEY, hen_id INTEGER, FOREIGN KEY (hen_id) REFERENCES hen (id));
+CREATE TRIGGER later_first BEFORE INSERT ON later FOR EACH ROW SET NEW.hen_id = 1;
+INSERT INTO later VALUES (1, 1);
+CREATE VIEW later_view AS SELECT l.id, plus_one(c.price) FROM later l, cheap c;
+CREATE PROCEDURE later_procedure() SELECT 'later';
+CREATE SEQUENCE later_numbers;
+CREATE EVENT later_event ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO DELETE FROM later;
+DROP TRIGGER hen_before_too; DELETE FROM partitioned WHERE id > 300; ALTER TABLE egg ADD COLUMN colour INTEGER;
+DROP TABLE latin_table;
+"""
+
+
+class Died(BaseException):
+    """Our process, at one line."""
+
+
+def mark() -> str:
+    return f"{secrets.token_hex(8)}_1_0"
+
+
+class World:
+    """A database that has moved on since its snapshot, and what both states look like."""
+
+    def __init__(self, server: Server, make: Maker) -> None:
+        self.server = server
+        self.alias = make()
+        load_schema(server, self.alias)
+        self.snapshot = source(*dump(self.alias))
+        self.restored = bare_dump(server, self.alias)
+        client(server, self.alias, script=LATER)
+        self.before = bare_dump(server, self.alias)
+        assert self.before != self.restored
+
+    def now(self) -> str:
+        return bare_dump(self.server, self.alias)
+
+    def kept(self) -> list[str]:
+        return [item.mark for item in MySQLConnector().beside(self.alias) if item.kept]
+
+    def require(self, outcome: Outcome, of: str) -> None:
+        """The target is in the state that *outcome* names, and nothing but what it keeps is left."""
+        assert self.now() == (self.restored if outcome is Outcome.SWITCHED else self.before)
+        assert self.kept() == ([of] if outcome is Outcome.SWITCHED else [])
+        assert leftovers(self.alias) == [f"django_snapshots_old_{item}" for item in self.kept()]
+        if outcome is Outcome.SWITCHED:
+            MySQLConnector().remove(self.alias, undo(self.alias, of))
+            assert self.now() == self.before and leftovers(self.alias) == []
+
+
+def undo(alias: str, of: str) -> str:
+    """Bring back what the restore *of* has replaced; returns the undo's own mark."""
+    own = mark()
+    with restore_request(mark=own, about={"undo": of}) as request:
+        prepared = MySQLConnector().bring_back(alias, of, request)
+        try:
+            prepared.check()
+            prepared.switch()
+        finally:
+            prepared.discard()
+    return own
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test keeps on the shared server goes with it."""
+    yield
+    if "mariadb" in request.fixturenames:
+        with mariadb_cursor(request.getfixturevalue("mariadb")) as cursor:
+            cursor.execute(r"SHOW DATABASES LIKE 'django\_snapshots\_%'")
+            for (name,) in cursor.fetchall():
+                cursor.execute(f"DROP DATABASE `{name}`")
+
+
+@pytest.fixture
+def world(mariadb: Server, make_mariadb: Maker) -> World:
+    return World(mariadb, make_mariadb)
+
+
+def test_undo_and_its_undo(world: World) -> None:
+    first = mark()
+    restore(world.alias, world.snapshot, mark=first)
+    assert world.now() == world.restored
+    assert world.kept() == [first]
+    client(world.server, world.alias, script=b"INSERT INTO `where` VALUES (77);")
+    changed = world.now()
+
+    second = undo(world.alias, first)
+    assert world.now() == world.before
+    # What the undo replaced has the place of what it brought back.
+    assert world.kept() == [second] and leftovers(world.alias) == [f"django_snapshots_old_{second}"]
+
+    third = undo(world.alias, second)
+    assert world.now() == changed
+    with pytest.raises(SnapshotNotFoundError, match="was removed, or brought back"):
+        undo(world.alias, second)
+    MySQLConnector().remove(world.alias, third)
+    assert leftovers(world.alias) == [] and world.now() == changed
+
+
+def test_what_is_kept_looks_like_what_it_was(world: World) -> None:
+    own = mark()
+    with preparing(world.alias, world.snapshot, mark=own, about={"snapshot": "nightly"}) as prepared:
+        prepared.check()
+        prepared.switch()
+    (kept,) = MySQLConnector().beside(world.alias)
+    assert kept.about == {"snapshot": "nightly"} and kept.kept_at is not None and not kept.in_use
+    schema = f"django_snapshots_old_{own}"
+    assert query(world.alias, f"SELECT COUNT(*) FROM `{schema}`.later_view") == [(1,)]
+    assert query(world.alias, f"SELECT `{schema}`.plus_one(2)") == [(3,)]
+    # Its events would fire there.
+    assert query(world.alias, f"SHOW EVENTS FROM `{schema}`") == []
+
+
+def test_a_rollback_brings_back_what_was_there(world: World) -> None:
+    with preparing(world.alias, world.snapshot, mark=mark()) as prepared:
+        prepared.check()
+        prepared.switch()
+        assert world.now() == world.restored
+        prepared.roll_back()
+        assert world.now() == world.before
+    assert leftovers(world.alias) == [] and world.now() == world.before
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, phase: str, death: Any) -> None:
+    """*death* is called once, when the exchange reaches *phase*."""
+    left = [phase]
+
+    def reached(here: str) -> None:
+        if here in left:
+            left.remove(here)
+            death()
+
+    monkeypatch.setattr(exchange, "_reached", reached)
+
+
+def die() -> None:
+    raise Died
+
+
+def abandoned(world: World, own: str, monkeypatch: pytest.MonkeyPatch, phase: str) -> Any:
+    """A restore that has stopped at *phase* and keeps its session; whoever sleeps looks like that."""
+    dying(monkeypatch, phase, die)
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        with pytest.raises(Died):
+            prepared.switch()
+    return prepared
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_who_sleeps_at_any_line_is_settled_and_can_do_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, phase)
+    try:
+        outcome = MySQLConnector().settle(world.alias, own, {})
+        assert outcome is (Outcome.BEFORE if phase in BEFORE_MOVED else Outcome.SWITCHED)
+        with pytest.raises(SnapshotError):
+            prepared.switch()
+        assert MySQLConnector().settle(world.alias, own, {}) is outcome
+        world.require(outcome, own)
+    finally:
+        prepared.sessions.close()
+
+
+@pytest.mark.parametrize("second", PHASES)
+@pytest.mark.parametrize("first", ["triggers dropped", "moved", "revealed"])
+def test_a_settlement_that_dies_is_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, first)
+    dying(monkeypatch, second, die)
+    with contextlib.suppress(Died), contextlib.closing(prepared.sessions):
+        MySQLConnector().settle(world.alias, own, {})
+    dying(monkeypatch, "no more", die)
+    outcome = MySQLConnector().settle(world.alias, own, {})
+    assert outcome is (Outcome.BEFORE if first in BEFORE_MOVED else Outcome.SWITCHED)
+    world.require(outcome, own)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_undo_that_dies_is_settled_and_loses_no_state(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    first, own = mark(), mark()
+    restore(world.alias, world.snapshot, mark=first)
+    dying(monkeypatch, phase, die)
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().bring_back(world.alias, first, request)
+        with contextlib.closing(prepared.sessions), pytest.raises(Died):
+            prepared.switch()
+    outcome = MySQLConnector().settle(world.alias, own, {})
+    assert outcome is (Outcome.BEFORE if phase in BEFORE_MOVED else Outcome.SWITCHED)
+    assert world.now() == (world.restored if outcome is Outcome.BEFORE else world.before)
+    assert world.kept() == [first if outcome is Outcome.BEFORE else own]
+    undo(world.alias, *world.kept())
+    assert world.now() == (world.before if outcome is Outcome.BEFORE else world.restored)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_rollback_that_dies_is_settled(world: World, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    own = mark()
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        prepared.switch()
+        dying(monkeypatch, phase, die)
+        with contextlib.closing(prepared.sessions), contextlib.suppress(Died):
+            prepared.roll_back()
+    dying(monkeypatch, "no more", die)
+    world.require(MySQLConnector().settle(world.alias, own, {}), own)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_session_that_is_ended_at_any_line(world: World, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    own = mark()
+
+    def kill() -> None:
+        with mariadb_cursor(world.server) as cursor:
+            cursor.execute(f"KILL {number}")
+
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        number = int(prepared.connection.connection.thread_id())
+        dying(monkeypatch, phase, kill)
+        # It is settled at once, in another session; the error says how.
+        if phase == "done":
+            prepared.switch()
+            said = "holds the snapshot"
+        else:
+            with pytest.raises(SnapshotConnectorError, match=r"It is as it was before|holds the snapshot") as caught:
+                prepared.switch()
+            said = str(caught.value)
+        prepared.discard()
+    world.require(Outcome.SWITCHED if "holds the snapshot" in said else Outcome.BEFORE, own)
+
+
+@pytest.mark.parametrize("phase", ["hidden", "decided", "moved", "revealed"])
+def test_a_process_that_is_killed(world: World, tmp_path: Path, phase: str) -> None:
+    own = mark()
+    (tmp_path / "dump").write_bytes(b"".join(world.snapshot.open()))
+    project = Project(directory=tmp_path, databases={"default": entry(world.alias)})
+    project.extra_environment["PATH"] = f"{world.server.bin_directory}:{project.environment()['PATH']}"
+    command = [sys.executable, "-m", "tests.integration.mysql_switcher", phase, own, str(tmp_path / "dump")]
+    done = subprocess.run(command, env=project.environment(), cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == -9
+    outcome = MySQLConnector().settle(world.alias, own, {})
+    assert outcome is (Outcome.BEFORE if phase in BEFORE_MOVED else Outcome.SWITCHED)
+    world.require(outcome, own)
+
+
+class Durable(MariaDB):
+    """A server that makes durable what it says it has, and starts again where it was killed."""
+
+    def command(self) -> list[str]:
+        changed = {"--innodb-flush-log-at-trx-commit=0": "--innodb-flush-log-at-trx-commit=1"}
+        left = [word for word in super().command() if "nosync" not in word and "doublewrite" not in word]
+        return [changed.get(word, word) for word in left]
+
+    def again(self) -> None:
+        """Kill it, and start it with what its disk holds."""
+        self.stop()
+        self.start()
+        self.wait_until_ready()
+
+
+@pytest.fixture
+def durable() -> Iterator[Durable]:
+    with tempfile.TemporaryDirectory(prefix="snapshots-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        service = Durable(Path(directory), lives_on=False)
+        service.make_directory()
+        service.prepare()
+        service.start()
+        try:
+            service.wait_until_ready()
+            yield service
+        finally:
+            service.stop()
+
+
+@pytest.mark.django_db(databases=[])
+def test_a_server_that_is_killed_at_any_line(
+    durable: Durable, monkeypatch: pytest.MonkeyPatch, django_db_blocker: Any
+) -> None:
+    with django_db_blocker.unblock():
+        for phase in PHASES:
+            make = MariaDBMaker(durable.server())
+            world = World(durable.server(), make)
+            own = mark()
+            dying(monkeypatch, phase, durable.again)
+            with restore_request(mark=own) as request:
+                prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+                connections[world.alias].close()
+                with contextlib.closing(prepared.sessions), contextlib.suppress(SnapshotConnectorError):
+                    prepared.switch()
+            connections[world.alias].close()
+            outcome = MySQLConnector().settle(world.alias, own, {})
+            assert outcome is (Outcome.BEFORE if phase in BEFORE_MOVED else Outcome.SWITCHED), phase
+            world.require(outcome, own)
+            make.undo()
+
+
+def test_what_is_committed_while_a_restore_runs_is_kept(world: World) -> None:
+    alias = world.alias
+    client(
+        world.server,
+        alias,
+        script=b"CREATE TABLE written (id INTEGER PRIMARY KEY); CREATE TABLE witnessed (id INTEGER PRIMARY KEY);"
+        b"CREATE TRIGGER witness AFTER INSERT ON written FOR EACH ROW INSERT INTO witnessed VALUES (NEW.id);",
+    )
+    snapshot = source(*dump(alias))
+    committed: list[int] = []
+    ended = threading.Event()
+
+    def write() -> None:
+        number = 0
+        reached = settings.DATABASES[alias]
+        with contextlib.closing(
+            MySQLdb.connect(
+                host=world.server.host,
+                port=world.server.port,
+                user=reached["USER"],
+                password=reached["PASSWORD"],
+                database=reached["NAME"],
+            )
+        ) as connection:
+            while not ended.is_set():
+                number += 1
+                with contextlib.suppress(MySQLdb.Error):
+                    connection.cursor().execute(f"INSERT INTO written VALUES ({number})")
+                    connection.commit()
+                    committed.append(number)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    own = mark()
+    try:
+        wait_until(lambda: len(committed) > 50, "some commits", 10)
+        restore(alias, snapshot, mark=own)
+        after = len(committed)
+        wait_until(lambda: len(committed) > after + 50, "some more commits", 10)
+    finally:
+        ended.set()
+        writer.join()
+    schema = f"django_snapshots_old_{own}"
+    for table in ("written", "witnessed"):
+        kept = {number for (number,) in query(alias, f"SELECT id FROM `{schema}`.{table}")}
+        here = {number for (number,) in query(alias, f"SELECT id FROM {table}")}
+        assert set(committed) <= kept | here
+        assert kept and here and not kept & here
+    undo(alias, own)
+    assert {number for (number,) in query(alias, "SELECT id FROM written")} == kept
+
+
+def test_a_table_that_is_made_meanwhile_takes_the_switch_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying(monkeypatch, "hidden", lambda: query(world.alias, "CREATE TABLE meanwhile (id INTEGER)"))
+    with pytest.raises(SnapshotBusyError, match=r"changed the database .*: meanwhile\..* It is as it was before"):
+        restore(world.alias, world.snapshot, mark=mark())
+    query(world.alias, "DROP TABLE meanwhile")
+    assert world.now() == world.before and leftovers(world.alias) == []
+
+
+def test_who_sleeps_before_the_switch_finds_it_settled(world: World) -> None:
+    own = mark()
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        (there,) = MySQLConnector().beside(world.alias)
+        assert (there.mark, there.kept, there.in_use) == (own, False, True)
+        assert MySQLConnector().settle(world.alias, own, {}) is Outcome.BEFORE
+        with contextlib.closing(prepared.sessions), pytest.raises(SnapshotConnectorError, match="It was not touched"):
+            prepared.switch()
+    assert world.now() == world.before and leftovers(world.alias) == []
+
+
+def test_while_one_is_not_settled_no_other_begins_and_nothing_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, "moved")
+    prepared.sessions.close()
+    with pytest.raises(SnapshotPreflightError, match="has stopped in the middle and is not settled"):
+        restore(world.alias, world.snapshot, mark=mark())
+    with pytest.raises(SnapshotBusyError, match="it must be settled first"):
+        MySQLConnector().remove(world.alias, own)
+    world.require(MySQLConnector().settle(world.alias, own, {}), own)
+
+
+def test_a_trigger_whose_name_must_stay_is_found_before_anything_changes(mariadb: Server, make_mariadb: Maker) -> None:
+    alias = make_mariadb()
+    trigger = b"CREATE TRIGGER twice BEFORE INSERT ON %s FOR EACH ROW SET @a = 1;"
+    client(mariadb, alias, script=b"CREATE TABLE t (a INTEGER);" + trigger % b"t")
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"DROP TABLE t; CREATE TABLE journal (a INTEGER);" + trigger % b"journal")
+    before = bare_dump(mariadb, alias)
+    with pytest.raises(SnapshotPreflightError, match=r"must stay there: twice\..* It was not touched"):
+        restore(alias, snapshot, preserve_tables=frozenset({"journal"}))
+    assert bare_dump(mariadb, alias) == before and leftovers(alias) == []
+
+
+def test_a_drill_asks_nothing_of_the_target(mariadb: Server, make_mariadb: Maker) -> None:
+    alias = make_mariadb()
+    load_schema(mariadb, alias)
+    snapshot = source(*dump(alias))
+    elsewhere = make_mariadb.register("elsewhere", {**entry(alias), "NAME": "not_there"})
+    own = mark()
+    with preparing(elsewhere, snapshot, mark=own, drill=True) as prepared:
+        prepared.check()
+        built: Mapping[str, Any] = prepared.django_settings()
+        scratch = make_mariadb.register("scratch", dict(built))
+        assert query(scratch, "SELECT COUNT(*) FROM partitioned") == [(500,)]
+        assert set(query(scratch, "SELECT status FROM information_schema.events WHERE event_schema = DATABASE()")) == {
+            ("DISABLED",)
+        }
+        query(scratch, "DELETE FROM partitioned WHERE id = 7")
+        with pytest.raises(SnapshotIntegrityError, match="partitioned has 499 rows and not 500"):
+            prepared.check()
+        connections[scratch].close()
+    assert leftovers(alias) == []
+    assert query(alias, "SHOW DATABASES LIKE 'not_there'") == []
+
+
+def test_a_missing_database_is_made(world: World, make_mariadb: Maker, mariadb: Server) -> None:
+    missing = make_mariadb.register("missing", {**entry(world.alias), "NAME": "missing_until_now"})
+    assert MySQLConnector().target(missing).empty
+    try:
+        restore(missing, world.snapshot)
+        assert bare_dump(mariadb, missing) == world.restored
+        assert leftovers(world.alias) == []
+    finally:
+        connections[missing].close()
+        query(world.alias, "DROP DATABASE missing_until_now")
+
+
+def test_two_schemas_that_an_administrator_has_made(mariadb: Server, make_mariadb: Maker) -> None:
+    one, two = make_mariadb(NAME="given_one"), make_mariadb(NAME="given_two")
+    alias = make_mariadb(user="modest_restorer")
+    query(alias, "CREATE TABLE t (a INTEGER)")
+    query(alias, "INSERT INTO t VALUES (1)")
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("GRANT SELECT ON mysql.proc TO modest_restorer@'%'")
+    snapshot = source(*dump(alias))
+    query(alias, "INSERT INTO t VALUES (2)")
+    with pytest.raises(SnapshotPreflightError, match=r"run: GRANT SELECT, .* ON `django\\_snapshots\\_%`\.\* TO"):
+        restore(alias, snapshot)
+    connector = MySQLConnector(scratch_database="given_one", kept_database="given_two")
+    with pytest.raises(SnapshotPreflightError, match=r"lacks SELECT.* on given_one; .* on given_two; run: GRANT"):
+        restore(alias, snapshot, connector)
+    with mariadb_cursor(mariadb) as cursor:
+        for name in (r"given\_one", r"given\_two"):
+            cursor.execute(f"GRANT ALL ON `{name}`.* TO modest_restorer@'%'")
+    first, second = mark(), mark()
+    restore(alias, snapshot, connector, mark=first)
+    assert query(alias, "SELECT a FROM t") == [(1,)] and query(two, "SELECT a FROM t ORDER BY a") == [(1,), (2,)]
+    with pytest.raises(SnapshotPreflightError, match=r"given_two.*is not empty"):
+        restore(alias, snapshot, connector, mark=mark())
+    with restore_request(mark=second) as request:
+        prepared = connector.bring_back(alias, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert query(alias, "SELECT a FROM t ORDER BY a") == [(1,), (2,)] and query(one, "SELECT a FROM t") == [(1,)]
+    assert query(two, "SHOW TABLES") == []
+    assert [item.mark for item in connector.beside(alias) if item.kept] == [second]
+    connector.remove(alias, second)
+    assert query(one, "SHOW TABLES") == []
+
+
+def test_preflight_tells_everything(mariadb: Server, make_mariadb: Maker) -> None:
+    alias, other = make_mariadb(), make_mariadb()
+    name = database(alias)
+    query(alias, "SELECT 1")
+    client(
+        mariadb,
+        alias,
+        script=b"CREATE TABLE parent (id INTEGER PRIMARY KEY); CREATE TABLE journal (id INTEGER PRIMARY KEY);"
+        b"CREATE TABLE child (id INTEGER, FOREIGN KEY (id) REFERENCES journal (id));"
+        b"CREATE VIEW reading AS SELECT * FROM journal;",
+    )
+    query(other, f"CREATE TABLE stranger (id INTEGER, FOREIGN KEY (id) REFERENCES `{name}`.parent (id))")
+    metadata = {"engine": "mysql", "content_size": 5 * 2**20}
+    try:
+        with restore_request(preserve_tables=frozenset({"journal"})) as request:
+            found = list(MySQLConnector().preflight(alias, source(b"", metadata), request))
+            stopping = " ".join(item.text for item in found if item.stops)
+            warning = " ".join(item.text for item in found if not item.stops)
+            assert "was dumped from mysql" in stopping
+            assert "stranger has a foreign key on parent" in stopping
+            assert "The table child has a foreign key on journal" in stopping
+            assert "The view reading reads journal" in stopping
+            assert "is connected to" in warning and "about 6 MiB" in warning
+            with pytest.raises(SnapshotPreflightError, match=r"child.*stranger.*reading reads journal"):
+                MySQLConnector().prepare(alias, source(b"", metadata), request)
+    finally:
+        query(other, "DROP TABLE stranger")
+
+
+@pytest.mark.parametrize("wrong", ["", "../x", "UPPER", "a" * 41, "x`; DROP DATABASE y"])
+def test_a_mark_is_never_anything_else(make_mariadb: Maker, wrong: str) -> None:
+    with pytest.raises(SnapshotConnectorError, match="no mark of a restore"):
+        MySQLConnector().remove(make_mariadb(), wrong)
