@@ -142,9 +142,9 @@ def restore(
 
     *confirm* holds the name of every target that isn't empty and may be replaced. *into* maps aliases of the snapshot
     to the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
-    *merge* leaves media files in place that the snapshot doesn't have. *migrate* runs the migrations that the restored databases lack, *no_owner* leaves out owners and grants. With
-    *wait*, seconds, it waits for another run that has one of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is
-    ``"requested"``, ask by ``django_snapshots.request_restore`` instead.
+    *merge* leaves media files in place that the snapshot doesn't have. *migrate* runs the migrations that the restored
+    databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another run that has one
+    of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is ``"requested"``, ask by ``django_snapshots.request_restore``.
     """
     data = {
         "name": name,

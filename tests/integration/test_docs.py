@@ -148,7 +148,8 @@ def test_tasks_has_the_form_of_every_result() -> None:
     results = [json.loads(block.text) for block in blocks("json", page="docs/reference/tasks.md")]
     assert [set(result) for result in results] == [
         {"name", "run", "created_at", "size", "artifacts"},
-        {"name", "restored", "notes"},
+        {"name", "restored", "notes", "undo", "kept", "safety"},
+        {"undone", "undo", "targets", "notes"},
         {"name", "level", "size", "files", "kept"},
         {"name", "level", "size", "files", "seconds", "databases", "examined", "notes", "kept"},
         {"deleted"},
