@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Arguments for pytest, such as: make test PYTEST="tests/unit -x"
 PYTEST ?=
-# Arguments for the rounds of faults
+# Arguments for the rounds of faults; the first may be snapshots or restores
 FAULTS ?=
 export PYTHON
 
@@ -28,8 +28,8 @@ serve: .venv-demo/stamp ## Keep the demo's worker and beat running, with the adm
 test: .venv/stamp ## Run all tests against private servers (PYTEST="..." for some of them, in one process)
 	$(BIN)/python -m $(if $(strip $(PYTEST)),tests.services run -- $(BIN)/python -m pytest $(PYTEST),tests.sharing)
 
-faults: .venv/stamp ## Play long rounds of faults (FAULTS="--rounds 207 --seed 1")
-	$(BIN)/python -m tests.faults.rounds $(FAULTS)
+faults: .venv/stamp ## Play long rounds of faults (FAULTS="restores --rounds 300 --seed 1" for some)
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 lint: .venv/stamp ## Check style, types and the direction of imports
 	$(BIN)/ruff check
