@@ -21,6 +21,7 @@ from django_snapshots.execution.inline import (
     undo_restore,
     verify_snapshot,
 )
+from django_snapshots.execution.leftovers import settle_without_journal
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
 from django_snapshots.execution.pins import pin_snapshot, unpin_snapshot
 from django_snapshots.execution.place import list_entries
@@ -50,6 +51,7 @@ __all__ = [
     "run_inline",
     "run_request",
     "settle_dead",
+    "settle_without_journal",
     "undo_restore",
     "unpin_snapshot",
     "verify_snapshot",

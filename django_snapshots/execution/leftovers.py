@@ -32,6 +32,14 @@ def settle_leftovers(settings: Settings) -> list[str]:
     return [item.place for kind, subject, item in found if _run_of(item) in ended and _settled(kind, subject, item)]
 
 
+def settle_without_journal(settings: Settings) -> list[str]:
+    """Settle everything that no process which is alive works with, where no journal tells whose it is.
+
+    For a machine without a journal, whose operator knows that no restore is at work.
+    """
+    return [item.place for kind, subject, item in _unsettled(settings) if _settled(kind, subject, item)]
+
+
 def _unsettled(settings: Settings) -> Iterator[tuple[ArtifactKind, str, Beside]]:
     for artifact in settings.artifacts:
         kind = settings.kind(artifact)
@@ -56,7 +64,8 @@ def _run_of(item: Beside) -> uuid.UUID:
 
 def _settled(kind: ArtifactKind, subject: str, item: Beside) -> bool:
     try:
-        runs.require_free(runs.Wanted(key=identity_of(kind, subject), what=f"{kind.type} {subject}"))
+        if runs.available():
+            runs.require_free(runs.Wanted(key=identity_of(kind, subject), what=f"{kind.type} {subject}"))
         settle_of(kind, subject, item.mark, {})
     except SnapshotBusyError:
         return False

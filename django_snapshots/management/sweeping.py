@@ -85,6 +85,13 @@ def show(screen: Screen, done: dict[str, Any]) -> None:
     screen.good(_sum(done))
 
 
+def show_settled(screen: Screen, places: list[str]) -> None:
+    """What was settled where there is no journal."""
+    for place in places:
+        screen.say(f"  settled {place}")
+    screen.good(f"There is no journal. Settled: what {len(places)} restores had left in the middle.")
+
+
 def _sum(done: dict[str, Any]) -> str:
     parts = [
         f"{len(done['taken'])} steps taken from dead workers",

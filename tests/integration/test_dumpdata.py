@@ -328,7 +328,7 @@ def test_a_safety_copy_that_fails_changes_nothing(make: Callable[..., str], tmp_
     assert content(alias) == before
 
 
-def test_a_drill_only_reads(make: Callable[..., str], tmp_path: Path) -> None:
+def test_a_drill_is_refused_and_touches_nothing(make: Callable[..., str], tmp_path: Path) -> None:
     alias = make()
     migrate(alias)
     fill(alias)
@@ -339,8 +339,9 @@ def test_a_drill_only_reads(make: Callable[..., str], tmp_path: Path) -> None:
     def safety() -> None:
         raise AssertionError("a drill takes no safety copy")
 
-    with _prepared(alias, tmp_path / "dump", metadata, safety=safety, drill=True) as prepared:
-        prepared.check()
+    drilled = _prepared(alias, tmp_path / "dump", metadata, safety=safety, drill=True)
+    with pytest.raises(SnapshotPreflightError, match="only into it"), drilled:
+        pass
     assert content(alias) == before
     found = list(
         DumpDataConnector().preflight(

@@ -117,7 +117,12 @@ class MySQLRestore:
                 self.record = self._record()
                 Exchange(self.connection, self.record).forward()
         except (SnapshotError, DatabaseError, InterfaceError) as error:
-            raise self._after(error) from error
+            if (failure := self._after(error)) is not None:
+                raise failure from error
+            # The others must not be taken back for it.
+            self.request.report(
+                f"The switch was disturbed, and was brought to its end all the same: {redact(str(error))}"
+            )
 
     def roll_back(self) -> None:
         """Bring back what the target was; what was written to it since the switch goes with what was restored."""
@@ -199,8 +204,8 @@ class MySQLRestore:
                 f"{', '.join(sorted(coming))}. Rename one of them."
             )
 
-    def _after(self, error: Exception) -> SnapshotError:
-        """Bring the exchange to one of its ends at once, and say which."""
+    def _after(self, error: Exception) -> SnapshotError | None:
+        """Bring the exchange to one of its ends at once, and say which; ``None`` if it is the switched one."""
         kind = type(error) if isinstance(error, SnapshotError) else SnapshotConnectorError
         if isinstance(error, DatabaseError) and error.args and error.args[0] in _LOCKED:
             kind = SnapshotBusyError
@@ -219,8 +224,9 @@ class MySQLRestore:
                 f"sweep, or manage.py snapshots sweep, brings it to one of its ends. What is in the way of that: "
                 f"{redact(' '.join(str(item) for item in second.args))}"
             )
-        state = "It holds the snapshot all the same" if outcome is Outcome.SWITCHED else "It is as it was before"
-        return kind(f"The switch of {self.db_alias!r} failed: {said} {state}.")
+        if outcome is Outcome.SWITCHED:
+            return None
+        return kind(f"The switch of {self.db_alias!r} failed: {said} It is as it was before.")
 
 
 _LOCKED = (1205, 1213)

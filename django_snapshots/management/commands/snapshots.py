@@ -226,7 +226,10 @@ class Command(BaseCommand):
         """Look after the journal, and the storage if asked to."""
         from django_snapshots.management import sweeping  # needs Celery
 
-        _require_journal()
+        if not runs.available():
+            places = execution.settle_without_journal(get_settings())
+            self._answer(options, {"settled": places}, lambda: sweeping.show_settled(self.screen, places))
+            return
         done = sweeping.sweep(collect=options["collect"])
         self._answer(options, done, lambda: sweeping.show(self.screen, done))
 

@@ -87,6 +87,8 @@ def _what_is_left(session: Session) -> Iterator[str]:
     for entry in list_snapshots():
         if entry.snapshot is not None:
             named |= {f"{entry.name}/{record.filename}" for record in entry.snapshot.artifacts}
+            # The round verifies what is listed, and the result is noted beside it.
+            named.add(f"{entry.name}/verify.json")
     if left := set(session.project.stored()) - named:
         yield f"objects are left: {sorted(left)}"
     if temporary := os.listdir(session.temporary):
