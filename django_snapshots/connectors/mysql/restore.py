@@ -117,25 +117,27 @@ class MySQLRestore:
                 self.record = self._record()
                 Exchange(self.connection, self.record).forward()
         except (SnapshotError, DatabaseError, InterfaceError) as error:
-            raise self._after(error) from error
+            if failure := self._after(error):
+                raise failure from error
 
     def roll_back(self) -> None:
         """Bring back what the target was; what was written to it since the switch goes with what was restored."""
         if self.record is None:
             return
-        record = read_record(self.connection, self.record.outgoing.home)
-        if not isinstance(record, Record):
-            raise SnapshotConnectorError(
-                f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
-            )
         try:
             with explained(self.db_alias, "could not be rolled back"):
-                Exchange(self.connection, record).back()
+                record = read_record(self.connection, self.record.outgoing.home)
+                if isinstance(record, Record):
+                    Exchange(self.connection, record).back()
         except SnapshotError as error:
             raise SnapshotUnsettled(
                 f"{error} Its tables may be hidden under other names, and none is lost; the next sweep, or manage.py "
                 "snapshots sweep, brings it to one of its ends."
             ) from error
+        if not isinstance(record, Record):
+            raise SnapshotConnectorError(
+                f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
+            )
 
     def discard(self) -> None:
         """Drop what was built and not switched in, and without a mark what was replaced, too."""
@@ -199,8 +201,8 @@ class MySQLRestore:
                 f"{', '.join(sorted(coming))}. Rename one of them."
             )
 
-    def _after(self, error: Exception) -> SnapshotError:
-        """Bring the exchange to one of its ends at once, and say which."""
+    def _after(self, error: Exception) -> SnapshotError | None:
+        """Bring the exchange to one of its ends at once; ``None`` if that is the one that was wanted."""
         kind = type(error) if isinstance(error, SnapshotError) else SnapshotConnectorError
         if isinstance(error, DatabaseError) and error.args and error.args[0] in _LOCKED:
             kind = SnapshotBusyError
@@ -219,8 +221,9 @@ class MySQLRestore:
                 f"sweep, or manage.py snapshots sweep, brings it to one of its ends. What is in the way of that: "
                 f"{redact(' '.join(str(item) for item in second.args))}"
             )
-        state = "It holds the snapshot all the same" if outcome is Outcome.SWITCHED else "It is as it was before"
-        return kind(f"The switch of {self.db_alias!r} failed: {said} {state}.")
+        if outcome is Outcome.SWITCHED:
+            return None
+        return kind(f"The switch of {self.db_alias!r} failed: {said} It is as it was before.")
 
 
 _LOCKED = (1205, 1213)
