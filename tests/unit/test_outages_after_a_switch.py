@@ -23,13 +23,13 @@ def raising(error: Exception) -> Any:
 
 def test_records_that_can_not_be_made_to_fit_yet_are_made_to_fit_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restoring.journal, "make_fit", raising(OperationalError("connection refused")))
-    with pytest.raises(SnapshotUnsettled, match="Everything is restored.*connection refused"):
+    with pytest.raises(SnapshotUnsettled, match=r"Everything is restored.*connection refused"):
         restoring.make_fit(["default"], {})
 
 
 def test_records_that_can_never_be_made_to_fit_fail_the_restore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restoring.journal, "make_fit", raising(ProgrammingError("no such table")))
-    with pytest.raises(SnapshotError, match="Everything is restored.*no such table") as caught:
+    with pytest.raises(SnapshotError, match=r"Everything is restored.*no such table") as caught:
         restoring.make_fit(["default"], {})
     assert not isinstance(caught.value, SnapshotUnsettled)
 
