@@ -15,6 +15,7 @@ from typing import Any
 
 from django.core.management import call_command
 from django.db import Error as DatabaseError
+from django.db import InterfaceError, OperationalError
 
 from django_snapshots import journal, runs, schedules, signals
 from django_snapshots import restore as restoring
@@ -31,7 +32,7 @@ from django_snapshots.models import Kind
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
-from django_snapshots.replaced import KeepsReplaced
+from django_snapshots.replaced import KeepsReplaced, SnapshotUnsettled
 from django_snapshots.switching import Change
 
 Write = Callable[[Mapping[str, Any]], None]
@@ -164,11 +165,19 @@ class Listeners:
 
 def make_fit(aliases: Sequence[str], recorded: Mapping[str, Sequence[str]], *, migrate: bool = False) -> None:
     """Bring the journal's own records, and the schedules, in the databases of *aliases* in line with what is there;
-    with *migrate* also their tables."""
+    with *migrate* also their tables.
+
+    Raises ``SnapshotUnsettled`` if a server is away or busy: then whoever settles the restore does it.
+    """
     try:
         journal.make_fit(aliases, {alias: list(names) for alias, names in recorded.items()})
         for alias in aliases:
             schedules.write_in(alias)
+    except (OperationalError, InterfaceError) as error:
+        raise SnapshotUnsettled(
+            "Everything is restored, but the journal's own records in it could not be made to fit yet "
+            f"({redact(str(error)).strip()}). If no worker does it, run `manage.py migrate`."
+        ) from error
     except DatabaseError as error:
         raise SnapshotError(
             "Everything is restored, but the journal's own records in it could not be made to fit "

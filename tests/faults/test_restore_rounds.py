@@ -23,6 +23,7 @@ def test_a_restore_that_dies_leaves_one_of_two_states_and_says_which(tmp_path: P
     played = [
         ("sqlite", "same", "wal"),
         ("postgres", "same", "new-database"),
+        ("mariadb", "same", ""),
     ]
     sessions = {
         engine: subprocess.Popen(

@@ -15,7 +15,13 @@ from django.db import connections, transaction
 
 from django_snapshots.connectors.dumpdata import DumpDataConnector
 from django_snapshots.connectors.file_tier import private_directory
-from django_snapshots.exceptions import SnapshotCancelled, SnapshotConnectorError, SnapshotError, SnapshotIntegrityError
+from django_snapshots.exceptions import (
+    SnapshotCancelled,
+    SnapshotConnectorError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotPreflightError,
+)
 from django_snapshots.processes import Processes
 from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
 from tests.project.models import Author, Book, Chicken, EveryColumn, Hidden, Tag

@@ -117,30 +117,27 @@ class MySQLRestore:
                 self.record = self._record()
                 Exchange(self.connection, self.record).forward()
         except (SnapshotError, DatabaseError, InterfaceError) as error:
-            if (failure := self._after(error)) is not None:
+            if failure := self._after(error):
                 raise failure from error
-            # The others must not be taken back for it.
-            self.request.report(
-                f"The switch was disturbed, and was brought to its end all the same: {redact(str(error))}"
-            )
 
     def roll_back(self) -> None:
         """Bring back what the target was; what was written to it since the switch goes with what was restored."""
         if self.record is None:
             return
-        record = read_record(self.connection, self.record.outgoing.home)
-        if not isinstance(record, Record):
-            raise SnapshotConnectorError(
-                f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
-            )
         try:
             with explained(self.db_alias, "could not be rolled back"):
-                Exchange(self.connection, record).back()
+                record = read_record(self.connection, self.record.outgoing.home)
+                if isinstance(record, Record):
+                    Exchange(self.connection, record).back()
         except SnapshotError as error:
             raise SnapshotUnsettled(
                 f"{error} Its tables may be hidden under other names, and none is lost; the next sweep, or manage.py "
                 "snapshots sweep, brings it to one of its ends."
             ) from error
+        if not isinstance(record, Record):
+            raise SnapshotConnectorError(
+                f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
+            )
 
     def discard(self) -> None:
         """Drop what was built and not switched in, and without a mark what was replaced, too."""
@@ -205,7 +202,7 @@ class MySQLRestore:
             )
 
     def _after(self, error: Exception) -> SnapshotError | None:
-        """Bring the exchange to one of its ends at once, and say which; ``None`` if it is the switched one."""
+        """Bring the exchange to one of its ends at once; ``None`` if that is the one that was wanted."""
         kind = type(error) if isinstance(error, SnapshotError) else SnapshotConnectorError
         if isinstance(error, DatabaseError) and error.args and error.args[0] in _LOCKED:
             kind = SnapshotBusyError

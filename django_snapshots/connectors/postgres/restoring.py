@@ -30,6 +30,7 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotPreflightError,
 )
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 
 LOCK_TIMEOUT_SECONDS = 60
@@ -132,7 +133,7 @@ class Restoring:
         if state == "aborted":
             raise type(cause)(f"{cause} The server rolled back: {self._alias!r} is as it was.") from cause
         if state != "committed":
-            raise SnapshotConnectorError(
+            raise SnapshotUnsettled(
                 f"{cause} This was while the restore of {self._alias!r} was committed, so the database is either as it "
                 f"was or as the snapshot. What the server says of its transaction is {state}. Ask it again: "
                 f"SELECT pg_xact_status('{transaction}')."

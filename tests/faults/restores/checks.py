@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from django_snapshots.execution import collect
 from django_snapshots.models import FINAL_STATES, Lock, Run, State, Step
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ def wrong(session: Session, run: Run, client: Client) -> Iterator[str]:
     yield from said(run)
     succeeded = run.state == State.SUCCEEDED
     yield from holds(session, session.restored if succeeded else session.changed, f"the run {run.state}")
-    yield from _the_client(session, client, whole=not succeeded)
-    yield from clean(session, {run.pk.hex} if succeeded else set())
+    # Whoever settles a restore of which only a part had been switched brings that back, and keeps what it held.
+    whole = not succeeded and not session.kept_of(run.pk.hex)
+    yield from _the_client(session, client, whole=whole)
+    yield from clean(session, run.pk.hex, dead=None if succeeded else 1)
 
 
 def said(run: Run) -> Iterator[str]:
@@ -43,13 +47,19 @@ def holds(session: Session, wanted: Mapping[str, str], when: str) -> Iterator[st
         other = session.restored if wanted == session.changed else session.changed
         which = "it is the other state" if found == other else "it is neither of the two"
         differing = [
-            f"{name} has {found.get(name)} instead of {wanted.get(name)}"
+            f"{name}: {' '.join(_difference(found.get(name, ''), wanted.get(name, '')))}"
             for name in sorted({*found, *wanted})
             if found.get(name) != wanted.get(name)
         ]
         yield f"{when}, but the target is not so ({which}): {'; '.join(differing[:6])}"
     if damage := session.world.damage():
         yield f"{when}, and the engine's check says {damage}"
+
+
+def _difference(found: str, wanted: str) -> list[str]:
+    """The lines that are wrong (+) or missing (-)."""
+    lines = difflib.unified_diff(wanted.splitlines(), found.splitlines(), lineterm="", n=0)
+    return [line for line in lines if not line.startswith(("+++", "---", "@@"))][:12]
 
 
 def _the_client(session: Session, client: Client, *, whole: bool) -> Iterator[str]:
@@ -62,16 +72,17 @@ def _the_client(session: Session, client: Client, *, whole: bool) -> Iterator[st
         yield f"rows are there that the client has not inserted in this round: {sorted(strange)[:5]}"
 
 
-def clean(session: Session, kept: set[str]) -> Iterator[str]:
-    """Whether nothing is left but what the restores *kept* (their runs) keep for an undo."""
+def clean(session: Session, run: str, *, dead: int | None = None) -> Iterator[str]:
+    """Whether nothing is left but what the restore *run* keeps for an undo; its attempt *dead* keeps nothing."""
     yield from _the_journal(session)
     if tools := [f"{process.pid} {process.name()}" for process in session.tools()]:
         yield f"programs are left: {tools}"
     if sessions := session.world.sessions():
         yield f"sessions are left on the server: {sessions}"
+    collect()
     if temporary := os.listdir(session.temporary):
         yield f"temporary files are left: {temporary}"
-    yield from _beside(session, kept)
+    yield from _beside(session, run, dead)
 
 
 def _the_journal(session: Session) -> Iterator[str]:
@@ -84,11 +95,11 @@ def _the_journal(session: Session) -> Iterator[str]:
         yield f"the journal has lost {len(missing)} of {len(session.asked)} runs"
 
 
-def _beside(session: Session, kept: set[str]) -> Iterator[str]:
+def _beside(session: Session, run: str, dead: int | None) -> Iterator[str]:
     """By the package's own words, and by the engine's and the disk's."""
     marks = set()
     for what, item in session.beside():
-        if not item.kept or item.mark[:32] not in kept:
+        if not item.kept or not run or not item.mark.startswith(run) or item.mark.startswith(f"{run}_{dead}_"):
             yield f"beside {what} is left: {item.place} (kept: {item.kept})"
         marks.add(item.mark)
     for name in (*session.world.beside(), *session.beside_media()):

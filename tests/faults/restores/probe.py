@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,7 @@ class Probe(AppConfig):
 def listen(control: Path) -> None:
     """Have every phase told to *control*."""
     for module, engine in _SWITCHES.items():
-        if find_spec(module):
-            vars(import_module(module))["_reached"] = functools.partial(_reach, control, engine)
+        vars(import_module(module))["_reached"] = functools.partial(_reach, control, engine)
     from django_snapshots import switching
     from django_snapshots.connectors.postgres import session
     from django_snapshots.execution import restoring, settle

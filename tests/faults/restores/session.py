@@ -26,7 +26,7 @@ import psutil
 from tests.faults.restores import faults
 from tests.faults.restores.client import Client
 from tests.faults.restores.probe import VARIABLE
-from tests.faults.restores.worlds import WORLDS, World, until_it_answers
+from tests.faults.restores.worlds import WORLDS, World
 from tests.faults.rounds import brokers
 from tests.projects import Project, WorkerProcess, wait_until
 
@@ -126,6 +126,7 @@ class Session:
         project.snapshots = {
             "ARTIFACTS": ["database", "media"],
             "LEASE": LEASE,
+            "SWEEP_GRACE": 0,
             "TEMPORARY_DIRECTORY": str(self.temporary),
             **({"DATABASE_CONNECTORS": {self.alias: self.world.connector}} if self.world.connector else {}),
         }
@@ -256,6 +257,13 @@ class Session:
             for item in beside_of(settings.kind(kind), subject):
                 yield f"{kind} {subject}", item
 
+    def kept_of(self, run: str) -> list[str]:
+        """The marks of what is kept of a restore beside its targets."""
+        from django_snapshots.conf import get_settings
+        from django_snapshots.undo import kept_states
+
+        return [item.mark for item in kept_states(get_settings()) if item.run == run and item.mark]
+
     def beside_media(self) -> list[str]:
         """The names of all that is beside the media files, or hidden among them."""
         known = {"media", "snapshots"}
@@ -362,7 +370,7 @@ class Session:
         self._drop_kept()
         return length
 
-    def _carried_out(self, *, media: bool, undo: str | None = None) -> list[str]:
+    def _carried_out(self, *, media: bool, undo: str | None = None, wanted: dict[str, str] | None = None) -> list[str]:
         """Restore or undo, with no fault; what is wrong with that."""
         from django_snapshots.models import Run
         from tests.faults.restores.checks import holds, until_clean
@@ -374,7 +382,8 @@ class Session:
         what = "undo" if undo else "restore"
         if run.state != "succeeded":
             return [f"another {what} is {run.state}: {run.error}"]
-        wanted = self.changed if undo else self.restored if media else self._without_media(self.restored)
+        if wanted is None:
+            wanted = self.changed if undo else self.restored if media else self._without_media(self.restored)
         return until_clean(self, holds(self, wanted, f"another {what} succeeded"))
 
     def _without_media(self, content: dict[str, str]) -> dict[str, str]:
@@ -436,7 +445,7 @@ class Session:
         from django_snapshots.models import Run
         from tests.faults.restores.checks import until_clean, wrong
 
-        until_it_answers(self.world, SETTLES_WITHIN)
+        self.look_after_things(SETTLES_WITHIN, until=self.world.answers)
         deadline = time.monotonic() + SETTLES_WITHIN
         while True:
             self.forget_connections()
@@ -458,6 +467,8 @@ class Session:
 
     def _both_ways(self, played: Round, client: Client, media: bool) -> Iterator[str]:
         """An undo of what succeeded, in which all commits are there, and another restore."""
+        if played.state == "failed" and self.kept_of(played.run):
+            yield from self._what_was_brought(played, client)
         if played.state == "succeeded":
             after, _ = self.world.client_rows()
             yield from self._carried_out(media=media, undo=played.run)
@@ -467,6 +478,14 @@ class Session:
             if before != log:
                 yield f"in the state that came back the trigger did not fire for {len(before ^ log)} rows"
         yield from self._carried_out(media=media)
+
+    def _what_was_brought(self, played: Round, client: Client) -> Iterator[str]:
+        """Undo what has brought a half-switched restore back: the commits of the moment between are there."""
+        before, _ = self.world.client_rows()
+        yield from self._carried_out(media=False, undo=played.run, wanted=self._without_media(self.restored))
+        after, _ = self.world.client_rows()
+        if lost := client.committed - before - after:
+            yield f"{len(lost)} commits are in neither state: {sorted(lost)[:5]}"
 
     def _drop_kept(self) -> None:
         """Remove what is kept for an undo, so that the next round begins with nothing beside its targets."""
@@ -486,7 +505,7 @@ class Session:
         """A again becomes A', and nothing is left of this round."""
         from tests.faults.restores.checks import clean, holds, until_clean
 
-        problems = until_clean(self, clean(self, set()))
+        problems = until_clean(self, clean(self, ""))
         self.begin_anew()
         return problems + until_clean(self, holds(self, self.changed, "everything was made anew"))
 
