@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -553,6 +554,8 @@ def main() -> int:
     parser.add_argument("--phase", default="", help="only in this phase")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # its workers are no children that end with it
+        signal.signal(number, lambda *_: sys.exit(1))
     directory = Path(tempfile.mkdtemp(prefix="snapshots-", dir="/tmp"))
     directory.chmod(0o755)
     session = None
