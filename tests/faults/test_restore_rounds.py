@@ -43,8 +43,8 @@ def test_a_restore_that_dies_leaves_one_of_two_states_and_says_which(tmp_path: P
         said = {engine: session.communicate(timeout=_DEADLINE)[0] for engine, session in sessions.items()}
     finally:
         for session in sessions.values():
-            session.kill()
-            session.wait()
+            session.terminate()
+            session.wait(60)
     for engine, session in sessions.items():
         assert session.returncode == 0, said[engine]
         rounds = [json.loads(line) for line in (tmp_path / f"{engine}.jsonl").read_text().splitlines()]

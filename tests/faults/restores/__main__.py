@@ -72,15 +72,12 @@ def main() -> int:
 
 def dealt_out(rounds: int, engines: tuple[str, ...]) -> list[tuple[Share, int]]:
     """How many rounds each session plays."""
-    found = []
+    found: list[tuple[Share, int]] = []
     for number, engine in enumerate(engines):
         left = rounds // len(engines) + (number < rounds % len(engines))
         shares = [share for share in SHARES if share.engine == engine]
-        for share in shares[1:]:
-            count = left * share.weight // 10
-            found.append((share, count))
-        rest = left - sum(count for share, count in found if share.engine == engine)
-        found.append((shares[0], rest))
+        counts = [left * share.weight // 10 for share in shares[1:]]
+        found += zip(shares, (left - sum(counts), *counts), strict=True)
     return [(share, count) for share, count in found if count]
 
 

@@ -27,7 +27,7 @@ def wrong(session: Session, run: Run, client: Client) -> Iterator[str]:
     succeeded = run.state == State.SUCCEEDED
     yield from holds(session, session.restored if succeeded else session.changed, f"the run {run.state}")
     # Whoever settles a restore of which only a part had been switched brings that back, and keeps what it held.
-    whole = not succeeded and not session.kept_of(run.pk.hex)
+    whole = not succeeded and "database" not in session.kept_of(run.pk.hex)
     yield from _the_client(session, client, whole=whole)
     yield from clean(session, run.pk.hex, dead=None if succeeded else 1)
 

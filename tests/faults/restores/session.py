@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -258,11 +259,11 @@ class Session:
                 yield f"{kind} {subject}", item
 
     def kept_of(self, run: str) -> list[str]:
-        """The marks of what is kept of a restore beside its targets."""
+        """What is kept of a restore beside its targets: ``database``, ``media`` or both."""
         from django_snapshots.conf import get_settings
         from django_snapshots.undo import kept_states
 
-        return [item.mark for item in kept_states(get_settings()) if item.run == run and item.mark]
+        return [item.type for item in kept_states(get_settings()) if item.run == run and item.mark]
 
     def beside_media(self) -> list[str]:
         """The names of all that is beside the media files, or hidden among them."""
@@ -481,8 +482,14 @@ class Session:
 
     def _what_was_brought(self, played: Round, client: Client) -> Iterator[str]:
         """Undo what has brought a half-switched restore back: the commits of the moment between are there."""
+        kinds = {"table": "database", "file": "media"}
+        kept, now = self.kept_of(played.run), self.content()
+        names = {*now, *self.restored}
+        wanted = {name: (self.restored if kinds[name.split()[0]] in kept else now).get(name) for name in names}
         before, _ = self.world.client_rows()
-        yield from self._carried_out(media=False, undo=played.run, wanted=self._without_media(self.restored))
+        yield from self._carried_out(
+            media=False, undo=played.run, wanted={name: what for name, what in wanted.items() if what}
+        )
         after, _ = self.world.client_rows()
         if lost := client.committed - before - after:
             yield f"{len(lost)} commits are in neither state: {sorted(lost)[:5]}"
@@ -547,6 +554,8 @@ def main() -> int:
     parser.add_argument("--phase", default="", help="only in this phase")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # its workers are no children that end with it
+        signal.signal(number, lambda *_: sys.exit(1))
     directory = Path(tempfile.mkdtemp(prefix="snapshots-", dir="/tmp"))
     directory.chmod(0o755)
     session = None
