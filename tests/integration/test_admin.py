@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings as SettingsWrapper
 
-from django_snapshots import LocalFileSystemBackend, runs, tasks
+from django_snapshots import LocalFileSystemBackend, create_snapshot, restore_snapshot, runs, tasks
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.models import Kind, Lock, Run, State, Step
@@ -406,6 +407,36 @@ def test_a_restore_is_granted_by_the_journal_alone(storage: LocalFileSystemBacke
     assert Run.objects.get().request["granted"] is True
     (message,) = waiting()
     assert "granted" not in message
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_restore_is_undone_from_its_run_s_page(
+    storage: LocalFileSystemBackend, settings: SettingsWrapper, tmp_path: Path
+) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "a.txt").write_text("before")
+    settings.MEDIA_ROOT = str(media)
+    settings.SNAPSHOTS = {**settings.SNAPSHOTS, "ARTIFACTS": ["media"]}
+    create_snapshot("nightly")
+    (media / "a.txt").write_text("changed")
+    restored = Run.objects.get(pk=restore_snapshot("nightly", confirm=[str(media)])["undo"])
+    assert (media / "a.txt").read_text() == "before"
+    page, undo = (f"{RUNS}{restored.pk}/{name}/" for name in ("change", "undo"))
+    assert undo not in text(user("view_run").get(page))
+    assert user("view_run").get(undo).status_code == 403
+    client = user("view_run", "restore_snapshot")
+    assert undo in text(client.get(page))
+    assert f"Type {media} to replace it" in html.unescape(text(client.get(undo)))
+    assert "Nothing was changed." in text(client.post(undo, {"typed_0": "media"}))
+    assert client.post(undo, {"typed_0": str(media)}).status_code == 302
+    asked = Run.objects.get(kind="undo")
+    assert asked.request == {"undo": restored.pk.hex, "confirm": [str(media)], "granted": True}
+    (message,) = waiting()
+    assert (message["task"], message["undo"]) == ("django_snapshots.undo", restored.pk.hex)
+    # Where nothing is kept any more, the page says so.
+    shutil.rmtree(next(tmp_path.glob(".django-snapshots-*.kept")))
+    assert "Nothing is kept of a restore" in html.unescape(text(client.get(undo)))
 
 
 def test_a_restore_from_elsewhere_has_to_be_said(storage: LocalFileSystemBackend) -> None:
