@@ -172,7 +172,7 @@ def restore(settings: Settings, attempt: RestoreAttempt) -> RestoreReport:
         notes=tuple(notes),
         run=attempt.run,
         safety=safety,
-        kept=tuple(change.target.description for change in changes if change.keeps),
+        kept=tuple(change.target.description for change in changes if change.keeps and not change.target.empty),
     )
 
 

@@ -119,8 +119,7 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         }
         try:
             settings = get_settings()
-            execution.meet_derived_aliases()
-            _, states = undoing.chosen(settings, run.pk.hex)
+            _, states = execution.undo_states(settings, Request(undo=run.pk.hex))
             form = UndoForm(
                 request.POST if request.method == "POST" else None, targets=undoing.targets(settings, states)
             )

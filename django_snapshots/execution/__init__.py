@@ -25,7 +25,7 @@ from django_snapshots.execution.leftovers import settle_without_journal
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
 from django_snapshots.execution.pins import pin_snapshot, unpin_snapshot
 from django_snapshots.execution.place import list_entries
-from django_snapshots.execution.restoring import meet_derived_aliases, preflight
+from django_snapshots.execution.restoring import meet_derived_aliases, preflight, undo_states
 from django_snapshots.execution.work import work
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "settle_dead",
     "settle_without_journal",
     "undo_restore",
+    "undo_states",
     "unpin_snapshot",
     "verify_snapshot",
     "work",

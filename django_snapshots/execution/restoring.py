@@ -23,7 +23,7 @@ from django_snapshots import undo as undoing
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.conf import Settings
 from django_snapshots.connectors.derived import beside, ensure
-from django_snapshots.exceptions import SnapshotError
+from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.expiry import expire
 from django_snapshots.execution.ledger import Ledger
@@ -224,9 +224,30 @@ def meet_derived_aliases() -> None:
 
 
 def undo_states(settings: Settings, request: Request) -> tuple[str, list[undoing.Kept]]:
-    """The restore that an undo is of, and every state that it puts back. Raises ``SnapshotNotFoundError``."""
+    """The restore that an undo is of, and every state that it puts back.
+
+    Raises ``SnapshotNotFoundError``, also if the journal knows of more than is found: half of a restore is not taken
+    back without a word.
+    """
     meet_derived_aliases()
-    return undoing.chosen(settings, request.undo)
+    run, states = undoing.chosen(settings, request.undo)
+    replaced = _replaced_by(run)
+    if len(states) < len(replaced):
+        found = ", ".join(f"{state.type} {state.subject}" for state in states)
+        raise SnapshotNotFoundError(
+            f"The restore {run} has replaced more than is found now: {', '.join(replaced)}. Found is what was there "
+            f"before of: {found}. Is a server or a disk away? If the rest is gone for good, what is found can be put "
+            "back by hand: `manage.py snapshots undo --list` says where it is."
+        )
+    return run, states
+
+
+def _replaced_by(run: str) -> list[str]:
+    """What the restore or undo *run* has kept, as the journal tells it; nothing if that doesn't know it."""
+    if not runs.available():
+        return []
+    result = runs.result_of(uuid.UUID(run)) or {}
+    return [str(item) for key in ("kept", "safety", "targets") for item in result.get(key) or ()]
 
 
 def _databases(changes: Sequence[Change]) -> list[str]:

@@ -151,7 +151,9 @@ class Settling:
             ],
             "notes": notes,
             "undo": self.run,
-            "kept": [entry.description for entry in ledger.entries if entry.provable and not entry.safety],
+            "kept": [
+                entry.description for entry in ledger.entries if entry.provable and not (entry.safety or entry.empty)
+            ],
             "safety": [entry.safety for entry in ledger.entries if entry.safety],
         }
 

@@ -37,6 +37,7 @@ from django_snapshots.runs.history import (
     published,
     requests_of,
     reserved_by,
+    result_of,
 )
 from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, require_unwanted, snapshot_lock
 from django_snapshots.runs.place import (
@@ -141,6 +142,7 @@ __all__ = [
     "require_no_transaction",
     "require_unwanted",
     "reserved_by",
+    "result_of",
     "retreat",
     "run_of",
     "seconds_since_boot",

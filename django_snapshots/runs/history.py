@@ -105,3 +105,9 @@ def requests_of(kind: Kind) -> list[dict[str, Any]]:
 
 
 _LATEST = 200
+
+
+def result_of(run: uuid.UUID) -> dict[str, Any] | None:
+    """What came of *run*; ``None`` if it has not succeeded, or is not in this journal."""
+    found = Run.objects.using(alias()).filter(pk=run, state=State.SUCCEEDED).values_list("result", flat=True).first()
+    return dict(found) if found else None

@@ -113,6 +113,24 @@ def test_there_is_nothing_to_undo(project):
     assert answer["type"] == "SnapshotNotFoundError"
 
 
+def test_half_of_a_restore_is_not_undone_without_a_word(project):
+    run = restored(project)["undo"]
+    (kept,) = [
+        directory
+        for directory in project.media.parent.glob(".django-snapshots-*.kept")
+        if (run in directory.name and (directory / "new").exists()) or (directory / "old").exists()
+    ][:1]
+    away = kept.with_name("away")
+    kept.rename(away)
+    answer = project.call(f"answer = django_snapshots.undo_restore({run!r}, confirm={targets(project)!r})")
+    assert answer["type"] == "SnapshotNotFoundError"
+    assert str(project.media) in answer["error"]
+    assert content(project) == ["order in default"]
+    away.rename(kept)
+    undone(project, run)
+    holds(project, "changed", "changed")
+
+
 def test_an_empty_target_leaves_nothing_to_undo(project):
     path(project, "other").unlink()
     report = restored(project, databases=["other"])

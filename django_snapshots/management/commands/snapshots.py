@@ -116,7 +116,7 @@ class Command(BaseCommand):
             return
         data = {"undo": options["run"], "confirm": options["confirm"], "wait": options["wait"]}
         request = Request.from_json(data)
-        run, states = undoing.chosen(settings, request.undo)
+        run, states = execution.undo_states(settings, request)
         targets, confirmed = undoing.targets(settings, states), list(request.confirm)
         if not options["no_input"] and options["format"] == "text":
             self.screen.kept(states)
