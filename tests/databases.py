@@ -151,6 +151,14 @@ class PostgresMaker(Maker):
             cursor.execute(statement.format(sql.Identifier(name), sql.Identifier(owner)))
         # Other threads and programs may still be connected; a test may have dropped it.
         self._cleanups.callback(self._drop, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+        self._cleanups.callback(self._drop_what_restores_left)
+
+    def _drop_what_restores_left(self) -> None:
+        """On a server of the tests' own all of it is theirs, and the next test counts what is left."""
+        with postgres_cursor(self._server) as cursor:
+            cursor.execute(r"SELECT datname FROM pg_database WHERE datname LIKE 'django\_snapshots\_%'")
+            for (name,) in cursor.fetchall():
+                self._drop("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
     def _drop(self, statement: str, name: str) -> None:
         with postgres_cursor(self._server) as cursor:
@@ -189,6 +197,7 @@ class MariaDBMaker(Maker):
         name = _backquoted(overrides["NAME"])
         self._execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         self._cleanups.callback(self._execute, f"DROP DATABASE IF EXISTS {name}")
+        self._cleanups.callback(self._drop_what_restores_left)
         entry = {
             "ENGINE": "django.db.backends.mysql",
             "HOST": self._server.host,
@@ -210,6 +219,13 @@ class MariaDBMaker(Maker):
         pattern = database.replace("_", r"\_").replace("%", r"\%")
         self._execute(f"GRANT {grants} ON {pattern}.* TO {account}")
         return password
+
+    def _drop_what_restores_left(self) -> None:
+        """On a server of the tests' own all of it is theirs, and the next test counts what is left."""
+        with mariadb_cursor(self._server) as cursor:
+            cursor.execute(r"SHOW DATABASES LIKE 'django\_snapshots\_%'")
+            for (name,) in cursor.fetchall():
+                cursor.execute(f"DROP DATABASE IF EXISTS {_backquoted(name)}")
 
     def _execute(self, statement: str) -> None:
         with mariadb_cursor(self._server) as cursor:
