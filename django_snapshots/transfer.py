@@ -93,6 +93,9 @@ class RestoreRequest:
     """Whether files that the snapshot doesn't have stay, beside those it has; for kinds that are made of files."""
     owner: bool | None = None
     """Whether owners and grants are restored; ``None`` is as the connector was made."""
+    tables: frozenset[str] = frozenset()
+    """Unquoted names of the only tables whose rows are to become those of the snapshot, everything else in the target
+    staying as it is; empty for the whole. A ``prepare`` that can't do that refuses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
