@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -15,11 +16,16 @@ from django.db import OperationalError, connections
 
 from django_snapshots.connectors.file_tier import private_directory
 from django_snapshots.connectors.postgres import PostgresConnector
-from django_snapshots.exceptions import SnapshotCancelled, SnapshotConfigurationError, SnapshotConnectorError
+from django_snapshots.exceptions import (
+    SnapshotCancelled,
+    SnapshotConfigurationError,
+    SnapshotConnectorError,
+    SnapshotIntegrityError,
+)
 from django_snapshots.processes import Processes
 from django_snapshots.transfer import DumpRequest, Source
 from tests.databases import Maker
-from tests.integration.postgres_helpers import execute, prepared, put_back, read, take
+from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, read, take, text_of
 from tests.services import Server
 
 
@@ -295,6 +301,111 @@ def test_rows_that_a_policy_hides(postgres: Server, connector: PostgresConnector
     execute(postgres, alias, "ALTER TABLE secret FORCE ROW LEVEL SECURITY")
     with pytest.raises(SnapshotConnectorError, match=r"hides rows of public.secret"):
         connector.dump(alias, tmp_path / "d")
+
+
+def test_large_objects_that_the_role_may_not_read(
+    postgres: Server, connector: PostgresConnector, alias: str, tmp_path: Path
+) -> None:
+    """All of them are told before anything is dumped, with statements that help; and what hides rows besides."""
+    numbers = [
+        number for (number,) in fetch(postgres, alias, "SELECT lo_from_bytea(0, 'x') FROM generate_series(1, 150)")
+    ]
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT lo_from_bytea(0, 'mine')")
+    execute(
+        postgres,
+        alias,
+        "CREATE TABLE secret AS SELECT 1 AS id",
+        "ALTER TABLE secret ENABLE ROW LEVEL SECURITY",
+        f"GRANT SELECT ON LARGE OBJECT {numbers[0]} TO PUBLIC",
+    )
+    with pytest.raises(SnapshotConnectorError) as caught:
+        connector.dump(alias, tmp_path / "d")
+    message = str(caught.value)
+    assert "Row-level security hides rows of public.secret" in message
+    assert f"GRANT SELECT ON LARGE OBJECT {numbers[1]}, {numbers[2]}, " in message
+    assert message.endswith("and the same for 49 more large objects") and alias in message
+    execute(postgres, alias, "DROP TABLE secret")
+    for _ in range(2):
+        with pytest.raises(SnapshotConnectorError) as caught:
+            connector.dump(alias, tmp_path / "d")
+        grants = str(caught.value).partition("run: ")[2].split("; ")
+        execute(postgres, alias, *(grant for grant in grants if grant.startswith("GRANT")))
+    assert connector.dump(alias, tmp_path / "d")["large_objects"] == 151
+
+
+def test_large_objects_are_counted_by_a_restore(
+    postgres: Server, connector: PostgresConnector, alias: str, tmp_path: Path
+) -> None:
+    execute(postgres, alias, "ALTER ROLE snapshots_app CREATEDB")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT lo_from_bytea(0, 'mine') FROM generate_series(1, 3)")
+    source = take(connector, alias, tmp_path / "d")
+    wrong = dataclasses.replace(source, metadata={**source.metadata, "large_objects": 4})
+    for strategy in ("new-database", "transaction"):
+        way = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
+        put_back(way, alias, source)
+        with pytest.raises(SnapshotIntegrityError, match="has 3 large objects instead of the 4"):
+            put_back(way, alias, wrong)
+    execute(postgres, alias, "ALTER ROLE snapshots_app NOCREATEDB")
+
+
+def test_what_holds_no_rows_of_its_own_is_dumped(
+    postgres: Server, connector: PostgresConnector, make_postgres: Maker, alias: str, tmp_path: Path
+) -> None:
+    """Event triggers, publications, views that were never refreshed, or that the role may not read: as they were."""
+    execute(
+        postgres,
+        alias,
+        "CREATE MATERIALIZED VIEW never AS SELECT n FROM shop WITH NO DATA",
+        "CREATE MATERIALIZED VIEW once AS SELECT n FROM shop WHERE n < 10",
+        "CREATE VIEW not_mine AS SELECT n FROM shop",
+        "REVOKE ALL ON never, once, not_mine FROM PUBLIC, snapshots_app",
+        "CREATE SCHEMA closed",
+        "CREATE FUNCTION closed.noted() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
+        "CREATE EVENT TRIGGER watching ON ddl_command_end EXECUTE FUNCTION closed.noted()",
+        "ALTER EVENT TRIGGER watching DISABLE",
+        "CREATE PUBLICATION feed FOR TABLE shop WHERE (n > 5)",
+        "CREATE PUBLICATION whole FOR ALL TABLES",
+        "CREATE TYPE closed.mood AS ENUM ('glad')",
+    )
+    before = text_of(postgres, alias)
+    for words in ("never", "once", "not_mine", "EVENT TRIGGER watching", "PUBLICATION feed", "closed.mood"):
+        assert words in before
+    source = take(connector, alias, tmp_path / "d")
+    target = make_postgres()
+    put_back(connector, target, source)
+    assert text_of(postgres, target).replace(target, alias) == before
+    populated = "SELECT matviewname::text, ispopulated FROM pg_matviews ORDER BY 1"
+    assert fetch(postgres, target, populated) == [("never", False), ("once", True)]
+
+
+def test_user_mappings_and_subscriptions_that_are_not_whole_are_told(
+    postgis: Server, make_postgis: Maker, tmp_path: Path
+) -> None:
+    connector = PostgresConnector(client_directory=postgis.bin_directory)
+    alias = make_postgis(role="snapshots_app", postgis=False)
+    execute(
+        postgis,
+        alias,
+        "CREATE EXTENSION postgres_fdw",
+        'CREATE SERVER "far away" FOREIGN DATA WRAPPER postgres_fdw',
+        "CREATE USER MAPPING FOR PUBLIC SERVER \"far away\" OPTIONS (password 'hush')",
+        "CREATE SUBSCRIPTION elsewhere CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false)",
+    )
+    try:
+        warnings = " ".join(take(connector, alias, tmp_path / "d").metadata["warnings"])
+        assert (
+            'so the dump has none; give them again by hand, or dump as a superuser: PUBLIC for server "far away".'
+            in (warnings)
+        )
+        assert "make them again by hand: elsewhere." in warnings
+        execute(postgis, alias, 'ALTER SERVER "far away" OWNER TO snapshots_app')
+        warnings = " ".join(take(connector, alias, tmp_path / "e").metadata["warnings"])
+        assert "far away" not in warnings
+        assert b"hush" in (tmp_path / "e").read_bytes() and b"hush" not in (tmp_path / "d").read_bytes()
+    finally:
+        execute(postgis, alias, "ALTER SUBSCRIPTION elsewhere SET (slot_name = NONE)", "DROP SUBSCRIPTION elsewhere")
 
 
 def test_what_depends_on_tables_that_are_left_out(

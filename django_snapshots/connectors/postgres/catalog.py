@@ -176,6 +176,88 @@ def unreadable(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> 
     return [item for (item,) in rows(connection, sql, [list(exclude)])]
 
 
+def unreadable_large_objects(connection: BaseDatabaseWrapper) -> list[int]:
+    """The numbers of the large objects that this role may not read."""
+    ((asks_by_itself,),) = rows(
+        connection, "SELECT to_regproc('pg_catalog.has_largeobject_privilege') IS NOT NULL"
+    )  # from version 18 on
+    may = "has_largeobject_privilege(m.oid, 'SELECT')" if asks_by_itself else _MAY_READ_LARGE_OBJECT
+    sql = f"""
+        SELECT m.oid::bigint FROM pg_largeobject_metadata m
+        WHERE NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AND NOT {may}
+          AND current_setting('lo_compat_privileges') = 'off' ORDER BY 1
+    """  # noqa: S608 - made of constants
+    return [int(number) for (number,) in rows(connection, sql)]
+
+
+_MAY_READ_LARGE_OBJECT = """
+    EXISTS (SELECT FROM aclexplode(coalesce(m.lomacl, acldefault('L', m.lomowner))) a WHERE a.privilege_type = 'SELECT'
+            AND (a.grantee = 0 OR pg_has_role(a.grantee, 'USAGE')))
+"""
+
+
+def large_objects(connection: BaseDatabaseWrapper) -> int:
+    """How many there are."""
+    ((number,),) = rows(connection, "SELECT count(*) FROM pg_largeobject_metadata")
+    return int(number)
+
+
+def subscriptions(connection: BaseDatabaseWrapper) -> list[str]:
+    """Quoted names of the subscriptions of this database."""
+    sql = """
+        SELECT quote_ident(s.subname) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
+        WHERE d.datname = current_database() ORDER BY 1
+    """
+    return [name for (name,) in rows(connection, sql)]
+
+
+def hidden_user_mappings(connection: BaseDatabaseWrapper) -> list[str]:
+    """User mappings of which this role sees that they are there, and not with which options; in words."""
+    # As the view pg_user_mappings decides.
+    sql = """
+        SELECT format('%s for server %I', CASE WHEN m.umuser = 0 THEN 'PUBLIC' ELSE quote_ident(m.usename) END,
+            m.srvname)
+        FROM pg_user_mappings m JOIN pg_foreign_server s ON s.oid = m.srvid
+        WHERE m.umoptions IS NULL AND NOT (
+            m.umuser <> 0 AND m.usename = current_user
+                AND (pg_has_role(s.srvowner, 'USAGE') OR has_server_privilege(s.oid, 'USAGE'))
+            OR m.umuser = 0 AND pg_has_role(s.srvowner, 'USAGE')
+            OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user))
+        ORDER BY 1
+    """
+    return [item for (item,) in rows(connection, sql)]
+
+
+def roles(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> dict[str, list[str]]:
+    """The roles that what is in this database needs, without the server's first superuser: ``given``, those that own
+    something or were granted something; ``named``, those that a policy or a user mapping is for."""
+    sql = """
+        SELECT DISTINCT r.rolname::text, d.deptype = 'r' OR d.classid = 'pg_user_mapping'::regclass
+        FROM pg_shdepend d JOIN pg_roles r ON r.oid = d.refobjid
+        WHERE d.refclassid = 'pg_authid'::regclass
+          AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND d.classid <> 'pg_subscription'::regclass
+          AND NOT (d.classid = 'pg_class'::regclass AND (d.objid = ANY(%s::oid[]) OR EXISTS (
+              SELECT FROM pg_class c WHERE c.oid = d.objid AND c.relpersistence = 't')))
+        ORDER BY 1
+    """
+    found = rows(connection, sql, [list(exclude)])
+    return {
+        "given": [name for name, named in found if not named],
+        "named": [name for name, named in found if named],
+    }
+
+
+def forced_policies(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> list[str]:
+    """Quoted names of the tables whose row-level security is for their owner, too."""
+    sql = f"""
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relrowsecurity AND c.relforcerowsecurity AND {USER_SCHEMA} AND c.oid <> ALL(%s::oid[]) ORDER BY 1
+    """  # noqa: S608 - made of constants
+    return [name for (name,) in rows(connection, sql, [list(exclude)])]
+
+
 def hidden_by_policies(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> list[str]:
     """Tables of which row-level security shows this role only a part."""
     sql = """

@@ -27,3 +27,12 @@ def compare(alias: str, wanted: Mapping[str, int], found: Mapping[str, int]) -> 
             f"{len(wrong)} tables of {alias!r} don't have the rows that the snapshot had: {', '.join(told)}. "
             "Nothing was changed."
         )
+
+
+def compare_large_objects(alias: str, metadata: Mapping[str, Any], found: int) -> None:
+    """Raise ``SnapshotIntegrityError`` unless there are as many large objects as the snapshot had, if it says that."""
+    wanted = metadata.get("large_objects")
+    if isinstance(wanted, int) and wanted != found:
+        raise SnapshotIntegrityError(
+            f"{alias!r} has {found} large objects instead of the {wanted} that the snapshot had. Nothing was changed."
+        )

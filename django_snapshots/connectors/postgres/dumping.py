@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,6 +20,14 @@ from django_snapshots.transfer import Dump, DumpRequest
 
 _UNREAD = "The archive's form is newer than this django-snapshots, so its tables were not compared with the server's."
 _ELSEWHERE = "The rows of foreign tables lie on another server and are not in the dump"
+_SUBSCRIBED = "Subscriptions are never restored, because they would begin to write at once; make them again by hand"
+_UNSEEN = (
+    "This role may not see the options of user mappings, passwords for one, so the dump has none; give them again by "
+    "hand, or dump as a superuser"
+)
+_GRANTED = 100
+"""So many large objects are named."""
+_AT_ONCE = 20
 
 
 @contextlib.contextmanager
@@ -114,10 +122,14 @@ class _Content:
 
     def _warnings(self) -> list[str]:
         with explained(self._alias):
-            elsewhere = catalog.foreign_tables(self._connection)
+            found = {
+                _ELSEWHERE: catalog.foreign_tables(self._connection),
+                _SUBSCRIBED: catalog.subscriptions(self._connection),
+                _UNSEEN: catalog.hidden_user_mappings(self._connection),
+            }
         return [
             *([_UNREAD] if self._contents.items is None else []),
-            *([f"{_ELSEWHERE}: {', '.join(elsewhere)}."] if elsewhere else []),
+            *(f"{what}: {', '.join(names)}." for what, names in found.items() if names),
         ]
 
     def metadata(self, server: catalog.Server, clients: Clients) -> Mapping[str, Any]:
@@ -139,6 +151,9 @@ class _Content:
                     **dict.fromkeys(self._emptied.values(), 0),
                 },
                 "row_counts_exact": True,
+                "large_objects": catalog.large_objects(self._connection),
+                "roles": catalog.roles(self._connection, self._excluded),
+                "forced_policies": catalog.forced_policies(self._connection, self._excluded),
                 "migrations": facts.applied_migrations(self._connection),
             }
 
@@ -187,17 +202,29 @@ def _emptied(
 def _require_rights(connection: BaseDatabaseWrapper, alias: str, excluded: Mapping[int, str]) -> None:
     """Everything that the role may not read, at once, before anything is written."""
     ((role,),) = catalog.rows(connection, "SELECT quote_ident(current_user)")
+    problems: list[str] = []
     if hidden := catalog.hidden_by_policies(connection, excluded):
-        raise SnapshotConnectorError(
+        problems.append(
             f"Row-level security hides rows of {', '.join(hidden)} in {alias!r} from the role {role}; a dump would "
             f"lack them. Dump as the owner of these tables, or let a superuser ALTER ROLE {role} BYPASSRLS."
         )
-    if unreadable := catalog.unreadable(connection, excluded):
-        grants = [f"GRANT {'USAGE' if item.startswith('SCHEMA') else 'SELECT'} ON {item}" for item in unreadable]
-        raise SnapshotConnectorError(
+    unreadable = catalog.unreadable(connection, excluded)
+    grants = [f"GRANT {'USAGE' if item.startswith('SCHEMA') else 'SELECT'} ON {item}" for item in unreadable]
+    objects = catalog.unreadable_large_objects(connection)
+    if grants := [*grants, *_large_objects(objects)]:
+        problems.append(
             f"The role {role} may not read all of {alias!r}. Let the owners run: "
             + "; ".join(f"{grant} TO {role}" for grant in grants)
+            + (f"; and the same for {len(objects) - _GRANTED} more large objects" if len(objects) > _GRANTED else "")
         )
+    if problems:
+        raise SnapshotConnectorError(" ".join(problems))
+
+
+def _large_objects(numbers: Sequence[int]) -> Iterator[str]:
+    """What has to be granted, some in one statement: there may be millions."""
+    for start in range(0, min(len(numbers), _GRANTED), _AT_ONCE):
+        yield f"GRANT SELECT ON LARGE OBJECT {', '.join(map(str, numbers[start : start + _AT_ONCE]))}"
 
 
 def _require_same_database(alias: str, dump_alias: str, server: catalog.Server) -> None:

@@ -105,6 +105,7 @@ class NewDatabase:
             if wanted is not None:
                 carried_over = catalog.numbers(connection, self._carried)
                 counts.compare(self.alias, wanted, catalog.row_counts(connection, carried_over))
+            counts.compare_large_objects(self.alias, self.source.metadata, catalog.large_objects(connection))
 
     def switch(self) -> None:
         """Give the new database the target's name, and the target's one another."""
