@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -407,14 +408,76 @@ def test_owners_that_the_role_may_not_set(
         execute(postgres, origin, "DROP OWNED BY snapshots_gone", "DROP ROLE snapshots_gone")
     with pytest.raises(SnapshotPreflightError) as caught:
         put_back(connector, target, source)
-    assert "lacks the roles that own what is in the snapshot: snapshots_gone:" in str(caught.value)
+    assert "or have rights or policies there: snapshots_gone. " in str(caught.value)
+    assert 'CREATE ROLE "snapshots_gone"; GRANT "snapshots_gone" TO "snapshots_app".' in str(caught.value)
     assert "may not give anything to the roles snapshots, snapshots with blanks:" in str(caught.value)
-    assert "PostgresConnector(owner=False)" in str(caught.value)
+    assert 'GRANT "snapshots with blanks" TO "snapshots_app".' in str(caught.value)
+    assert "--no-owner, or PostgresConnector(owner=False)" in str(caught.value)
 
     without = PostgresConnector(client_directory=postgres.bin_directory, owner=False, strategy="transaction")
     put_back(without, target, source)
     owners = "SELECT DISTINCT tableowner::text FROM pg_tables WHERE schemaname = 'public'"
     assert fetch(postgres, target, owners) == [("snapshots_app",)]
+
+
+@pytest.mark.parametrize("strategy", ["new-database", "transaction"])
+@pytest.mark.parametrize(("asked", "connectors"), [(False, True), (True, False), (None, False), (None, True)])
+def test_whether_owners_and_grants_are_restored_is_the_request_s_to_say(
+    postgres: Server, make_postgres: Maker, tmp_path: Path, strategy: Any, asked: bool | None, connectors: bool
+) -> None:
+    """It overrides the connector's; preflight and the restore itself go by the same."""
+    connector = PostgresConnector(client_directory=postgres.bin_directory, owner=connectors, strategy=strategy)
+    make_postgres(role="snapshots_other")
+    origin, target = make_postgres(), make_postgres()
+    execute(
+        postgres,
+        origin,
+        "CREATE TABLE shop AS SELECT 1 AS x",
+        "ALTER TABLE shop OWNER TO snapshots_other",
+        "GRANT SELECT ON shop TO PUBLIC",
+    )
+    source = take(connector, origin, tmp_path / "d.pgdump")
+    put_back(connector, target, source, owner=asked)
+    wanted = connectors if asked is None else asked
+    found = fetch(postgres, target, "SELECT tableowner::text FROM pg_tables WHERE tablename = 'shop'")
+    assert found == [("snapshots_other" if wanted else "snapshots",)]
+    grants = (
+        "SELECT count(*) FROM information_schema.role_table_grants WHERE grantee = 'PUBLIC' AND table_name = 'shop'"
+    )
+    assert fetch(postgres, target, grants) == [(int(wanted),)]
+
+
+def test_roles_that_only_have_rights_or_policies_are_needed_too(
+    postgres: Server, make_postgres: Maker, connector: PostgresConnector, tmp_path: Path
+) -> None:
+    """Without owners and grants the policies are still for somebody; the statements that are proposed do help."""
+    origin, target = make_postgres(), make_postgres()
+    execute(
+        postgres,
+        origin,
+        "CREATE ROLE snapshots_reader",
+        'CREATE ROLE "snapshots of the policy"',
+        "CREATE TABLE shop AS SELECT 1 AS x",
+        "GRANT SELECT ON shop TO snapshots_reader",
+        'CREATE POLICY mine ON shop TO "snapshots of the policy" USING (true)',
+    )
+    gone = ("snapshots_reader", '"snapshots of the policy"')
+    source = take(connector, origin, tmp_path / "d.pgdump")
+    assert source.metadata["roles"] == {"given": ["snapshots_reader"], "named": ["snapshots of the policy"]}
+    execute(postgres, origin, *(f"DROP OWNED BY {role}" for role in gone), *(f"DROP ROLE {role}" for role in gone))
+    with pytest.raises(SnapshotPreflightError) as caught:
+        put_back(connector, target, source, owner=False)
+    assert "policies there: snapshots of the policy. " in str(caught.value)
+    assert "no-owner" not in str(caught.value)
+    with pytest.raises(SnapshotPreflightError) as caught:
+        put_back(connector, target, source)
+    statements = str(caught.value).partition("may run: ")[2].partition(". ")[0].rstrip(".").split("; ")
+    assert statements == ['CREATE ROLE "snapshots of the policy"', 'CREATE ROLE "snapshots_reader"']
+    try:
+        execute(postgres, target, *statements)
+        put_back(connector, target, source)
+    finally:
+        execute(postgres, target, *(f"DROP OWNED BY {role}" for role in gone), *(f"DROP ROLE {role}" for role in gone))
 
 
 @pytest.mark.parametrize("assumed", [False, True])

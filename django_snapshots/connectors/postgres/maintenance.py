@@ -26,12 +26,16 @@ FROM (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'), ('idle_se
              ('row_security', 'off'), ('default_transaction_read_only', 'off'),
              ('client_min_messages', 'warning')) AS t (name, wanted)
 JOIN pg_catalog.pg_settings s ON s.name = t.name
+WHERE pg_catalog.pg_backend_pid() = %s
 """  # noqa: S608 - made of constants
 # A commit that the server has confirmed must outlive a crash of the server.
 _DURABLE = """
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')
+SELECT set_config('synchronous_commit', 'on', false)
+WHERE current_setting('synchronous_commit') IN ('off', 'local') AND pg_catalog.pg_backend_pid() = %s
 """
-_SERVER_KEEPALIVES = SERVER_KEEPALIVES.replace("wanted, true", "wanted, false")
+_SERVER_KEEPALIVES = (
+    f"{SERVER_KEEPALIVES.replace('wanted, true', 'wanted, false')} AND pg_catalog.pg_backend_pid() = %s"
+)
 
 
 @contextlib.contextmanager
@@ -39,15 +43,15 @@ def session(alias: str, label: str, database: str = MAINTENANCE) -> Iterator[Bas
     """A session in *database*, each statement a transaction of its own; what the driver raises within is explained.
 
     It bypasses a pool, because a pool is of one database. Django keeps the numbers of an alias's types by the alias;
-    another database has others, so this connection has no alias.
+    another database has others, so this connection has no alias. Behind a pooler, whose next client would get them, it
+    sets nothing; then it only asks, because no restore goes this way through one.
     """
     with explained(alias):
         connection = _connection(alias, label, database)
         try:
             connection.ensure_connection()
-            execute(connection, _SETTINGS)
-            execute(connection, _DURABLE)
-            execute(connection, _SERVER_KEEPALIVES)
+            for settings in (_SETTINGS, _DURABLE, _SERVER_KEEPALIVES):
+                execute(connection, settings, [backend_of(connection)])
             yield connection
         finally:
             with contextlib.suppress(Error):

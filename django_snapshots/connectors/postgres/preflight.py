@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -13,6 +14,7 @@ from django_snapshots.connectors.postgres.access import connected
 from django_snapshots.connectors.postgres.archive import Contents, Entry, read_contents
 from django_snapshots.connectors.postgres.clients import major_of
 from django_snapshots.connectors.postgres.maintenance import backend_of, session
+from django_snapshots.connectors.postgres.quoting import identifier, literal
 from django_snapshots.connectors.postgres.strategy import Way
 from django_snapshots.exceptions import SnapshotError, SnapshotPreflightError
 from django_snapshots.replaced import Finding
@@ -116,14 +118,15 @@ def _server(
     roles = [name for (name,) in catalog.rows(connection, "SELECT rolname FROM pg_roles")]
     found.stop(_standby(connection))
     found.stop(_extensions(connection, entries))
-    if owner:
-        found.stop(_owners(connection, entries, roles))
+    found.stop(_roles(connection, source, entries, roles, owner=owner))
+    found.stop(_forced_policies(connection, source))
     found.warn(_older_server(connection, source))
 
 
 def _target(found: Survey, connection: BaseDatabaseWrapper, request: RestoreRequest, way: Way) -> None:
     tables = catalog.find_tables(connection, request.preserve_tables)
     found.stop(_dependents(connection, tables))
+    found.stop(_prepared(connection))
     if way.new_database:
         found.stop(_bound(connection))
         _connected(found, connection, way.target)
@@ -159,19 +162,59 @@ def _extensions(connection: BaseDatabaseWrapper, entries: Collection[Entry]) -> 
         yield f"The server lacks the extensions {', '.join(missing)}: install the packages that provide them."
 
 
-def _owners(connection: BaseDatabaseWrapper, entries: Collection[Entry], roles: Collection[str]) -> Iterator[str]:
-    owners = {owner for entry in entries if (owner := entry.owner(roles)) and not entry.rest.startswith(_UNOWNED)}
-    sql = "SELECT rolname FROM pg_roles WHERE pg_has_role(oid, %s)"
+def _roles(
+    connection: BaseDatabaseWrapper, source: Source, entries: Collection[Entry], roles: Collection[str], *, owner: bool
+) -> Iterator[str]:
+    """The roles that are missing, or that nothing may be given to, with the statements that help."""
+    told = source.metadata.get("roles")
+    needed = {kind: _texts(told.get(kind)) if isinstance(told, Mapping) else set() for kind in ("given", "named")}
+    owners = {entry.owner(roles) for entry in entries if not entry.rest.startswith(_UNOWNED)} - {""}
+    missing = needed["named"] | (needed["given"] | owners if owner else set())
+    usable = _usable(connection)
+    ((me,),) = catalog.rows(connection, "SELECT current_user::text")
+    without = owner
+    if missing := missing - set(roles):
+        without = owner and not missing & needed["named"]
+        statements = [f"CREATE ROLE {identifier(name)}" for name in sorted(missing)]
+        statements += [f"GRANT {identifier(name)} TO {identifier(me)}" for name in sorted(missing & owners)]
+        yield (
+            "The server lacks the roles that own what is in the snapshot, or have rights or policies there: "
+            f"{', '.join(sorted(missing))}. Let whoever may run: {'; '.join(statements)}."
+        )
+    foreign = sorted((owners & set(roles)) - usable) if owner else []
+    if foreign:
+        statements = [f"GRANT {identifier(name)} TO {identifier(me)}" for name in foreign]
+        yield (
+            f"The role {me} may not give anything to the roles {', '.join(foreign)}: make it a member of them, or "
+            f"restore as a superuser. Let whoever may run: {'; '.join(statements)}."
+        )
+    if without and (missing or foreign):
+        yield "Or restore without owners and grants: --no-owner, or PostgresConnector(owner=False)."
+
+
+def _usable(connection: BaseDatabaseWrapper) -> set[str]:
+    """The roles that this one may make the owner of something."""
     # From 16 on to be a member is not enough.
     ((version,),) = catalog.rows(connection, "SELECT current_setting('server_version_num')::int")
-    usable = {name for (name,) in catalog.rows(connection, sql, ["SET" if version >= 160000 else "MEMBER"])}
-    if missing := sorted(owners - set(roles)):
-        yield f"The server lacks the roles that own what is in the snapshot: {', '.join(missing)}: create them."
-    if foreign := sorted((owners & set(roles)) - usable):
-        ((role,),) = catalog.rows(connection, "SELECT current_user::text")
-        yield f"The role {role} may not give anything to the roles {', '.join(foreign)}: make it a member of them."
-    if owners - usable:
-        yield "Or restore without owners and grants: PostgresConnector(owner=False)."
+    sql = "SELECT rolname FROM pg_roles WHERE pg_has_role(oid, %s)"
+    return {name for (name,) in catalog.rows(connection, sql, ["SET" if version >= 160000 else "MEMBER"])}
+
+
+def _texts(value: Any) -> set[str]:
+    return {item for item in value if isinstance(item, str)} if isinstance(value, list) else set()
+
+
+def _forced_policies(connection: BaseDatabaseWrapper, source: Source) -> Iterator[str]:
+    """Rows that are restored and can't be counted: nobody would know that they are all there."""
+    names = sorted(_texts(source.metadata.get("forced_policies")))
+    ((sees_all, me),) = catalog.rows(
+        connection, "SELECT rolsuper OR rolbypassrls, quote_ident(rolname) FROM pg_roles WHERE rolname = current_user"
+    )
+    if names and not sees_all:
+        yield (
+            f"The row-level security of {', '.join(names)} is forced on the owner, so the role {me} could not count "
+            f"what was restored. Let a superuser ALTER ROLE {me} BYPASSRLS, or restore as one."
+        )
 
 
 def _superusers_objects(connection: BaseDatabaseWrapper, entries: Collection[Entry]) -> Iterator[str]:
@@ -222,16 +265,25 @@ def _dependents(connection: BaseDatabaseWrapper, tables: Collection[int]) -> Ite
         )
 
 
-def _bound(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    """What is tied to the database itself and keeps it from being renamed or replaced."""
+def _prepared(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """They hold locks, outlive every session, and are part of the database as it is."""
     sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1"
     if prepared := [gid for (gid,) in catalog.rows(connection, sql)]:
-        yield f"The database has prepared transactions: {', '.join(prepared)}. COMMIT or ROLLBACK PREPARED them all."
+        statements = "; ".join(f"ROLLBACK PREPARED {literal(gid)}" for gid in prepared)
+        yield (
+            f"The database has prepared transactions: {', '.join(prepared)}. End each by COMMIT PREPARED or ROLLBACK "
+            f"PREPARED, as whoever prepared it or a superuser ({statements})."
+        )
+
+
+def _bound(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """What is tied to the database itself and keeps it from being renamed or replaced."""
     sql = "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() ORDER BY 1"
     if slots := [name for (name,) in catalog.rows(connection, sql)]:
+        statements = "; ".join(f"SELECT pg_drop_replication_slot({literal(name)})" for name in slots)
         yield (
             f"The database has replication slots, which would stay with the old one: {', '.join(slots)}. End what "
-            f"reads them and drop them (pg_drop_replication_slot). {_INSTEAD}"
+            f"reads them and drop them ({statements}). {_INSTEAD}"
         )
 
 
