@@ -12,9 +12,7 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from tests.faults import harness
 from tests.faults.restores import faults
 from tests.faults.restores.client import Client
 from tests.faults.restores.probe import VARIABLE
@@ -102,11 +101,10 @@ class Session:
 
     def close(self) -> None:
         """End every worker and server."""
-        for worker in self.workers:
-            worker.teardown()
-        self.world.close()
-        if self.broker.service is not None:
-            self.broker.service.stop()
+        try:
+            harness.end_all(self.workers, [self.broker.service])
+        finally:
+            self.world.close()
 
     # Its project
 
@@ -554,14 +552,11 @@ def main() -> int:
     parser.add_argument("--phase", default="", help="only in this phase")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # its workers are no children that end with it
-        signal.signal(number, lambda *_: sys.exit(1))
-    directory = Path(tempfile.mkdtemp(prefix="snapshots-", dir="/tmp"))
-    directory.chmod(0o755)
-    session = None
-    try:
-        session = Session(options.engine, options.journal, options.way, options.seed, directory)
-        session.bring_up()
+
+    def make(directory: Path) -> Session:
+        return Session(options.engine, options.journal, options.way, options.seed, directory)
+
+    with harness.session(make, options.report) as session:
         print(f"A restore takes {session.length:.1f} s.", flush=True)
         for number, fault in enumerate(chosen(options, session.random)):
             played = session.play(number, fault, options.phase or phase_for(fault, session))
@@ -569,16 +564,8 @@ def main() -> int:
                 report.write(json.dumps(asdict(played)) + "\n")
             say(played)
             if played.problems:
-                keep_logs(session, options.report, str(played.number))
+                harness.keep_logs(session.directory, options.report, str(played.number))
                 return 1  # what is wrong is no matter of the next round, which needs a session of its own
-    except BaseException:
-        if session is not None:
-            keep_logs(session, options.report, "crash")
-        raise
-    finally:
-        if session is not None:
-            session.close()
-        shutil.rmtree(directory, ignore_errors=True)
     return 0
 
 
@@ -601,17 +588,6 @@ def say(played: Round) -> None:
         f"after {played.seconds} s, {played.commits} commits, {outcome}",
         flush=True,
     )
-
-
-def keep_logs(session: Session, report: Path, name: str) -> None:
-    """What the workers, the server and the probe said, beside the report."""
-    kept = report.with_suffix(f".{name}")
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
-    for path in (*session.project.directory.glob("*.log"), *session.control.glob("*")):
-        shutil.copy(path, kept)
-    for path in session.directory.glob("*/log"):
-        shutil.copy(path, kept / f"{path.parent.name}.server.log")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from tests.faults import harness
 from tests.faults.rounds import brokers, faults
 from tests.faults.rounds.storage import PHASES
 from tests.projects import Project, WorkerProcess, wait_until
@@ -93,24 +93,24 @@ class Session:
             "postgres": DurablePostgres(directory, lives_on=False),
             "mariadb": DurableMariaDB(directory, lives_on=False),
         }
+        self.journal_server = self.servers.get(journal)
+        self.workers: list[WorkerProcess] = []
+        self.broker = brokers.make(broker, directory)
+
+    def bring_up(self) -> None:
+        """Start all of it."""
         for server in self.servers.values():
             brokers.bring_up(server)
-        self.journal_server = self.servers.get(journal)
-        self.broker = brokers.make(broker, directory)
-        self.project = self._project(journal)
+        self.project = self._project(self.names[1])
         self._set_up()
         self.source = self.fingerprint()
-        self.workers = [WorkerProcess(self.project) for _ in range(3)]
+        self.workers += [WorkerProcess(self.project) for _ in range(3)]
         for worker in self.workers:
             worker.ready()
 
     def close(self) -> None:
         """End every worker and server."""
-        for worker in self.workers:
-            worker.teardown()
-        for server in (*self.servers.values(), self.broker.service):
-            if server is not None:
-                server.stop()
+        harness.end_all(self.workers, [*self.servers.values(), self.broker.service])
 
     # Its project
 
@@ -454,12 +454,12 @@ def main() -> int:
     parser.add_argument("--phase", default="", help="only in this phase")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="snapshots-", dir="/tmp"))
-    directory.chmod(0o755)
-    session = None
     failed = False
-    try:
-        session = Session(options.broker, options.journal, options.seed, directory)
+
+    def make(directory: Path) -> Session:
+        return Session(options.broker, options.journal, options.seed, directory)
+
+    with harness.session(make, options.report) as session:
         for number, fault in enumerate(chosen(options, session.random)):
             wanted = options.phase or phase_for(fault, session.random)
             played = session.play(number, fault, wanted)
@@ -468,14 +468,7 @@ def main() -> int:
                 report.write(json.dumps(asdict(played)) + "\n")
             say(played)
             if played.problems:
-                keep_logs(directory, options.report, str(played.number))
-    except BaseException:
-        keep_logs(directory, options.report, "crash")
-        raise
-    finally:
-        if session is not None:
-            session.close()
-        shutil.rmtree(directory, ignore_errors=True)
+                harness.keep_logs(session.directory, options.report, str(played.number))
     return 1 if failed else 0
 
 
@@ -496,17 +489,6 @@ def say(played: Round) -> None:
         f"({played.wanted}, {played.victim}): {played.state} after {played.seconds} s, {outcome}",
         flush=True,
     )
-
-
-def keep_logs(directory: Path, report: Path, name: str) -> None:
-    """What the workers, the servers and the storage said, beside the report."""
-    kept = report.with_suffix(f".{name}")
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
-    for path in (*(directory / "project").glob("*.log"), *(directory / "control").glob("*")):
-        shutil.copy(path, kept)
-    for path in directory.glob("*/log"):
-        shutil.copy(path, kept / f"{path.parent.name}.server.log")
 
 
 if __name__ == "__main__":
