@@ -13,11 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django_snapshots.artifacts.capabilities import examine_of
+from django_snapshots.blame import speaks_against
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
 from django_snapshots.content import source_of
 from django_snapshots.exceptions import (
+    SnapshotCancelled,
     SnapshotConfigurationError,
+    SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
 )
@@ -63,16 +66,28 @@ class Examiner:
     """Told the length of every stored chunk that was read; may raise."""
 
     def examine_all(self, snapshot: Snapshot, records: Sequence[ArtifactRecord]) -> tuple[Examined, ...]:
-        """Look into each of *records*; raise ``SnapshotIntegrityError`` with everything that is wrong."""
+        """Look into each of *records*; raise ``SnapshotIntegrityError`` with everything that is wrong.
+
+        What keeps one from being looked into and says nothing of it is raised as it is, once all of them were tried
+        and if nothing is wrong with any.
+        """
         examined: list[Examined] = []
         problems: list[str] = []
+        hindrances: list[SnapshotError] = []
         for record in records:
             try:
                 examined.append(self.examine(snapshot, record))
+            except SnapshotCancelled:
+                raise
             except SnapshotNotFoundError:
                 problems.append(f"{record.filename} is missing")
-            except SnapshotIntegrityError as error:
-                problems.append(str(error).rstrip("."))
+            except SnapshotError as error:
+                if speaks_against(error):
+                    problems.append(str(error).rstrip("."))
+                else:
+                    hindrances.append(error)
+        if hindrances and not problems:
+            raise hindrances[0]
         if problems:
             raise SnapshotIntegrityError(
                 f"Snapshot {snapshot.name!r} is damaged, do not restore from it: {'; '.join(problems)}."

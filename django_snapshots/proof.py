@@ -13,8 +13,6 @@ from typing import Any
 
 from django_snapshots.catalog import Catalog, Note
 from django_snapshots.exceptions import (
-    SnapshotArtifactError,
-    SnapshotConnectorError,
     SnapshotDrillError,
     SnapshotError,
     SnapshotIntegrityError,
@@ -27,13 +25,11 @@ KINDS = ("verify", "drill")
 DAMNING: Mapping[str, tuple[str, ...]] = {
     "restore": (SnapshotIntegrityError.__name__,),
     "verify": (SnapshotIntegrityError.__name__,),
-    "drill": tuple(
-        kind.__name__
-        for kind in (SnapshotIntegrityError, SnapshotDrillError, SnapshotConnectorError, SnapshotArtifactError)
-    ),
+    "drill": (SnapshotIntegrityError.__name__, SnapshotDrillError.__name__),
 }
-"""For each kind of run the errors that speak against the snapshot. Others say that it could not be asked: a storage
-that is away, a cancel. A drill's connector can't always tell which it is, and then the snapshot isn't relied on."""
+"""For each kind of run the errors that speak against the snapshot. Others say that it could not be asked: a server or
+a storage that is away or full, a right that is missing, a cancel (``blame.py``). Then the run has failed, no proof was
+made, and what was proved before stands."""
 _PROBLEM_LENGTH = 4000
 _TEXT_LENGTH = 200
 _MOST_DATABASES = 100
@@ -131,6 +127,15 @@ class Proofs:
         if kind in self.unreadable:
             return {"kind": kind, "unreadable": self.unreadable[kind]}
         return self.found[kind].to_json() if kind in self.found else None
+
+
+def outlives(before: Proof | str | None, proof: Proof) -> bool:
+    """Whether the result *before*, which may be unreadable (then why), stays in the place of *proof*: damage that was
+    found is forgotten only by what looks at least as deep. What can't be read may have been damage that a verify of
+    the usual level found."""
+    if before is None or not proof.ok:
+        return False
+    return proof.level < 2 if isinstance(before, str) else not before.ok and proof.level < before.level
 
 
 def proofs_of(catalog: Catalog, snapshot: Snapshot) -> Proofs:

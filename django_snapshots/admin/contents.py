@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from django_snapshots.exceptions import SnapshotIntegrityError
 from django_snapshots.manifest import ArtifactRecord, Snapshot
 from django_snapshots.models import Kind, Run, State
 from django_snapshots.plan import DRILL_LEVEL
-from django_snapshots.proof import KINDS, Proof, Proofs, proofs_of, standing
+from django_snapshots.proof import DAMNING, KINDS, Proof, Proofs, proofs_of, standing
 from django_snapshots.redaction import redact
 from django_snapshots.sizes import human_duration, human_size
 
@@ -29,6 +29,8 @@ class Result:
     text: str
     run: Any = None
     """Its run, if this journal has it."""
+    at: datetime | None = None
+    """When it ended; aware."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,13 @@ def rows(entries: Sequence[Entry], catalog: Catalog) -> list[Row]:
     """Lines for *entries*, each with its pin, and with what the journal and the notes beside it know of it."""
     snapshots = [entry.snapshot for entry in entries if entry.snapshot is not None]
     beside = {snapshot.name: proofs_of(catalog, snapshot) for snapshot in snapshots}
-    journal = {kind: last_results(snapshots, kind) for kind in KINDS}
+    journal = {kind: _Journal.of(snapshots, kind) for kind in KINDS}
     judged = runs.judged(snapshots)
     return [
         _row(
             entry,
             catalog,
-            {kind: _last(kind, journal[kind].get(entry.name), beside.get(entry.name)) for kind in KINDS},
+            {kind: _last(kind, journal[kind], entry.name, beside.get(entry.name)) for kind in KINDS},
             standing([*judged.get(entry.name, ()), *_found(beside.get(entry.name))]),
         )
         for entry in entries
@@ -101,7 +103,43 @@ def _found(beside: Proofs | None) -> Sequence[Proof]:
     return tuple(beside.found.values()) if beside is not None else ()
 
 
-def _last(kind: str, journal: Run | None, beside: Proofs | None) -> Result | None:
+@dataclass(frozen=True, kw_only=True)
+class _Journal:
+    """What the journal has of one kind of proof, by the names of snapshots."""
+
+    proofs: Mapping[str, Run]
+    """The last run that has proved something: that all is well, or that something is wrong."""
+    hindered: Mapping[str, Run]
+    """The last one that failed and says nothing of the snapshot: a server was away, a right was missing."""
+
+    @classmethod
+    def of(cls, snapshots: Sequence[Snapshot], kind: str) -> _Journal:
+        """A run of an earlier snapshot of that name doesn't count."""
+        taken = {snapshot.name: snapshot.created_at for snapshot in snapshots}
+        ended = Run.objects.using(runs.alias()).filter(
+            kind=kind, state__in=(State.SUCCEEDED, State.FAILED), name__in=list(taken)
+        )
+        proofs: dict[str, Run] = {}
+        hindered: dict[str, Run] = {}
+        for run in ended.order_by("finished_at").defer("result"):
+            if _aware(run.created_at) >= taken[run.name]:
+                speaks = run.state == State.SUCCEEDED or run.error_type in DAMNING[kind]
+                (proofs if speaks else hindered)[run.name] = run
+        return cls(proofs=proofs, hindered=hindered)
+
+
+def _last(kind: str, journal: _Journal, name: str, beside: Proofs | None) -> Result | None:
+    """The last proof, and that there was a later try in vain, if there was one."""
+    found, hindered = _last_proof(kind, journal.proofs.get(name), beside), journal.hindered.get(name)
+    if hindered is None or (found is not None and found.at is not None and found.at >= _ended(hindered)):
+        return found
+    vain = f"not made, {shown_time(hindered.finished_at)}"
+    if found is None:
+        return Result(text=vain, run=hindered.pk)
+    return replace(found, text=f"{found.text}; a later one was {vain}")
+
+
+def _last_proof(kind: str, journal: Run | None, beside: Proofs | None) -> Result | None:
     """The later of what the journal has and what is noted beside the snapshot, which may be of another journal."""
     proof = beside.found.get(kind) if beside is not None else None
     if journal is not None and (proof is None or proof.run == str(journal.pk) or proof.at <= _ended(journal)):
@@ -109,23 +147,10 @@ def _last(kind: str, journal: Run | None, beside: Proofs | None) -> Result | Non
     if proof is not None:
         text = f"level {proof.level}, {shown_time(proof.at)}" if proof.ok else f"failed, {shown_time(proof.at)}"
         took = f", restored in {human_duration(proof.seconds)}" if proof.seconds is not None and kind == "drill" else ""
-        return Result(text=f"{text}{took}")
+        return Result(text=f"{text}{took}", at=proof.at)
     if beside is not None and kind in beside.unreadable:
         return Result(text=f"unknown: {beside.unreadable[kind]}")
     return None
-
-
-def last_results(snapshots: Sequence[Snapshot], kind: str) -> dict[str, Run]:
-    """For each name the last run of *kind* that has ended; one of an earlier snapshot of that name doesn't count."""
-    taken = {snapshot.name: snapshot.created_at for snapshot in snapshots}
-    ended = Run.objects.using(runs.alias()).filter(
-        kind=kind, state__in=(State.SUCCEEDED, State.FAILED), name__in=list(taken)
-    )
-    return {
-        run.name: run
-        for run in ended.order_by("finished_at").defer("result")
-        if _aware(run.created_at) >= taken[run.name]
-    }
 
 
 def _aware(moment: datetime) -> datetime:
@@ -138,13 +163,13 @@ def _ended(run: Run) -> datetime:
 
 
 def _of_journal(run: Run) -> Result:
-    when = shown_time(run.finished_at)
+    when, at = shown_time(run.finished_at), _ended(run)
     if run.state == State.SUCCEEDED:
         level = DRILL_LEVEL if run.kind == Kind.DRILL else run.request.get("level", 2)
-        return Result(text=f"level {level}, {when}", run=run.pk)
+        return Result(text=f"level {level}, {when}", run=run.pk, at=at)
     if run.error_type == SnapshotIntegrityError.__name__:
-        return Result(text=f"damage found, {when}", run=run.pk)
-    return Result(text=f"failed, {when}", run=run.pk)
+        return Result(text=f"damage found, {when}", run=run.pk, at=at)
+    return Result(text=f"failed, {when}", run=run.pk, at=at)
 
 
 def run_of(snapshot: Snapshot) -> Run | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from django.db import Error as DatabaseError
 from django.db import connections
 
 from django_snapshots.artifacts.capabilities import drills_of, end_sessions_of, settle_of
@@ -19,6 +18,7 @@ from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.artifacts.media_contents import look_through
 from django_snapshots.artifacts.media_root import media_root
 from django_snapshots.artifacts.protocols import ArtifactKind
+from django_snapshots.blame import speaks_against
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
 from django_snapshots.content import source_of
@@ -28,13 +28,9 @@ from django_snapshots.drill.marks import Mark
 from django_snapshots.drill.scratch import scratch_alias
 from django_snapshots.examine import Examined, Examiner
 from django_snapshots.exceptions import (
-    SnapshotArtifactError,
     SnapshotCancelled,
-    SnapshotConnectorError,
     SnapshotDrillError,
     SnapshotError,
-    SnapshotIntegrityError,
-    SnapshotNotFoundError,
     SnapshotPreflightError,
 )
 from django_snapshots.manifest import ArtifactRecord, Snapshot
@@ -47,9 +43,6 @@ from django_snapshots.transfer import Prepared, RestoreRequest
 from django_snapshots.verify import check_artifacts
 
 logger = logging.getLogger("django_snapshots")
-
-_OF_THE_SNAPSHOT = (SnapshotIntegrityError, SnapshotConnectorError, SnapshotArtifactError, SnapshotNotFoundError)
-"""What may be wrong with the snapshot; any other error ends the drill without a word about it."""
 
 
 @dataclass(kw_only=True)
@@ -122,8 +115,9 @@ class Drill:
     def make(self, name: str | None) -> DrillReport:
         """Drill the snapshot called *name*, or the latest.
 
-        Raises ``SnapshotDrillError`` with everything that is wrong with it, and other ``SnapshotError`` for what says
-        nothing about it. Nothing is left behind, whatever is raised.
+        Raises ``SnapshotDrillError`` with everything that is wrong with it. What keeps it from being proved and says
+        nothing of it, such as a server that is away, is raised as it is, unless something was found wrong before: that
+        is never lost. Nothing is left behind, whatever is raised.
         """
         began = time.monotonic()
         catalog = Catalog(self.settings.storage)
@@ -131,14 +125,19 @@ class Drill:
         restorable = self._restorable(snapshot)
         self._end_older_attempts(snapshot, restorable)
         check_artifacts(catalog, snapshot, snapshot.artifacts, level=1, observe=self.observe)
-        with self._media(snapshot) as stored:
-            others = [record for record in snapshot.artifacts if record not in restorable]
-            examined = tuple(self._examine(snapshot, others, stored))
-            databases = tuple(self._drill(snapshot, record, stored) for record in restorable)
+        try:
+            with self._media(snapshot) as stored:
+                others = [record for record in snapshot.artifacts if record not in restorable]
+                examined = tuple(self._examine(snapshot, others, stored))
+                databases = tuple(self._drill(snapshot, record, stored) for record in restorable)
+        except SnapshotCancelled:
+            raise
+        except Exception as error:
+            if not self.problems:
+                raise
+            raise self._failed(snapshot, f" What else there is was not proved: {_told(error)}.") from error
         if self.problems:
-            raise SnapshotDrillError(
-                f"The drill of snapshot {snapshot.name!r} failed, do not rely on it: {'; '.join(self.problems)}."
-            )
+            raise self._failed(snapshot)
         return DrillReport(
             name=snapshot.name,
             size=snapshot.size,
@@ -148,6 +147,22 @@ class Drill:
             examined=examined,
             notes=tuple(self.notes),
         )
+
+    def _failed(self, snapshot: Snapshot, more: str = "") -> SnapshotDrillError:
+        problems = "; ".join(self.problems)
+        return SnapshotDrillError(
+            f"The drill of snapshot {snapshot.name!r} failed, do not rely on it: {problems}.{more}"
+        )
+
+    @contextlib.contextmanager
+    def _judged(self, what: str = "") -> Iterator[None]:
+        """What is wrong with the snapshot is noted, and the drill goes on; anything else ends it."""
+        try:
+            yield
+        except Exception as error:
+            if not speaks_against(error):
+                raise
+            self.problems.append(f"{what}{_told(error)}")
 
     # What is to be restored
 
@@ -169,6 +184,12 @@ class Drill:
                     f"{record.subject} was not restored: this project has no alias {into!r}. Name one of the same "
                     'engine in SNAPSHOTS["DRILL_DATABASES"].'
                 )
+            elif into not in self._looked_after():
+                self.notes.append(
+                    f"{record.subject} was not restored: the alias is not among those of snapshots, so that no sweep "
+                    "would remove what a killed drill leaves there. Name an alias for it in "
+                    'SNAPSHOTS["DRILL_DATABASES"], perhaps itself.'
+                )
             elif not drills_of(self._kind(), into):
                 self.notes.append(f"{record.subject} was not restored: its connector restores only into the target.")
             else:
@@ -179,6 +200,10 @@ class Drill:
                 "proves as much as can be proved without a restore."
             )
         return found
+
+    def _looked_after(self) -> set[str]:
+        """The aliases beside which the collector of garbage (``execution/garbage.py``) looks for scratch databases."""
+        return {*self._kind().subjects(), *self.settings.drill_databases.values()}
 
     def _mark(self, snapshot: Snapshot, record: ArtifactRecord, token: int) -> str:
         return str(Mark(run=self.run, token=token, index=snapshot.artifacts.index(record)))
@@ -225,13 +250,11 @@ class Drill:
             settings=self.settings, processes=self.processes, label=self.labels(self.token), observe=self.observe
         )
         for record in records:
-            try:
+            with self._judged():
                 if record.type == "media" and stored is not None:
                     yield self._look_through(snapshot, record, stored)
                 else:
                     yield examiner.examine(snapshot, record)
-            except _OF_THE_SNAPSHOT as error:
-                self.problems.append(_told(error))
 
     def _look_through(self, snapshot: Snapshot, record: ArtifactRecord, stored: StoredNames) -> Examined:
         source = source_of(Catalog(self.settings.storage), snapshot, record, self.observe)
@@ -243,16 +266,11 @@ class Drill:
     def _drill(self, snapshot: Snapshot, record: ArtifactRecord, stored: StoredNames | None) -> Drilled:
         drilled = Drilled(subject=record.subject, into=self._into(record))
         began = time.monotonic()
-        try:
-            with self._built(snapshot, record, drilled) as prepared:
-                prepared.check()
-                drilled.seconds = time.monotonic() - began
-                self._count(record, drilled)
-                self._look(record, prepared, drilled, stored)
-        except _OF_THE_SNAPSHOT as error:
-            self.problems.append(f"{record.subject}: {_told(error)}")
-        except DatabaseError as error:
-            self.problems.append(f"{record.subject}: {redact(f'{type(error).__name__}: {str(error).strip()}')}")
+        with self._judged(f"{record.subject}: "), self._built(snapshot, record, drilled) as prepared:
+            prepared.check()
+            drilled.seconds = time.monotonic() - began
+            self._count(record, drilled)
+            self._look(record, prepared, drilled, stored)
         return drilled
 
     @contextlib.contextmanager
@@ -291,14 +309,16 @@ class Drill:
             drilled.notes.append("Its connector does not let Django look at what was restored.")
             return
         with scratch_alias(record.subject, prepared.django_settings()) as connection:
-            problems = looks.reachable(connection)
-            if not problems:
-                problems = looks.check_migrations(connection, record.metadata.get("migrations"))
-                drilled.notes += looks.compare_with_code(connection)
-                failed = looks.run_checks(self.settings.drill_checks, connection.alias, self._moved)
-                drilled.checks = len(self.settings.drill_checks) if not failed else 0
-                problems += failed
-                self._look_for_files(record, connection, drilled, stored)
+            found = looks.check_migrations(connection, record.metadata.get("migrations"))
+            self._note(record, found)
+            drilled.notes += looks.compare_with_code(connection)
+            failed = looks.run_checks(self.settings.drill_checks, connection.alias, self._moved)
+            drilled.checks = len(self.settings.drill_checks) if not failed else 0
+            self._note(record, failed)
+            self._look_for_files(record, connection, drilled, stored)
+
+    def _note(self, record: ArtifactRecord, problems: Sequence[str]) -> None:
+        """At once: what comes after it may fail."""
         self.problems += [f"{record.subject}: {problem}" for problem in problems]
 
     def _look_for_files(
@@ -320,4 +340,7 @@ class Drill:
 
 
 def _told(error: Exception) -> str:
-    return str(error).rstrip(".")
+    """What *error* says, without secrets; one that is not ours with its kind."""
+    if isinstance(error, SnapshotError):
+        return str(error).rstrip(".")
+    return redact(f"{type(error).__name__}: {str(error).strip()}")

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from django.db import Error as DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.exceptions import NodeNotFoundError
 from django.db.migrations.loader import MigrationLoader
 
+from django_snapshots.blame import of_the_machine
 from django_snapshots.connectors.facts import applied_migrations
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotError
 from django_snapshots.redaction import redact
@@ -35,7 +37,10 @@ def check_migrations(connection: BaseDatabaseWrapper, recorded: object) -> list[
 def compare_with_code(connection: BaseDatabaseWrapper) -> list[str]:
     """Sentences: how the project's code and the restored database differ. A restore would need to be followed by
     ``migrate``, or by the code of that time; neither is wrong with the snapshot."""
-    loader = MigrationLoader(connection)
+    try:
+        loader = MigrationLoader(connection)
+    except NodeNotFoundError as error:  # some of the migrations that another one here replaces are applied in it
+        return [f"The code's migrations could not be compared with those in it: {str(error).rstrip('.')}."]
     replaced = {key for migration in loader.replacements.values() for key in migration.replaces}
     known = set(loader.disk_migrations) | replaced
     missing = sorted(f"{app}.{name}" for app, name in set(loader.graph.nodes) - set(loader.applied_migrations))
@@ -53,6 +58,7 @@ def run_checks(checks: Mapping[str, Check], alias: str, look: Callable[[], None]
 
     A check passes with ``None`` or ``True``. It fails with an exception, with ``False``, and with text or a list of
     texts that say what is wrong; anything else that it returns is a failure too, because nobody can tell what it means.
+    That the scratch database's server was lost meanwhile is raised: it says nothing of the snapshot.
     """
     problems: list[str] = []
     for path, check in checks.items():
@@ -68,7 +74,11 @@ def _said(check: Check, alias: str) -> Sequence[str]:
         raise
     except SnapshotError as error:
         return [str(error)]
-    except Exception as error:  # noqa: BLE001 - a project's own code raises what it likes
+    except Exception as error:
+        if isinstance(error, DatabaseError | MemoryError) and of_the_machine(error):
+            raise
+        if type(error).__name__ == "SoftTimeLimitExceeded":  # Celery's, which means the task and no check
+            raise
         return [redact(f"{type(error).__name__}: {str(error).strip()}")]
     if returned is None or returned is True:
         return []
@@ -78,15 +88,6 @@ def _said(check: Check, alias: str) -> Sequence[str]:
     if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
         return [redact(str(text)) for text in texts if text]
     return [f"it returned {type(returned).__name__}, which is neither None, True, False, text nor a list of texts"]
-
-
-def reachable(connection: BaseDatabaseWrapper) -> list[str]:
-    """A problem if what was restored can't even be connected to."""
-    try:
-        connection.ensure_connection()
-    except DatabaseError as error:
-        return [redact(f"what was restored can't be connected to: {str(error).strip()}")]
-    return []
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -29,7 +29,8 @@ def pin_snapshot(name: str, *, reason: str = "", by: str = "") -> dict[str, Any]
         if runs.available():
             runs.require_free(runs.snapshot_lock(name, exclusive=False))
     except SnapshotBusyError:
-        if before is None:
+        # Somebody else may have pinned it meanwhile, after the delete has given up: that pin stays.
+        if before is None and catalog.pin(snapshot) == pin:
             catalog.delete_pin(snapshot)
         raise
     return {"name": name, "pinned": pin.to_json()}

@@ -2,8 +2,9 @@
 
 Who can die when: a result is written when everything else has been done, and last thing before the journal is told. A
 death before it is no result; a death behind it is made good by the next attempt, which writes its own. An attempt that
-has lost its step writes none. A storage that can't be written to keeps no result, which is told and is no failure: what
-was proved is proved.
+has lost its step writes none. Damage that was found stays noted until something that looks as deep finds none. A proof
+that could not be made (a server that is away, a disk that is full) is a run that failed, and leaves what is noted. A
+storage that can't be written to keeps no result, which is told and is no failure: what was proved is proved.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from django_snapshots.exceptions import SnapshotError
 from django_snapshots.manifest import Snapshot
 from django_snapshots.plan import DRILL_LEVEL, Request
 from django_snapshots.processes import Processes
-from django_snapshots.proof import DAMNING, Proof
+from django_snapshots.proof import DAMNING, Proof, outlives, proofs_of
 from django_snapshots.redaction import redact
 
 logger = logging.getLogger("django_snapshots")
@@ -109,9 +110,15 @@ class Proving:
         return {**result, "kept": not told, **({"kept_not": told} if told else {})}
 
     def _keep(self, catalog: Catalog, snapshot: Snapshot, proof: Proof) -> str:
-        """Note *proof* beside the snapshot; return why it could not be, if it could not."""
+        """Note *proof* beside the snapshot; return why it was not, if so."""
         try:
             self.gate()
+            beside = proofs_of(catalog, snapshot)
+            if outlives(beside.unreadable.get(proof.kind) or beside.found.get(proof.kind), proof):
+                return (
+                    f"the {proof.kind} before it stays, which found damage or can't be read; only one that looks as "
+                    "deep takes its place"
+                )
             catalog.write_note(snapshot, proof.kind, proof.content())
         except Exception as error:  # noqa: BLE001 - a storage may be anybody's; what was proved is proved
             said = redact(str(error)).strip()

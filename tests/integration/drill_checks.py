@@ -77,3 +77,46 @@ def is_hidden(using: str) -> str:
     thread.start()
     thread.join()
     return "; ".join([*seen, *(["it is a key of DATABASES"] if using in connections else [])])
+
+
+def is_full(using: str) -> None:
+    """The scratch database's disk has no room for what the check writes."""
+    from django.db import connections
+
+    with connections[using].cursor() as cursor:
+        cursor.execute("PRAGMA max_page_count = 1")
+        cursor.execute("CREATE TABLE too_much AS SELECT zeroblob(10000000) AS zeros")
+
+
+def loses_its_session(using: str) -> None:
+    """Somebody ends it on the server."""
+    from django.db import connections
+
+    with connections[using].cursor() as cursor:
+        if connections[using].vendor == "mysql":
+            cursor.execute("KILL CONNECTION_ID()")
+        else:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        cursor.execute("SELECT 1")
+
+
+def knows_its_types(using: str) -> list[str]:
+    """What Django and the app of content types remember by the alias's name is of this scratch database."""
+    from django.contrib.auth.models import Group
+    from django.contrib.contenttypes.models import ContentType
+    from django.db import connections
+
+    wrong = []
+    there = ContentType.objects.using(using).get(app_label="auth", model="group").pk
+    known = ContentType.objects.db_manager(using).get_for_model(Group).pk
+    if known != there:
+        wrong.append(f"content type {known} instead of {there}")
+    if connections[using].vendor == "postgresql":
+        from django.contrib.postgres.signals import get_hstore_oids
+
+        with connections[using].cursor() as cursor:
+            cursor.execute("SELECT oid FROM pg_type WHERE typname = 'hstore'")
+            oids = tuple(oid for (oid,) in cursor.fetchall())
+        if get_hstore_oids(using)[0] != oids:
+            wrong.append(f"hstore {get_hstore_oids(using)[0]} instead of {oids}")
+    return wrong

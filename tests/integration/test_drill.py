@@ -260,6 +260,104 @@ def test_a_drill_that_passes_clears_what_an_earlier_one_said(project: Project) -
     assert [item["name"] for item in plan["deleted"]] == ["before"]
 
 
+def test_a_drill_that_could_not_be_made_says_nothing_of_the_snapshot(project: Project) -> None:
+    """It has failed, loudly; what was proved before stands, and retention counts the snapshot."""
+    project.must("snapshots", "backup", "after")
+    project.must("snapshots", "drill", "after")
+    proved = told(project, "info", "after")["proof"]["drill"]
+    project.snapshots["DRILL_CHECKS"] = [f"{CHECKS}.is_full"]
+    assert "disk is full" in fails(project, "drill", "after", code=1)
+    assert project.runs()[-1]["state"] == "failed"
+    assert told(project, "info", "after")["proof"]["drill"] == proved
+    assert temporary(project) == []
+    assert [item["name"] for item in told(project, "prune", "--keep-last", "1", "--dry-run")["deleted"]] == ["before"]
+    # Nor is damage that was found before lost by it.
+    reworked(project, "media.tar.zst", lambda plain: plain.replace(b"picture.png", b"../ture.png"), "after")
+    error = fails(project, "drill", "after")
+    assert "media.tar.zst" in error and "was not proved" in error and "disk is full" in error
+    assert not told(project, "info", "after")["proof"]["drill"]["ok"]
+
+
+def test_damage_that_was_found_is_not_forgotten_by_a_look_that_is_less_deep(project: Project) -> None:
+    project.must("snapshots", "backup", "after")
+    file = project.storage / "after" / "other.sqlite3.zst"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    fails(project, "verify", "after")
+    report = told(project, "verify", "after", "--level", "1")
+    assert not report["kept"] and "stays" in report["kept_not"]
+    # Another host's journal knows nothing of it; the storage does.
+    query(project, "default", "DELETE FROM django_snapshots_step")
+    query(project, "default", "DELETE FROM django_snapshots_run WHERE kind='verify'")
+    assert not told(project, "info", "after")["proof"]["verify"]["ok"]
+    assert told(project, "prune", "--keep-last", "1", "--dry-run")["deleted"] == []
+    note = project.storage / "after" / "verify.json"
+    note.write_bytes(note.read_bytes()[:-9])  # torn, it may have been damage
+    assert not told(project, "verify", "after", "--level", "1")["kept"]
+    file.write_bytes(whole)
+    assert told(project, "verify", "after")["kept"]
+    assert told(project, "info", "after")["proof"]["verify"]["ok"]
+
+
+def test_an_alias_that_is_left_out_of_snapshots_is_drilled_where_it_is_said(project: Project) -> None:
+    """The sweep looks beside no other alias for what killed drills have left."""
+    project.snapshots["DATABASES"] = ["default"]
+    report = told(project, "drill", "before")
+    assert [item["subject"] for item in report["databases"]] == ["default"]
+    assert "other was not restored" in " ".join(report["notes"])
+    project.snapshots["DRILL_DATABASES"] = {"other": "other"}
+    assert [item["subject"] for item in told(project, "drill", "before")["databases"]] == ["default", "other"]
+
+
+def test_nothing_of_one_scratch_database_is_remembered_in_the_next(project: Project) -> None:
+    """Two drills in one process, of snapshots whose content types have other numbers."""
+    query(project, "default", "UPDATE django_content_type SET id = id + 1000 WHERE model='group'")
+    project.must("snapshots", "backup", "after")
+    project.snapshots["DRILL_CHECKS"] = [f"{CHECKS}.knows_its_types"]
+    told_both = project.call(
+        "from django.db import connections\n"
+        "names = [django_snapshots.drill_snapshot(name)['name'] for name in ('before', 'after')]\n"
+        "answer = names + [hasattr(connections._connections, 'drill_default')]"
+    )
+    assert told_both == ["before", "after", False]
+
+
+def test_migrations_that_the_code_has_squashed_are_told(project: Project) -> None:
+    """A snapshot that has some of those that one of the code replaces, and not all: told, and no fault of its own."""
+    app = project.directory / "squashed"
+    (app / "migrations").mkdir(parents=True)
+    for name, text in {
+        "__init__.py": "",
+        "migrations/__init__.py": "",
+        "migrations/0003_all.py": (
+            "from django.db import migrations\n"
+            "class Migration(migrations.Migration):\n"
+            "    replaces = [('squashed', '0001_one'), ('squashed', '0002_two')]\n"
+            "    dependencies = []\n    operations = []\n"
+        ),
+        "migrations/0004_more.py": (
+            "from django.db import migrations\n"
+            "class Migration(migrations.Migration):\n"
+            "    dependencies = [('squashed', '0002_two')]\n    operations = []\n"
+        ),
+    }.items():
+        (app / name).write_text(text)
+    query(
+        project,
+        "default",
+        "INSERT INTO django_migrations (app, name, applied) VALUES ('squashed', '0001_one', '2020-01-01')",
+    )
+    project.must("snapshots", "backup", "half")
+    told_half = project.call(
+        f"import sys\nsys.path.insert(0, {str(project.directory)!r})\n"
+        "from django.conf import settings\n"
+        "from django.apps import apps\n"
+        "apps.set_installed_apps([*settings.INSTALLED_APPS, 'squashed'])\n"
+        "answer = django_snapshots.drill_snapshot('half')"
+    )
+    assert "could not be compared" in " ".join(told_half["databases"][0]["notes"])
+
+
 def test_an_archive_is_drilled_and_keeps_its_result_in_the_directory_of_its_name(tmp_path: Path) -> None:
     project = sqlite_project(tmp_path / "project", FORMAT="archive")
     project.must("snapshots", "backup", "one")
@@ -328,6 +426,33 @@ def test_a_drill_that_is_killed_leaves_nothing_once_it_is_swept(project: Project
     wait_until(lambda: not _is_live(project), "the sweep to end the run")
     assert temporary(project) == []
     assert project.runs()[-1]["state"] == "failed"
+
+
+DEATHS = (
+    "django_snapshots.drill.journey:Drill._media_kind:before",
+    "django_snapshots.drill.journey:look_through:after",
+    "django_snapshots.artifacts.database:DatabaseArtifact.prepare:before",
+    "django_snapshots.connectors.sqlite:_spool:after",
+    "django_snapshots.connectors.sqlite:_checked:after",
+    "django_snapshots.drill.journey:Drill._look:after",
+    "django_snapshots.connectors.sqlite:_PreparedDatabase.discard:before",
+    "django_snapshots.connectors.sqlite:_PreparedDatabase.discard:after",
+    "django_snapshots.catalog.notes:write_note:before",
+    "django_snapshots.catalog.notes:write_note:after",
+)
+
+
+@pytest.mark.parametrize("where", DEATHS)
+def test_a_drill_that_dies_anywhere_leaves_nothing_once_it_is_swept(project: Project, where: str) -> None:
+    project.snapshots |= {"LEASE": 2, "SWEEP_GRACE": 0}
+    project.extra_environment |= {"DJANGO_SETTINGS_MODULE": "tests.integration.dying_settings", "DIES_AT": where}
+    assert project.manage("snapshots", "drill").returncode == -signal.SIGKILL
+    del project.extra_environment["DIES_AT"]
+    wait_until(lambda: not _is_live(project), "the sweep to end the run")
+    assert temporary(project) == []
+    assert project.runs()[-1]["state"] == "failed"
+    known = {"before/manifest.json", "before/drill.json", "before/media.tar.zst", "before/requirements.txt"}
+    assert {item for item in project.stored() if ".sqlite3" not in item} <= known
 
 
 def _is_live(project: Project) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -138,6 +139,117 @@ def test_a_drill_that_is_killed_leaves_nothing_once_it_is_swept(
 
     wait_until(swept, "the sweep to remove the scratch database")
     assert project.runs()[-1]["state"] == "failed"
+
+
+DEATHS = {
+    "default": (
+        "django_snapshots.connectors.postgres.properties:create:after",
+        "django_snapshots.connectors.postgres.beside:comment:after",
+        "django_snapshots.connectors.postgres.filling:Filling._spool:after",
+        "django_snapshots.connectors.postgres.filling:Filling.fill:after",
+        "django_snapshots.connectors.postgres.new_database:NewDatabase.check:after",
+        "django_snapshots.drill.looks:check_migrations:before",
+        "django_snapshots.connectors.postgres.new_database:NewDatabase.discard:before",
+        "django_snapshots.connectors.postgres.new_database:NewDatabase.discard:after",
+    ),
+    "legacy": (
+        "django_snapshots.connectors.mysql.restore:create_record:before",
+        "django_snapshots.connectors.mysql.restore:create_record:after",
+        "django_snapshots.connectors.mysql.load:Loader.run:before",
+        "django_snapshots.connectors.mysql.load:Loader.run:after",
+        "django_snapshots.connectors.mysql.restore:MySQLRestore.check:after",
+        "django_snapshots.drill.looks:check_migrations:before",
+        "django_snapshots.connectors.mysql.restore:MySQLRestore.discard:before",
+        "django_snapshots.connectors.mysql.restore:MySQLRestore.discard:after",
+    ),
+}
+
+
+@pytest.mark.parametrize("alias", DEATHS)
+def test_a_drill_that_dies_anywhere_leaves_nothing_once_it_is_swept(
+    project: Project, postgres: Server, mariadb: Server, alias: str
+) -> None:
+    project.must("snapshots", "backup", "one", "--artifact", "database", "--database", alias)
+    before = on_the_servers(postgres, mariadb)
+    project.extra_environment["DJANGO_SETTINGS_MODULE"] = "tests.integration.dying_settings"
+    project.snapshots |= {"LEASE": 2, "SWEEP_GRACE": 0, "TEMPORARY_DIRECTORY": str(project.directory / "temporary")}
+    (project.directory / "temporary").mkdir()
+    left: dict[str, int] = {}
+
+    def swept() -> bool:
+        project.must("snapshots", "sweep", "--collect")
+        return project.runs()[-1]["state"] == "failed" and on_the_servers(postgres, mariadb) == before
+
+    for where in DEATHS[alias]:
+        project.extra_environment["DIES_AT"] = where
+        assert project.manage("snapshots", "drill", "one").returncode == -signal.SIGKILL, where
+        del project.extra_environment["DIES_AT"]
+        left[where] = len(on_the_servers(postgres, mariadb) - before)
+        wait_until(swept, f"the sweep to remove what a death at {where} has left")
+        assert list((project.directory / "temporary").iterdir()) == [], where
+    assert sum(left.values()) >= len(left) - 2, left
+
+
+def test_a_server_that_is_away_says_nothing_of_the_snapshot(
+    project: Project, postgres: Server, mariadb: Server
+) -> None:
+    """At the beginning, or in the middle of the looks: the drill has failed, and what was proved stands."""
+    before = on_the_servers(postgres, mariadb)
+    for name in ("one", "two"):
+        project.must("snapshots", "backup", name, "--artifact", "database")
+    project.must("snapshots", "drill", "two")
+    proved = told(project, "info", "two")["proof"]["drill"]
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        for alias in ("default", "legacy"):
+            away = {**project.databases[alias], "HOST": "127.0.0.1", "PORT": nobody.getsockname()[1]}
+            project.databases["away"] = away
+            project.snapshots["DRILL_DATABASES"] = {alias: "away"}
+            done = project.manage("snapshots", "drill", "two")
+            assert done.returncode in (1, 5), done.stderr
+            assert "do not rely on it" not in done.stderr
+    del project.databases["away"]
+    del project.snapshots["DRILL_DATABASES"]
+    project.snapshots["DRILL_CHECKS"] = [f"{CHECKS}.loses_its_session"]
+    for alias in ("default", "legacy"):
+        project.must("snapshots", "backup", f"only-{alias}", "--artifact", "database", "--database", alias)
+        done = project.manage("snapshots", "drill", f"only-{alias}")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert told(project, "info", f"only-{alias}")["proof"]["drill"] is None
+        project.must("snapshots", "delete", f"only-{alias}", "--no-input")
+    assert told(project, "info", "two")["proof"]["drill"] == proved
+    assert [run["state"] for run in project.runs() if run["kind"] == "drill"] == ["succeeded", *["failed"] * 4]
+    plan = told(project, "prune", "--keep-last", "1", "--dry-run")
+    assert {item["name"] for item in plan["deleted"]} == {"before", "one"}
+    assert on_the_servers(postgres, mariadb) == before
+
+
+def test_nothing_of_one_scratch_database_is_remembered_in_the_next(
+    project: Project, postgres: Server, mariadb: Server
+) -> None:
+    """Two drills in one process: the types of an extension have other numbers in the second."""
+    with postgres_cursor(postgres, project.databases["default"]["NAME"]) as cursor:
+        cursor.execute("CREATE EXTENSION hstore")
+    project.must("snapshots", "backup", "types", "--artifact", "database", "--database", "default")
+    project.snapshots["DRILL_CHECKS"] = [f"{CHECKS}.knows_its_types"]
+    both = project.call("answer = [django_snapshots.drill_snapshot('types')['level'] for _ in range(2)]")
+    assert both == [4, 4]
+
+
+def test_two_drills_at_once_are_in_nobody_s_way(project: Project, postgres: Server, mariadb: Server) -> None:
+    before = on_the_servers(postgres, mariadb)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "django", "snapshots", "drill", "before"],
+            env=project.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert on_the_servers(postgres, mariadb) == before
 
 
 def test_a_worker_that_is_killed_in_a_drill_is_followed_by_another_which_removes_what_it_left(

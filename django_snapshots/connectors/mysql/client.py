@@ -50,7 +50,8 @@ def _find(what: str, names: Sequence[str], server: Server, directory: str | None
     wanted = names if server.mariadb else tuple(reversed(names))
     found = [client for name in wanted if (client := _look_at(name, directory, processes))]
     if not found:
-        raise SnapshotConnectorError(_missing(what, wanted, server, directory))
+        # This machine's, and no dump's fault.
+        raise SnapshotConnectorError(_missing(what, wanted, server, directory)) from FileNotFoundError(wanted[0])
     fitting = [client for client in found if client.oracle != server.mariadb]
     client = (fitting or found)[0]
     _require_new_enough(client, server)

@@ -62,7 +62,7 @@ def choose(
         f"{because}, so it needs {' and '.join(programs)} of version {at_least} or newer; "
         f"{_what_was_found(found, client_directory)} Install the PostgreSQL client programs of version {at_least} "
         f"(on Debian: postgresql-client-{at_least}) or name their directory: PostgresConnector(client_directory=...)."
-    )
+    ) from FileNotFoundError(f"no {programs[0]} of version {at_least}")  # this machine's, and no dump's fault
 
 
 def _what_was_found(found: Sequence[Clients], client_directory: str | None) -> str:
