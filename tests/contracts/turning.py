@@ -10,23 +10,27 @@ from django_snapshots import LocalFileSystemBackend
 
 
 class TurningStorage(LocalFileSystemBackend):
-    """After ``honest`` passes over the object ``victim``, each later one has one byte changed, ``place`` of the way."""
+    """After ``honest`` passes over the object ``victim``, each later one has one byte changed, ``place`` of the way.
+
+    With ``once`` the next one alone has, and those behind it are as they should be.
+    """
 
     victim = ""
     honest = 1_000_000
     place = 0.5
+    once = False
     passes = 0
 
     @classmethod
-    def turn(cls, victim: str, *, honest: int, place: float) -> None:
+    def turn(cls, victim: str, *, honest: int, place: float, once: bool = False) -> None:
         """Begin to count."""
-        cls.victim, cls.honest, cls.place, cls.passes = victim, honest, place, 0
+        cls.victim, cls.honest, cls.place, cls.once, cls.passes = victim, honest, place, once, 0
 
     def _turned(self, path: str) -> bytes | None:
         if path != self.victim:
             return None
         type(self).passes += 1
-        if self.passes <= self.honest:
+        if self.passes <= self.honest or (self.once and self.passes > self.honest + 1):
             return None
         with super().read(path) as file:
             content = bytearray(file.read())
