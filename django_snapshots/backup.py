@@ -17,6 +17,7 @@ from django_snapshots import emptied
 from django_snapshots.artifacts.environment import installed_packages
 from django_snapshots.catalog import Catalog, StoredArtifact
 from django_snapshots.conf import Settings
+from django_snapshots.emptied import EMPTIED
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotEmptiedError, SnapshotIntegrityError
 from django_snapshots.manifest import ArtifactRecord, Safety, Snapshot, plain_json
 from django_snapshots.pipeline.compression import NO_COMPRESSION, Compression
@@ -154,7 +155,7 @@ def publish(
     )
     catalog = Catalog(settings.storage)
     if safety is None:
-        stored = _compared(catalog, snapshot, stored, refuse=settings.empty == "refuse" and not allow_empty)
+        stored = _compared(catalog, snapshot, stored, refuse=settings.empty == "refuse", meant=allow_empty)
     return catalog.publish(
         replace(snapshot, artifacts=tuple(item.record for item in stored)),
         stored,
@@ -166,17 +167,21 @@ def publish(
 
 
 def _compared(
-    catalog: Catalog, snapshot: Snapshot, stored: Sequence[StoredArtifact], *, refuse: bool
+    catalog: Catalog, snapshot: Snapshot, stored: Sequence[StoredArtifact], *, refuse: bool, meant: bool
 ) -> list[StoredArtifact]:
-    """*stored*, each with a warning for what it lacks of what was in the snapshot before."""
+    """*stored*, each with a warning for what it lacks of what was in the snapshot before.
+
+    What is *meant* to be empty is never refused, and is what the next one is compared with.
+    """
     others = [entry.snapshot for entry in catalog.entries() if entry.snapshot is not None]
     compared: list[StoredArtifact] = []
     refused: list[str] = []
     for item in stored:
         before = emptied.predecessor_of(snapshot, others, item.record)
         found = [] if before is None else list(emptied.losses(item.record, before))
-        refused += [loss.text for loss in found if loss.whole and refuse]
-        compared.append(_warned(item, [loss.text for loss in found]))
+        whole = [loss.text for loss in found if loss.whole and not meant]
+        refused += whole if refuse else []
+        compared.append(_warned(item, [loss.text for loss in found], emptied=bool(whole)))
     if refused:
         raise SnapshotEmptiedError(
             f"{snapshot.name!r} was not taken, because nothing is left of what the snapshot before it has. "
@@ -186,11 +191,13 @@ def _compared(
     return compared
 
 
-def _warned(item: StoredArtifact, sentences: list[str]) -> StoredArtifact:
+def _warned(item: StoredArtifact, sentences: list[str], *, emptied: bool) -> StoredArtifact:
     if not sentences:
         return item
     known = item.record.metadata.get("warnings")
     metadata = {**item.record.metadata, "warnings": [*(known if isinstance(known, list) else []), *sentences]}
+    if emptied:
+        metadata[EMPTIED] = True
     return replace(item, record=replace(item.record, metadata=metadata))
 
 

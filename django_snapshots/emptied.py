@@ -30,14 +30,20 @@ class Loss:
     """Whether nothing is left of it, for certain; else it is only told."""
 
 
+EMPTIED = "emptied"
+"""In the metadata of an artifact that was emptied, and was taken because the settings only warn of that: nobody has
+said that it is how it should be, so the one before it stays the one to compare with."""
+
+
 def predecessor_of(snapshot: Snapshot, others: Iterable[Snapshot], record: ArtifactRecord) -> ArtifactRecord | None:
-    """The same artifact in the newest of *others* of the same project and environment that has it."""
+    """The same artifact in the newest of *others* of the same project and environment that has it, whatever is known of
+    that snapshot besides: one that was damaged later had what its manifest says."""
     ours = (snapshot.project, snapshot.environment)
     for other in sorted(others, key=lambda item: item.created_at, reverse=True):
         # A safety copy is of what was wrong, perhaps.
         if (other.project, other.environment) == ours and other.run != snapshot.run and other.safety is None:
             for found in other.artifacts:
-                if (found.type, found.subject) == (record.type, record.subject):
+                if (found.type, found.subject) == (record.type, record.subject) and not found.metadata.get(EMPTIED):
                     return found
     return None
 

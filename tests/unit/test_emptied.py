@@ -85,4 +85,6 @@ def test_the_predecessor_is_the_newest_of_its_own_that_has_it():
         replace(new, created_at=MOMENT + timedelta(days=1)),
     ]
     assert predecessor_of(new, others, record()) == wanted
+    unmeant = other(4, artifacts=(record(filename="empty", metadata={**record().metadata, "emptied": True}),))
+    assert predecessor_of(new, [*others, unmeant], record()) == wanted
     assert predecessor_of(new, others[2:4], record()) is None
