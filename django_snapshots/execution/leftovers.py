@@ -43,7 +43,8 @@ def settle_without_journal(settings: Settings) -> list[str]:
 def _unsettled(settings: Settings) -> Iterator[tuple[ArtifactKind, str, Beside]]:
     for artifact in settings.artifacts:
         kind = settings.kind(artifact)
-        for subject in (*kind.subjects(), *(known() if artifact == "database" else ())):
+        more = (*known(), *settings.drill_databases.values()) if artifact == "database" else ()
+        for subject in dict.fromkeys((*kind.subjects(), *more)):
             try:
                 found = beside_of(kind, subject)
             except Exception as error:  # noqa: BLE001 - a connector raises what it likes, and others are still to come

@@ -81,14 +81,15 @@ def restore_with_journal(
     kind: Kind = Kind.RESTORE,
     run: str | None = None,
     token: int = 1,
-    label: str = "django-snapshots",
+    label: str = "",
     write: Write = lambda _record: None,
     observe: Callable[[int], None] = lambda _: None,
     before_switch: Callable[[], None] = lambda: None,
     hold: Callable[[Sequence[Change]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Restore, or undo a restore; return the report as plain JSON. *hold* sees to it, before anything is built, that
-    nobody else works with what is replaced. Raises ``SnapshotError``."""
+    nobody else works with what is replaced. *label* names it to servers; without one, as without a journal, it has one
+    of its own too, by which a sweep tells whether it is alive. Raises ``SnapshotError``."""
     books = Bookkeeping(settings, request.name or request.undo or "", write)
 
     hears = Listeners(name=request.name or request.undo or "", kind=kind, run=run or uuid.uuid4().hex)
@@ -109,7 +110,7 @@ def restore_with_journal(
     attempt = restoring.RestoreAttempt(
         request=request,
         processes=processes,
-        label=label,
+        label=label or f"django-snapshots {hears.run}-0-{token}",
         run=hears.run,
         token=token,
         preserve_tables=runs.tables(),

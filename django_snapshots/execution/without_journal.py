@@ -46,11 +46,14 @@ def request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[
 
 
 def _prove(settings: Settings, kind: Kind, request: Request, hooks: Hooks) -> dict[str, Any]:
+    run = uuid.uuid4()
     with Processes() as processes:
         proving = Proving(
             settings=settings,
             processes=processes,
-            run=uuid.uuid4(),
+            run=run,
+            # Its own: by it a sweep tells whether it is alive.
+            labels=lambda token: f"django-snapshots {run.hex}-0-{token}",
             observe=lambda count: hooks.moved(kind, count),
             recorded=False,
         )

@@ -585,6 +585,30 @@ def test_what_the_last_verify_found_is_shown(storage: LocalFileSystemBackend) ->
     assert ">Damaged<" in page and "level 1, 2026-03-01 15:00:00" in page
 
 
+def test_a_drill_that_could_not_be_made_hides_no_proof(storage: LocalFileSystemBackend) -> None:
+    """It is told beside the last proof, and nothing is held against the snapshot."""
+    publish(storage, "nightly")
+    client = user("view_run")
+
+    def drilled(state: State, hour: int, error_type: str = "") -> None:
+        run = Run.objects.create(kind=Kind.DRILL, name="nightly", state=state, error_type=error_type)
+        ended = MOMENT + timedelta(hours=hour)
+        Run.objects.filter(pk=run.pk).update(created_at=ended, finished_at=ended)
+
+    drilled(State.FAILED, 1, "SnapshotConnectorError")
+    page = text(client.get(SNAPSHOTS))
+    assert "not made, 2026-03-01 13:00:00" in page and ">Complete<" in page
+    drilled(State.SUCCEEDED, 2)
+    page = text(client.get(SNAPSHOTS))
+    assert "level 4, 2026-03-01 14:00:00 UTC" in page and "not made" not in page
+    drilled(State.FAILED, 3, "SnapshotPreflightError")
+    page = text(client.get(SNAPSHOTS))
+    assert "level 4, 2026-03-01 14:00:00 UTC; a later one was not made, 2026-03-01 15:00:00" in page
+    assert ">Complete<" in page
+    drilled(State.FAILED, 4, "SnapshotDrillError")
+    assert "failed, 2026-03-01 16:00:00" in text(client.get(SNAPSHOTS))
+
+
 def test_whoever_may_verify_may_drill(storage: LocalFileSystemBackend) -> None:
     publish(storage, "nightly")
     page = address("drill")

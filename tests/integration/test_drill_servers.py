@@ -190,6 +190,58 @@ def test_a_drill_that_dies_anywhere_leaves_nothing_once_it_is_swept(
     assert sum(left.values()) >= len(left) - 2, left
 
 
+def test_a_drill_without_a_journal_that_is_killed_is_swept_without_one(
+    project: Project, postgres: Server, mariadb: Server
+) -> None:
+    """On a machine of its own, through aliases that are no snapshot's."""
+    before = on_the_servers(postgres, mariadb)
+    for alias in ("default", "legacy"):
+        project.databases[f"{alias}_scratch"] = {**project.databases[alias], "NAME": f"{alias}_is_not_there"}
+    project.databases["default"]["NAME"] = "is_not_there_either"
+    project.snapshots |= {
+        "DATABASES": ["default", "legacy"],
+        "DRILL_DATABASES": {alias: f"{alias}_scratch" for alias in ("default", "legacy")},
+    }
+    project.extra_environment |= {
+        "DJANGO_SETTINGS_MODULE": "tests.integration.dying_settings",
+        "DIES_AT": "django_snapshots.drill.looks:check_migrations:before",
+    }
+    assert project.manage("snapshots", "drill", "before").returncode == -signal.SIGKILL
+    project.extra_environment["DIES_AT"] = "django_snapshots.connectors.mysql.load:Loader.run:after"
+    assert project.manage("snapshots", "drill", "before").returncode == -signal.SIGKILL
+    del project.extra_environment["DIES_AT"]
+    assert len(on_the_servers(postgres, mariadb) - before) == 2
+
+    def swept() -> bool:
+        project.must("snapshots", "sweep")
+        return on_the_servers(postgres, mariadb) == before
+
+    wait_until(swept, "the sweep to remove what the drill has left")
+
+
+def test_a_restore_without_a_journal_that_is_killed_is_swept_without_one(
+    project: Project, postgres: Server, mariadb: Server
+) -> None:
+    before = on_the_servers(postgres, mariadb)
+    name = project.databases["default"]["NAME"]
+    with postgres_cursor(postgres, name) as cursor:
+        cursor.execute("DROP TABLE django_snapshots_lock, django_snapshots_step, django_snapshots_run CASCADE")
+    project.extra_environment |= {
+        "DJANGO_SETTINGS_MODULE": "tests.integration.dying_settings",
+        "DIES_AT": "django_snapshots.connectors.postgres.new_database:NewDatabase.check:after",
+    }
+    options = ("--database", "default", "--no-input", "--confirm", name)
+    assert project.manage("snapshots", "restore", "before", *options).returncode == -signal.SIGKILL
+    del project.extra_environment["DIES_AT"]
+    assert len(on_the_servers(postgres, mariadb) - before) == 1
+
+    def swept() -> bool:
+        project.must("snapshots", "sweep")
+        return on_the_servers(postgres, mariadb) == before
+
+    wait_until(swept, "the sweep to remove what the restore has left")
+
+
 def test_a_server_that_is_away_says_nothing_of_the_snapshot(
     project: Project, postgres: Server, mariadb: Server
 ) -> None:

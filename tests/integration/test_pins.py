@@ -144,6 +144,25 @@ def test_a_pin_is_refused_while_a_delete_has_the_snapshot(before, storage: Local
         pin_snapshot("other")
 
 
+@pytest.mark.django_db
+def test_a_pin_that_is_refused_takes_no_other_away(
+    storage: LocalFileSystemBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pin at once: the one finds the delete at work, the other comes when that has given up."""
+    snapshot = publish(storage, "nightly")
+    catalog = Catalog(storage)
+
+    def busy(_wanted: object) -> None:
+        catalog.write_pin(catalog.get("nightly"), reason="the other's", by="olga")
+        raise SnapshotBusyError("a delete")
+
+    monkeypatch.setattr(runs, "require_free", busy)
+    with pytest.raises(SnapshotBusyError):
+        pin_snapshot("nightly", reason="mine")
+    pin = catalog.pin(catalog.get("nightly"))
+    assert pin is not None and pin.reason == "the other's", snapshot
+
+
 # The admin
 
 
