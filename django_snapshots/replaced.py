@@ -129,6 +129,22 @@ class Examines(Protocol):
 
 
 @runtime_checkable
+class RestoresTables(Protocol):
+    """An optional capability of a connector or an artifact kind: its ``prepare`` and its ``preflight`` heed
+    ``RestoreRequest.tables``. One that lacks it is never asked with any: it would restore the whole.
+
+    With tables, ``prepare`` keeps nothing beside the target: it calls ``RestoreRequest.safety`` before it changes
+    anything, whatever ``KeepsReplaced`` says of the whole. It refuses, by name and before it changes anything, a table
+    that isn't in the snapshot or in the target, whose columns differ, or that the journal needs. Every other row of
+    the target stays as it is, also where a foreign key would take it along; one that would point at nothing afterwards
+    fails the restore.
+    """
+
+    def restores_tables(self, subject: str) -> bool:
+        """Whether single tables of *subject* can be restored. Asks no server."""
+
+
+@runtime_checkable
 class Drills(Protocol):
     """An optional capability of a connector: its ``prepare`` heeds ``RestoreRequest.drill``, and builds what is
     ``Inspectable``. One that keeps what it replaces (``KeepsReplaced``) has it."""

@@ -7,7 +7,16 @@ from typing import Any
 
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotNotFoundError
-from django_snapshots.replaced import Beside, Drills, Examines, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.replaced import (
+    Beside,
+    Drills,
+    Examines,
+    Finding,
+    KeepsReplaced,
+    Outcome,
+    Preflights,
+    RestoresTables,
+)
 from django_snapshots.transfer import EndsSessions, Identified, Prepared, RestoreRequest, Source
 
 
@@ -63,6 +72,11 @@ def examine_of(kind: ArtifactKind, subject: str, source: Source, request: Restor
     Raises ``SnapshotIntegrityError`` if it is not what was dumped.
     """
     return kind.examine(subject, source, request) if isinstance(kind, Examines) else None
+
+
+def restores_tables_of(kind: ArtifactKind, subject: str) -> bool:
+    """Whether single tables of *subject* can be restored."""
+    return isinstance(kind, RestoresTables) and kind.restores_tables(subject)
 
 
 def drills_of(kind: ArtifactKind, subject: str) -> bool:
