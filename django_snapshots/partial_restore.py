@@ -1,7 +1,8 @@
 """Restores of single tables: which are asked for, what refuses them, and how they are told.
 
-Who can die when, and what then holds: such a restore keeps nothing beside its target. Before it changes anything it
-takes a safety copy of the whole database, whose manifest names the tables. So whoever undoes it, from the storage
+Who can die when, and what then holds: such a restore either keeps the rows that it replaces beside its target
+(``KeepsTables``), or takes a safety copy of the whole database before it changes anything, whose manifest names the
+tables. So whoever undoes it, from the storage
 alone, knows that only these come back; what was written to other tables since stays. That undo is such a restore
 itself, and can be undone. Who dies before the switch leaves everything as it was; what became of a switch is settled
 as for a whole database, and nobody begins a restore anew.
@@ -12,15 +13,31 @@ given any who doesn't say that he knows them (``RestoresTables``): what asks, re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from django_snapshots.artifacts.capabilities import restores_tables_of
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.connectors.single_tables import only_the_whole, told
 from django_snapshots.manifest import ArtifactRecord
 from django_snapshots.plan import Request
-from django_snapshots.transfer import Target
+from django_snapshots.transfer import RestoreRequest, Target
+
+TABLES = "tables"
+
+
+def only(request: RestoreRequest, tables: Collection[str]) -> RestoreRequest:
+    """*request* for these *tables* alone, which what is kept tells of, too; itself where there are none."""
+    if not tables:
+        return request
+    return replace(request, tables=frozenset(tables), about={**request.about, TABLES: sorted(tables)})
+
+
+def told_by(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The only tables that a kept state is of, by what was written with it; what comes back its connector knows."""
+    names = about.get(TABLES)
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def part_of(target: Target, tables: Collection[str]) -> Target:

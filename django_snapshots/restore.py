@@ -242,13 +242,13 @@ def _change(
     source = source_of(settings, snapshot, record, attempt.observe)
     mark = mark_of(attempt, position)
     request = request_of(settings, attempt, record.type, item.subject, item.target, mark, snapshot.name, notes)
-    request = replace(request, tables=frozenset(item.tables))
+    request = partial_restore.only(request, item.tables)
     return Change(
         type=record.type,
         subject=item.subject,
         target=item.target,
         mark=mark,
-        keeps=not item.tables and keeps_of(kind, item.subject),
+        keeps=keeps_of(kind, item.subject, item.tables),
         request=request,
         prepare=lambda request: kind.prepare(item.subject, source, request),
         preflight=lambda source: preflight_of(kind, item.subject, source, request),

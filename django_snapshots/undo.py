@@ -177,15 +177,15 @@ def _change(
 ) -> Change:
     kind, mark = settings.kind(item.type), mark_of(attempt, position)
     if item.tables and not restores_tables_of(kind, item.subject):
-        raise SnapshotPreflightError(f"{only_the_whole(item.subject, item.tables)} The copy is {item.snapshot!r}.")
+        raise SnapshotPreflightError(f"{only_the_whole(item.subject, item.tables)} The copy is {item.place}.")
     request = request_of(settings, attempt, item.type, item.subject, target, mark, item.snapshot, notes)
-    request = replace(request, tables=frozenset(item.tables))
+    request = partial_restore.only(request, item.tables)
     change = Change(
         type=item.type,
         subject=item.subject,
         target=target,
         mark=mark,
-        keeps=not item.tables and keeps_of(kind, item.subject),
+        keeps=keeps_of(kind, item.subject, item.tables),
         request=request,
         prepare=lambda wanted: bring_back_of(kind, item.subject, item.mark, wanted),
     )
@@ -227,6 +227,7 @@ def _of(item: Beside, artifact: str, subject: str) -> Kept:
         brought=str(item.about.get("snapshot") or ""),
         restored=str(item.about.get("subject") or ""),
         taken_back=item.about.get(TAKEN_BACK) is True,
+        tables=partial_restore.told_by(item.about),
     )
 
 

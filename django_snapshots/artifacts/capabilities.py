@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from django_snapshots.artifacts.protocols import ArtifactKind
@@ -13,6 +13,7 @@ from django_snapshots.replaced import (
     Examines,
     Finding,
     KeepsReplaced,
+    KeepsTables,
     Outcome,
     Preflights,
     RestoresTables,
@@ -33,8 +34,10 @@ def end_sessions_of(kind: ArtifactKind, subject: str, labels: Sequence[str]) -> 
     return kind.end_sessions(subject, labels) if isinstance(kind, EndsSessions) else 0
 
 
-def keeps_of(kind: ArtifactKind, subject: str) -> bool:
-    """Whether a restore of *subject* keeps what it replaces beside it."""
+def keeps_of(kind: ArtifactKind, subject: str, tables: Collection[str] = ()) -> bool:
+    """Whether a restore of *subject*, or of these *tables* of it alone, keeps what it replaces beside it."""
+    if tables:
+        return isinstance(kind, KeepsTables) and kind.keeps_tables(subject)
     return isinstance(kind, KeepsReplaced) and kind.keeps(subject)
 
 

@@ -19,6 +19,7 @@ from django_snapshots.replaced import (
     Examines,
     Finding,
     KeepsReplaced,
+    KeepsTables,
     Outcome,
     Preflights,
     RestoresTables,
@@ -106,6 +107,11 @@ class DatabaseArtifact:
         """Whether the alias's connector can restore single tables."""
         connector = self.connector(subject)
         return isinstance(connector, RestoresTables) and connector.restores_tables(subject)
+
+    def keeps_tables(self, subject: str) -> bool:
+        """Whether the alias's connector keeps the rows of single tables that it replaces."""
+        connector = self.connector(subject)
+        return isinstance(connector, KeepsTables) and connector.keeps_tables(subject)
 
     def _refusal(self, subject: str, source: Source, request: RestoreRequest) -> str | None:
         if (stranger := _written_by_another(subject, source, self.connector(subject))) is not None:

@@ -112,7 +112,7 @@ class SQLiteConnector(FileTier):
                 _spool(source, staged)
                 counts = _checked(place, source, staged, request)
                 if request.tables:
-                    sqlite_chosen.require_fit(place, source, staged, request)
+                    sqlite_chosen.require_fit(place, staged, request)
             if marked is None and not request.drill:
                 request.safety()
             workshop = Workshop(place, request, directory, marked, self._lock_timeout)
@@ -141,6 +141,14 @@ class SQLiteConnector(FileTier):
     def keeps(self, subject: str) -> bool:
         """A file is kept beside itself; what is in memory is not."""
         return files.locate(subject).path is not None
+
+    def restores_tables(self, subject: str) -> bool:
+        """Always."""
+        return True
+
+    def keeps_tables(self, subject: str) -> bool:
+        """As the whole is kept."""
+        return self.keeps(subject)
 
     def beside(self, subject: str) -> Sequence[Beside]:
         """As ``KeepsReplaced.beside``; nothing for a database in memory."""

@@ -30,6 +30,7 @@ from urllib.parse import quote
 
 from django_snapshots.connectors import sqlite_labels as labels
 from django_snapshots.connectors import sqlite_tables as tables_of
+from django_snapshots.connectors.single_tables import dangling
 from django_snapshots.connectors.sqlite_files import (
     Patience,
     Place,
@@ -38,7 +39,6 @@ from django_snapshots.connectors.sqlite_files import (
     open_memory,
     pragma,
     quoted,
-    shown,
 )
 from django_snapshots.connectors.sqlite_switch import copied
 from django_snapshots.connectors.sqlite_tables import LIVE, RESTORED, Shape
@@ -130,11 +130,10 @@ class RowSwitch:
             _move_sequence(live, table, now)
             for _, text in fire:
                 live.execute(text)
-        if found := [*self._new_orphans(live, children, before)]:
-            raise SnapshotConnectorError(
-                f"The rows of {', '.join(self._tables)} were not replaced, because others would point at nothing: "
-                f"{shown(found)}. Restore those tables together, or remove what is in the way first."
-            )
+        found = self._new_orphans(live, children, before)
+        live.execute(f"DROP TABLE temp.{_BEFORE}")
+        if found:
+            raise SnapshotConnectorError(f"{dangling(self._place.alias, found)} It was not changed.")
 
     def _copy(self, live: sqlite3.Connection, table: str, now: Shape) -> None:
         names = ", ".join(map(quoted, now.names))
@@ -157,35 +156,30 @@ class RowSwitch:
         live.execute(f"CREATE TEMP TABLE {_BEFORE} (child, number, parent, position)")
         for child in children:
             live.execute(f"INSERT INTO temp.{_BEFORE} {_ORPHANS}", [child, child, LIVE])
-        return _counted(live.execute(f"SELECT child, parent, position, count(*) FROM temp.{_BEFORE} GROUP BY 1, 2, 3"))  # noqa: S608
+        return _counted(live.execute(f"{_COUNTED} FROM temp.{_BEFORE} GROUP BY 1, 2, 3"))
 
     def _new_orphans(
         self, live: sqlite3.Connection, children: Iterable[str], before: dict[tuple[str, str, int], int]
-    ) -> Iterator[str]:
+    ) -> dict[str, int]:
+        """How many rows point at nothing that didn't, by the foreign key in words."""
+        found: dict[str, int] = {}
         for child in children:
-            now = _counted(
-                live.execute(
-                    f"SELECT child, parent, position, count(*) FROM ({_ORPHANS}) GROUP BY 1, 2, 3",  # noqa: S608
-                    [child, child, LIVE],
-                )
-            )
-            new = _counted(
-                live.execute(
-                    f"SELECT child, parent, position, count(*) FROM ({_ORPHANS} EXCEPT SELECT * FROM temp.{_BEFORE}) "  # noqa: S608
-                    "GROUP BY 1, 2, 3",
-                    [child, child, LIVE],
-                )
+            now, new = (
+                _counted(live.execute(f"{_COUNTED} FROM ({rows}) GROUP BY 1, 2, 3", [child, child, LIVE]))
+                for rows in (_ORPHANS, f"{_ORPHANS} EXCEPT SELECT * FROM temp.{_BEFORE}")  # noqa: S608
             )
             for key, number in now.items():
                 # Rows without a number of their own can only be counted.
                 if more := max(new.get(key, 0), number - before.get(key, 0)):
-                    yield f"{more} rows of {key[0]} refer to rows of {key[1]} that would not exist"
-        live.execute(f"DROP TABLE temp.{_BEFORE}")
+                    words = f"the foreign key of {key[0]} to {key[1]}"
+                    found[words] = found.get(words, 0) + more
+        return found
 
     def _patience(self) -> Patience:
         return Patience(self._place, self._seconds, self._processes)
 
 
+_COUNTED = "SELECT child, parent, position, count(*)"
 _ORPHANS = "SELECT ? AS child, rowid AS number, parent, fkid AS position FROM pragma_foreign_key_check(?, ?)"
 
 

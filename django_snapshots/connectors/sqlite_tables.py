@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from django_snapshots.connectors.sqlite_files import Place, quoted, shown
+from django_snapshots.connectors.single_tables import columns, refusals
+from django_snapshots.connectors.sqlite_files import Place, quoted
 from django_snapshots.exceptions import SnapshotPreflightError
 
 LIVE = "main"
 RESTORED = "restored"
 """The schema that the snapshot's file, or what was kept, is attached as."""
+VIRTUAL = "a virtual table"
 _SHADOWS = (
     "content", "data", "idx", "docsize", "config", "segments", "segdir", "stat", "node", "parent", "rowid",
 )  # fmt: skip
@@ -38,13 +40,11 @@ class Shape:
 def shape(connection: sqlite3.Connection, schema: str, table: str) -> Shape:
     """The shape of a table that is there."""
     found = connection.execute(f"PRAGMA {schema}.table_xinfo({quoted(table)})").fetchall()
-    columns = {str(row[1]): str(row[2]).upper() for row in found if row[6] == 0}
+    own = {str(row[1]): str(row[2]).upper() for row in found if row[6] == 0}
     keys = [str(row[2]).upper() for row in found if row[5]]
     sql = definition(connection, schema, table)
     has_number = _has_rowid(connection, schema, table, {str(row[1]).casefold() for row in found})
-    return Shape(
-        columns=columns, rowid=None if keys == ["INTEGER"] else has_number, counted="AUTOINCREMENT" in sql.upper()
-    )
+    return Shape(columns=own, rowid=None if keys == ["INTEGER"] else has_number, counted="AUTOINCREMENT" in sql.upper())
 
 
 def definition(connection: sqlite3.Connection, schema: str, table: str) -> str:
@@ -65,47 +65,34 @@ def _has_rowid(connection: sqlite3.Connection, schema: str, table: str, columns:
     return None
 
 
-def require(place: Place, connection: sqlite3.Connection, tables: Iterable[str], stay: Iterable[str]) -> None:
+def require(place: Place, connection: sqlite3.Connection, tables: Iterable[str], journal: Collection[str]) -> None:
     """Raise ``SnapshotPreflightError`` unless the rows of *tables* can be replaced by those of the attached file."""
-    if found := list(problems(connection, tables, stay)):
-        raise SnapshotPreflightError(
-            f"The rows of single tables of {place.title} can't be replaced, and nothing was touched. {shown(found)}"
-        )
+    if found := list(_problems(place.alias, connection, frozenset(tables), journal)):
+        raise SnapshotPreflightError(f"{place.title} was not touched. {' '.join(found)}")
 
 
-def problems(connection: sqlite3.Connection, tables: Iterable[str], stay: Iterable[str]) -> Iterator[str]:
-    """Everything that is in the way, in sentences; *stay* are tables that no restore may touch."""
-    kept = {name.casefold() for name in stay}
-    live, restored = kinds(connection, LIVE), kinds(connection, RESTORED)
+def _problems(
+    alias: str, connection: sqlite3.Connection, tables: Collection[str], journal: Collection[str]
+) -> Iterator[str]:
+    then = [name for name, kind in kinds(connection, RESTORED).items() if not kind]
+    now = kinds(connection, LIVE)
+    yield from refusals(alias, tables, journal=journal, here=now, there=then)
     for table in sorted(tables):
-        if table.casefold() in kept:
-            yield f"{table!r} is a table of this package, which a restore leaves as it is."
-        elif problem := _kind_problem(table, live, "the database") or _kind_problem(table, restored, "the snapshot"):
-            yield problem
-        else:
-            yield from _differences(connection, table)
-
-
-def _kind_problem(table: str, found: Mapping[str, str], where: str) -> str:
-    kind = found.get(table)
-    if kind is None:
-        return f"There is no table {table!r} in {where}; names are told apart by case."
-    if kind != "table":
-        return f"{table!r} is a {kind} in {where}, which has no rows of its own to replace; name the table behind it."
-    return ""
+        if now.get(table) == "" and table in then and table not in journal:
+            yield from _differences(alias, connection, table)
 
 
 def kinds(connection: sqlite3.Connection, schema: str) -> dict[str, str]:
-    """What each name in *schema* is: ``table``, ``view``, ``virtual table`` or ``shadow table``."""
+    """What each name in *schema* is, in words; empty for a table with rows of its own."""
     found = {
-        str(name): "view" if kind == "view" else "table" if page else "virtual table"
+        str(name): "a view" if kind == "view" else "" if page else VIRTUAL
         for kind, name, page in connection.execute(
             f"SELECT type, name, rootpage FROM {schema}.sqlite_master "  # noqa: S608 - a constant
             "WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_'"
         )
     }
     for name in _shadows(connection, schema, found):
-        found[name] = "shadow table"
+        found[name] = "what a virtual table keeps its own state in"
     return found
 
 
@@ -114,24 +101,16 @@ def _shadows(connection: sqlite3.Connection, schema: str, found: Mapping[str, st
     listed = connection.execute(f"PRAGMA {schema}.table_list").fetchall()
     if listed:
         return {str(row[1]) for row in listed if row[0] == schema and row[2] == "shadow"} & set(found)
-    virtual = [name for name, kind in found.items() if kind == "virtual table"]
+    virtual = [name for name, kind in found.items() if kind == VIRTUAL]
     return {f"{name}_{end}" for name in virtual for end in _SHADOWS} & set(found)
 
 
-def _differences(connection: sqlite3.Connection, table: str) -> Iterator[str]:
+def _differences(alias: str, connection: sqlite3.Connection, table: str) -> Iterator[str]:
     now, then = (shape(connection, schema, table) for schema in (LIVE, RESTORED))
-    changed = [
-        f"{name} is {now.columns.get(name, 'not there')} and was {then.columns.get(name, 'not there')}"
-        for name in {**now.columns, **then.columns}
-        if now.columns.get(name) != then.columns.get(name)
-    ]
-    if changed:
-        yield (
-            f"The columns of {table!r} are not those of the snapshot: {'; '.join(changed)}. Migrate the table to what "
-            "it was first, or restore the whole snapshot elsewhere and copy what you need."
-        )
-    elif (now.rowid is None) != (then.rowid is None):
-        yield f"The rows of {table!r} have a number of their own (rowid) only in one of the database and the snapshot."
+    if changed := columns(alias, table, then.columns, now.columns):
+        yield changed
+    elif now.rowid != then.rowid:
+        yield f"The rows of {table} of {alias!r} have a number of their own (rowid) only here, or only in the snapshot."
 
 
 def triggers(connection: sqlite3.Connection, table: str) -> list[tuple[str, str]]:
@@ -147,7 +126,7 @@ def triggers(connection: sqlite3.Connection, table: str) -> list[tuple[str, str]
 def children(connection: sqlite3.Connection, tables: Iterable[str]) -> list[str]:
     """Those of the live tables whose foreign keys have to be looked at when rows of *tables* change."""
     folded = {table.casefold() for table in tables}
-    everything = [name for name, kind in kinds(connection, LIVE).items() if kind in ("table", "shadow table")]
+    everything = [name for name, kind in kinds(connection, LIVE).items() if kind not in ("a view", VIRTUAL)]
     return [
         name
         for name in sorted(everything)
