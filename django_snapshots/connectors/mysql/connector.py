@@ -20,11 +20,13 @@ from django_snapshots.connectors.mysql.dump import (
     warnings_of,
 )
 from django_snapshots.connectors.mysql.findings import findings
-from django_snapshots.connectors.mysql.kept import Schemas, beside, remove, serving, settle
+from django_snapshots.connectors.mysql.kept import Schemas, beside, kept, remove, serving, settle
 from django_snapshots.connectors.mysql.moment import Moment, moment
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
+from django_snapshots.connectors.mysql.record import Rows
 from django_snapshots.connectors.mysql.restore import MySQLRestore, prepare_restore, prepare_undo
 from django_snapshots.connectors.mysql.rights import read_rights, require_dump_rights
+from django_snapshots.connectors.mysql.row_restore import prepare_rows, prepare_rows_undo
 from django_snapshots.connectors.mysql.server import (
     definers,
     execute,
@@ -114,6 +116,8 @@ class MySQLConnector(FileTier):
 
         Raises ``SnapshotPreflightError``, ``SnapshotIntegrityError`` or ``SnapshotConnectorError``.
         """
+        if request.tables:
+            return prepare_rows(subject, source, request, self._client_directory, self._schemas)
         return prepare_restore(subject, source, request, self._client_directory, self._schemas)
 
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterator[Finding]:
@@ -126,6 +130,14 @@ class MySQLConnector(FileTier):
         """Always: a restore that can't keep what it replaces is refused."""
         return True
 
+    def restores_tables(self, subject: str) -> bool:
+        """Always; tables whose rows no transaction replaces are refused by name."""
+        return True
+
+    def keeps_tables(self, subject: str) -> bool:
+        """Always: in a schema of their own."""
+        return True
+
     def beside(self, subject: str) -> Sequence[Beside]:
         """The schemas that restores have left beside the database."""
         return beside(subject, self._schemas)
@@ -135,7 +147,11 @@ class MySQLConnector(FileTier):
         return settle(subject, mark, self._schemas)
 
     def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> MySQLRestore:
-        """Prepare to exchange the database with what the restore *mark* has replaced."""
+        """Prepare to exchange the database with what the restore *mark* has replaced, or the rows of single tables."""
+        with serving(subject, "could not be asked what is kept beside it") as (connection, target):
+            record = kept(connection, subject, target, mark, self._schemas)
+        if isinstance(record, Rows):
+            return prepare_rows_undo(subject, mark, request, self._schemas)
         return prepare_undo(subject, mark, request, self._schemas)
 
     def remove(self, subject: str, mark: str) -> None:
