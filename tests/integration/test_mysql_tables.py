@@ -316,6 +316,7 @@ def test_who_sleeps_is_settled_and_can_do_no_more(world: World, monkeypatch: pyt
             assert outcome is (Outcome.BEFORE if phase in BEFORE else Outcome.SWITCHED)
             with contextlib.nullcontext() if outcome is Outcome.SWITCHED else pytest.raises(SnapshotError):
                 prepared.switch()
+    monkeypatch.undo()
     world.require(MySQLConnector().settle(world.alias, own, {}), own, *TABLES)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from django_snapshots.connectors.file_tier import FileTier
-from django_snapshots.connectors.mysql import examining, sessions
+from django_snapshots.connectors.mysql import circumstances, examining, sessions
 from django_snapshots.connectors.mysql.client import find_dump_tool
 from django_snapshots.connectors.mysql.dump import (
     DumpPlan,
@@ -33,6 +33,7 @@ from django_snapshots.connectors.mysql.server import (
     exists,
     explained,
     is_empty,
+    names,
     quote,
     read_server,
     server_connection,
@@ -125,6 +126,7 @@ class MySQLConnector(FileTier):
         with serving(subject, "could not be asked whether it can be restored") as (connection, target):
             server = without_database(connection, subject, target)
             yield from findings(connection, subject, server, source, request, self._schemas)
+            yield from circumstances.clients(server, self._client_directory, source, request.processes)
 
     def keeps(self, subject: str) -> bool:
         """Always: a restore that can't keep what it replaces is refused."""
@@ -187,8 +189,13 @@ class MySQLConnector(FileTier):
                     history=history,
                     events=bool(event_names(connection)),
                     definers=definers(connection),
+                    views=names(connection, _VIEWS),
+                    facts=circumstances.facts(connection),
                     warnings=warnings_of(connection, server, tool, found, history),
                 )
+
+
+_VIEWS = "SELECT table_name FROM information_schema.views WHERE table_schema = DATABASE() ORDER BY 1"
 
 
 def _metadata(plan: DumpPlan, opened: Moment) -> Mapping[str, Any]:
@@ -204,6 +211,8 @@ def _metadata(plan: DumpPlan, opened: Moment) -> Mapping[str, Any]:
         "row_counts_inexact_tables": opened.inexact_tables,
         "migrations": opened.migrations,
         "definers": list(plan.definers),
+        "longest_line": opened.longest_line,
+        **plan.facts,
         "charset": plan.server.charset,
         "collation": plan.server.collation,
         "warnings": warnings,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.connectors.mysql import row_tables
+from django_snapshots.connectors.mysql import circumstances, row_tables
 from django_snapshots.connectors.mysql.kept import Schemas, unfinished
 from django_snapshots.connectors.mysql.preflight import require_fit
 from django_snapshots.connectors.mysql.record import (
@@ -57,7 +57,11 @@ def findings(
     if exists(connection, server.database):
         yield from _strangers(connection, server, request)
         yield from _company(connection, server)
-    yield from _server(connection, server, source)
+        yield from circumstances.work(connection, server)
+    yield from circumstances.letters(connection, source, request)
+    yield from circumstances.limits(connection, server, source)
+    yield from circumstances.room(connection, server, source)
+    yield from _server(connection, server)
 
 
 def require_place(
@@ -115,6 +119,8 @@ def _rows_alone(
         yield _stops(refusal)
     if exists(connection, server.database):
         yield from _company(connection, server, "nobody else reads or writes these tables")
+        yield from circumstances.work(connection, server)
+    yield from circumstances.room(connection, server, source, request.tables)
     if value(connection, "SELECT @@read_only"):
         yield _stops(f"{server.title} is read-only: restore on its primary.")
 
@@ -221,17 +227,11 @@ def _company(
         )
 
 
-def _server(connection: BaseDatabaseWrapper, server: Server, source: Source) -> Iterator[Finding]:
+def _server(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
     if value(connection, "SELECT @@read_only"):
         yield _stops(f"{server.title} is read-only: restore on its primary.")
     if server.number < _ATOMIC_RENAME[server.engine]:
         yield _warns(
             f"{server.title} renames many tables one by one: a crash of the server in the middle of the switch leaves "
             "tables hidden until the next sweep has settled it."
-        )
-    size = source.metadata.get("content_size")
-    if isinstance(size, int) and size:
-        yield _warns(
-            f"The snapshot is loaded beside {server.database}, and what it replaces is kept: the server needs room for "
-            f"about {size // 2**20 + 1} MiB and its indexes more."
         )
