@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from django.conf import settings
 
 from tests.databases import Maker
 from tests.integration.conftest import entry
+from tests.integration.pages import blocks
 from tests.integration.sqlite_projects import content, sqlite_project, targets, write
 from tests.projects import Project, WorkerProcess, wait_until
 from tests.services import Server
@@ -143,6 +145,21 @@ def test_the_command(world: World) -> None:
     assert asked.returncode == 0, asked.stdout + asked.stderr
     assert "will replace the tables project_author, project_book of PostgreSQL database" in asked.stdout
     world.require(author="early", tag="changed")
+
+
+def test_the_page_of_the_documentation(world: World) -> None:
+    check, restore, undo = (
+        line.replace("before-deploy", "before")
+        .replace("shop_order", "project_author")
+        .replace("shop_line", "project_book")
+        for block in blocks(page="docs/how-to/single-tables.md")
+        for line in block.text.splitlines()
+    )
+    for line, author in ((check, "changed"), (restore, "early"), (undo, "changed")):
+        _python, _manage, *arguments = shlex.split(line)
+        done = world.project.manage(*arguments, stdin=f"{world.name}\n")
+        assert done.returncode == 0, done.stdout + done.stderr
+        world.require(author=author, tag="changed")
 
 
 def test_without_a_confirmation_nothing_happens(world: World) -> None:
