@@ -47,7 +47,7 @@ def refusals(
     for name in rest:
         if here.get(name):
             yield f"{name} of {alias!r} is {here[name]}, and no table with rows of its own."
-    if absent := [name for name in rest if name not in there and not here.get(name)]:
+    if absent := [name for name in rest if name not in there and here.get(name) == ""]:
         yield f"The snapshot of {alias!r} has no rows of {told(absent)}."
 
 

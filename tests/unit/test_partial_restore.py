@@ -199,7 +199,7 @@ def test_what_can_not_be_restored_is_told_by_name() -> None:
     assert "django_snapshots_run of 'default' has the runs of this package" in said
     assert "'default' lacks the table gone" in said
     assert "a_view of 'default' is a view" in said
-    assert "no rows of the table new" in said
+    assert "no rows of the table new." in said
     assert "fine" not in said
 
 
