@@ -19,12 +19,15 @@ from django_snapshots.connectors.mysql.kept import Schemas
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError, SnapshotIntegrityError
 from tests.databases import Maker, MariaDBMaker, mariadb_cursor
 from tests.integration.mysql_support import client, database, dump, leftovers, query, restore, restore_request, source
+from tests.projects import wait_until
 from tests.services import Server
 from tests.services.servers import MariaDB
 
 
 def found(alias: str, metadata: dict[str, Any], **connector: Any) -> tuple[list[str], list[str]]:
     """What stops a restore of a dump with *metadata*, and what it is warned of."""
+    # What the test itself is connected with is no company.
+    connections[alias].close()
     with restore_request() as request:
         findings = list(MySQLConnector(**connector).preflight(alias, source(b"", metadata), request))
     return [item.text for item in findings if item.stops], [item.text for item in findings if not item.stops]
@@ -33,7 +36,7 @@ def found(alias: str, metadata: dict[str, Any], **connector: Any) -> tuple[list[
 @pytest.fixture
 def shop(make_mariadb: Maker) -> str:
     alias = make_mariadb()
-    query(alias, "CREATE TABLE orders (id INTEGER PRIMARY KEY, word TEXT)")
+    query(alias, "CREATE TABLE orders (id INTEGER PRIMARY KEY, word LONGTEXT)")
     query(alias, "INSERT INTO orders VALUES (1, 'one')")
     return alias
 
@@ -115,7 +118,12 @@ class Logging(MariaDB):
 
     def command(self) -> list[str]:
         words = [word for word in super().command() if word != "--skip-log-bin"]
-        return [*words, f"--log-bin={self.directory / 'log' / 'binary'}", "--server-id=1", "--lower-case-table-names=1"]
+        return [
+            *words,
+            f"--log-bin={self.directory / 'binlog' / 'binary'}",
+            "--server-id=1",
+            "--lower-case-table-names=1",
+        ]
 
 
 @pytest.fixture
@@ -125,8 +133,8 @@ def logging_server() -> Iterator[Server]:
         service = Logging(Path(directory), lives_on=False)
         service.make_directory()
         service.prepare()
-        (service.directory / "log").mkdir(mode=0o777)
-        (service.directory / "log").chmod(0o777)
+        (service.directory / "binlog").mkdir(mode=0o777)
+        (service.directory / "binlog").chmod(0o777)
         service.start()
         try:
             service.wait_until_ready()
@@ -223,8 +231,13 @@ def test_a_transaction_that_is_open_for_long_is_named(
     monkeypatch.setattr(circumstances, "_LONG_SECONDS", 0)
     with session(mariadb, shop) as other:
         other.cursor().execute("INSERT INTO orders VALUES (9, 'secret')")
-        _, warnings = found(shop, {})
-        (said,) = [text for text in warnings if "transaction open for" in text]
+
+        def told() -> list[str]:
+            return [text for text in found(shop, {})[1] if "transaction open for" in text]
+
+        # The server keeps what it tells of transactions for a moment.
+        wait_until(lambda: bool(told()), "the server to tell of the transaction")
+        (said,) = told()
         assert f"session {other.thread_id()} ({mariadb.user}@" in said
         assert "secret" not in said
         monkeypatch.setattr(circumstances, "_LONG_SECONDS", 3600)
@@ -296,7 +309,7 @@ def test_a_view_that_the_tool_leaves_out_fails_the_dump(shop: str, mariadb: Serv
     real = Path(mariadb.bin_directory) / "mariadb-dump"
     tool = tmp_path / "mariadb-dump"
     tool.write_text(f'#!/bin/sh\nfor last; do :; done\n[ "$1" = --no-defaults ] && exec {real} "$@"\n'
-                    f'exec {real} "${{1}}" --ignore-table="$last.some" "$@"\n')  # fmt: skip
+                    f'options=$1; shift; exec {real} "$options" --ignore-table="$last.some" "$@"\n')  # fmt: skip
     tool.chmod(0o755)
     with pytest.raises(SnapshotConnectorError, match="lacks the views some, which the server has"):
         dump(shop, MySQLConnector(client_directory=str(tmp_path)))
