@@ -18,6 +18,7 @@ from django.db import connections
 from django_snapshots.connectors import sqlite_rows
 from django_snapshots.connectors.sqlite import SQLiteConnector
 from django_snapshots.exceptions import (
+    SnapshotBusyError,
     SnapshotConnectorError,
     SnapshotError,
     SnapshotIntegrityError,
@@ -383,6 +384,34 @@ def test_a_sleeper_that_was_settled_changes_nothing(world: World) -> None:
         child.send_signal(signal.SIGCONT)
         assert "another process has ended this restore" in child.communicate(timeout=60)[0]
     assert (world.tables(), world.left) == (world.before, [])
+
+
+@pytest.mark.parametrize("mode", ["wal"])
+def test_who_was_settled_right_before_the_lock_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sqlite_rows._without_foreign_keys
+
+    def settled(live: sqlite3.Connection) -> Any:
+        assert world.settle() is Outcome.BEFORE
+        return real(live)
+
+    monkeypatch.setattr(sqlite_rows, "_without_foreign_keys", settled)
+    with pytest.raises(SnapshotBusyError, match="another process has ended this restore"):
+        world.restore("bare")
+    assert (world.tables(), world.left) == (world.before, [])
+
+
+@pytest.mark.parametrize("mode", ["wal"])
+@pytest.mark.parametrize("rows", ["all", "none"])
+def test_numbers_go_on_from_the_highest_that_the_snapshot_ever_gave(world: World, rows: str) -> None:
+    with contextlib.closing(sqlite3.connect(world.dump)) as dump, dump:
+        dump.execute("UPDATE sqlite_sequence SET seq = 90 WHERE name = 'hen'")
+        if rows == "none":
+            dump.execute("DELETE FROM hen")
+    world.metadata = {}
+    world.run("DELETE FROM egg; DELETE FROM keyed; DELETE FROM sqlite_sequence WHERE name = 'hen'")
+    world.restore("hen")
+    world.run("INSERT INTO hen (name) VALUES ('Next')")
+    assert world.read("SELECT id FROM hen WHERE name = 'Next'") == [(91,)]
 
 
 @MODES

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from django_snapshots.connectors.file_tier import FileTier
-from django_snapshots.connectors.mysql import circumstances, examining, sessions
+from django_snapshots.connectors.mysql import circumstances, examining, sessions, views
 from django_snapshots.connectors.mysql.client import find_dump_tool
 from django_snapshots.connectors.mysql.dump import (
     DumpPlan,
@@ -33,7 +33,6 @@ from django_snapshots.connectors.mysql.server import (
     exists,
     explained,
     is_empty,
-    names,
     quote,
     read_server,
     server_connection,
@@ -176,6 +175,8 @@ class MySQLConnector(FileTier):
             with explained(alias, "could not be asked what it holds"):
                 found = [table for table in tables(connection) if table.name not in request.exclude_tables]
                 require_left_out(connection, alias, tool, found, request.exclude_data)
+                found_views = views.view_names(connection)
+                views.require_whole(connection, alias, found_views)
                 history = history_of(connection, server, tool, found)
                 return DumpPlan(
                     db_alias=alias,
@@ -189,13 +190,13 @@ class MySQLConnector(FileTier):
                     history=history,
                     events=bool(event_names(connection)),
                     definers=definers(connection),
-                    views=names(connection, _VIEWS),
+                    views=found_views,
                     facts=circumstances.facts(connection),
-                    warnings=warnings_of(connection, server, tool, found, history),
+                    warnings=[
+                        *warnings_of(connection, server, tool, found, history),
+                        *views.warnings(connection, found_views),
+                    ],
                 )
-
-
-_VIEWS = "SELECT table_name FROM information_schema.views WHERE table_schema = DATABASE() ORDER BY 1"
 
 
 def _metadata(plan: DumpPlan, opened: Moment) -> Mapping[str, Any]:
