@@ -114,6 +114,7 @@ def test_the_undo_needs_no_journal(world: World) -> None:
     (kept,) = json.loads(world.project.must("snapshots", "undo", "--list", "--format", "json"))
     assert (kept["run"], kept["tables"]) == (run, ["project_author"])
     assert "the table project_author" in world.project.must("snapshots", "undo", "--list")
+    assert "the undo of: the table project_author" in world.project.must("snapshots", "info", kept["snapshot"])
     world.undone()
     world.require(author="changed", tag="after the restore")
 
