@@ -202,6 +202,7 @@ class Screen:
             ("size", human_size(snapshot.size)),
             ("pin", str(notes.pin or "")),
             ("safety copy of restore", snapshot.safety.restore if snapshot.safety else ""),
+            ("for the undo of", told(snapshot.safety.tables) if snapshot.safety and snapshot.safety.tables else ""),
             ("metadata", json.dumps(dict(snapshot.metadata), ensure_ascii=False) if snapshot.metadata else ""),
         )
         for title, value in lines:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
 
-from django_snapshots.connectors.postgres import PostgresConnector, transaction
+from django_snapshots.connectors.file_tier import private_directory
+from django_snapshots.connectors.postgres import PostgresConnector, tables_preflight, transaction
+from django_snapshots.connectors.postgres.tables import TablesRestoring
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError, SnapshotPreflightError
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Outcome
 from django_snapshots.transfer import RestoreRequest, Source
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, read, take, text_of
+from tests.projects import wait_until
 from tests.services import Server
 
 SCHEMA = """
@@ -205,7 +208,8 @@ def test_nobody_else_is_disturbed(world: World) -> None:
     }
     # A table whose keys wait: nothing of it, or on it, is dropped.
     world.run("ALTER TABLE shop_line DROP CONSTRAINT line_order", "DROP TABLE stamp", "DROP RULE ruled ON shop_order")
-    with psycopg.connect(**where) as other, psycopg.connect(**where) as waiting:
+    waited = ["INSERT INTO shop_order (customer, total) VALUES (1, 4711)", 'INSERT INTO note ("order") VALUES (3)']
+    with psycopg.connect(**where) as other, psycopg.connect(**where) as first, psycopg.connect(**where) as second:
         with prepared(world.connector, world.alias, world.source, tables=ORDER) as restoring:
             restoring.check()
             other.execute("SET lock_timeout = '50ms'")
@@ -215,15 +219,56 @@ def test_nobody_else_is_disturbed(world: World) -> None:
             for statement in ("INSERT INTO shop_order (customer) VALUES (1)", "INSERT INTO note VALUES (99, 3)"):
                 with pytest.raises(psycopg.errors.LockNotAvailable):
                     other.execute(statement)
-            writer = threading.Thread(
-                target=lambda: waiting.execute("INSERT INTO shop_order (customer, total) VALUES (1, 4711)")
-            )
-            writer.start()
-            restoring.switch()
-            writer.join(timeout=30)
+            with ThreadPoolExecutor() as threads:
+                writers = [threads.submit(who.execute, what) for who, what in zip((first, second), waited, strict=True)]
+                wait_until(lambda: waiting(world) == len(waited), "both to wait for the restore")
+                restoring.switch()
+                for writer in writers:
+                    writer.result(timeout=30)
         assert other.execute("SELECT count(*) FROM shop_order WHERE total = 4711").fetchone() == (1,)
         assert other.execute("SELECT count(*) FROM shop_order").fetchone() == (501,)
         assert other.execute("SELECT count(*) FROM other WHERE word = 'meanwhile'").fetchone() == (1,)
+        assert other.execute('SELECT count(*) FROM note WHERE "order" = 3').fetchone() == (1,)
+
+
+def waiting(world: World) -> int:
+    statement = (
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
+        "AND query LIKE 'INSERT%'"
+    )
+    return len(fetch(world.server, world.alias, statement))
+
+
+@pytest.mark.parametrize("change", ["ADD COLUMN fresh integer", "OWNER TO CURRENT_USER"])
+def test_what_changes_before_the_tables_are_locked_is_found_when_they_are(world: World, change: str) -> None:
+    with Processes() as processes:
+        request = RestoreRequest(processes=processes, temporary_directory=private_directory, tables=ORDER)
+        survey = tables_preflight.survey(
+            world.alias, world.source, request, missing=False, client_directory=world.server.bin_directory
+        )
+        survey.require_possible(world.alias)
+        execute(world.server, world.alias, f"ALTER TABLE shop_order {change}", "GRANT ALL ON shop_order TO public")
+        before = world.text
+        with pytest.raises(SnapshotPreflightError, match=r"(fresh|does not own).*Nothing was changed"):
+            TablesRestoring(world.alias, world.source, request, survey).build()
+        assert world.text == before
+
+
+def test_a_key_that_comes_before_the_tables_are_locked_is_kept(world: World) -> None:
+    with Processes() as processes:
+        request = RestoreRequest(processes=processes, temporary_directory=private_directory, tables=ORDER)
+        survey = tables_preflight.survey(
+            world.alias, world.source, request, missing=False, client_directory=world.server.bin_directory
+        )
+        world.run("CREATE TABLE late (id integer REFERENCES shop_order ON DELETE CASCADE)")
+        world.run("INSERT INTO late VALUES (5)")
+        before = world.text
+        restoring = TablesRestoring(world.alias, world.source, request, survey)
+        restoring.build()
+        restoring.check()
+        restoring.switch()
+        restoring.discard()
+    assert world.text == before
 
 
 def test_the_safety_copy_is_taken_of_the_old_rows_and_before_anything_changes(world: World) -> None:
@@ -231,9 +276,11 @@ def test_the_safety_copy_is_taken_of_the_old_rows_and_before_anything_changes(wo
     copies: list[Source] = []
 
     def safety() -> None:
+        with pytest.raises(OperationalError, match="lock timeout"):
+            world.run("SET lock_timeout = '50ms'; INSERT INTO other (word) VALUES ('too late')")
         copies.append(take(world.connector, world.alias, world.directory / f"safety{len(copies)}.pgdump"))
 
-    world.restore(safety=safety)
+    world.restore("shop_order", "other", safety=safety)
     assert len(copies) == 1
     restored = world.text
     world.run("INSERT INTO other (word) VALUES ('after the restore')")
@@ -436,12 +483,13 @@ def test_a_role_that_may_not(world: World) -> None:
         "ALTER TABLE shop_order OWNER TO snapshots_app",
         "ALTER TABLE shop_line OWNER TO CURRENT_USER",
         "ALTER TABLE note OWNER TO CURRENT_USER",
-        "GRANT SELECT ON shop_line, note TO public",
+        "GRANT SELECT ON shop_line, note TO snapshots_app",
     )
     stops, _ = world.findings()
+    assert "not DEFERRABLE" in stops
     assert '"line_order" of public.shop_line' in stops
-    assert '"note_order" of public.note' in stops
-    execute(world.server, world.alias, "ALTER TABLE shop_line OWNER TO snapshots_app", "GRANT UPDATE ON note TO public")
+    assert "note_order" not in stops  # it waits, and stays as it is
+    execute(world.server, world.alias, "ALTER TABLE shop_line OWNER TO snapshots_app")
     world.restore()
 
 
@@ -597,6 +645,8 @@ def test_a_death_around_the_commit_is_settled(world: World, moment: str) -> None
                 restoring.switch()
         else:
             restoring.switch()
+            with pytest.raises(SnapshotConnectorError, match="snapshots undo` brings back"):
+                restoring.roll_back()
     outcome = Outcome.BEFORE if moment == "before" else Outcome.SWITCHED
     assert world.connector.settle(world.alias, MARK, noted) is outcome
     assert world.text == (late if moment == "before" else with_rows_of(world.early, late, "shop_order"))

@@ -114,6 +114,7 @@ def test_the_undo_needs_no_journal(world: World) -> None:
     (kept,) = json.loads(world.project.must("snapshots", "undo", "--list", "--format", "json"))
     assert (kept["run"], kept["tables"]) == (run, ["project_author"])
     assert "the table project_author" in world.project.must("snapshots", "undo", "--list")
+    assert "the undo of: the table project_author" in world.project.must("snapshots", "info", kept["snapshot"])
     world.undone()
     world.require(author="changed", tag="after the restore")
 
@@ -148,13 +149,10 @@ def test_the_command(world: World) -> None:
 
 
 def test_the_page_of_the_documentation(world: World) -> None:
-    check, restore, undo = (
-        line.replace("before-deploy", "before")
-        .replace("shop_order", "project_author")
-        .replace("shop_line", "project_book")
-        for block in blocks(page="docs/how-to/single-tables.md")
-        for line in block.text.splitlines()
-    )
+    text = "\n".join(block.text for block in blocks(page="docs/how-to/single-tables.md"))
+    for theirs, ours in (("before-deploy", "before"), ("shop_order", "project_author"), ("shop_line", "project_book")):
+        text = text.replace(theirs, ours)
+    check, restore, undo = text.splitlines()
     for line, author in ((check, "changed"), (restore, "early"), (undo, "changed")):
         _python, _manage, *arguments = shlex.split(line)
         done = world.project.manage(*arguments, stdin=f"{world.name}\n")

@@ -39,7 +39,6 @@ SELECT json_build_object(
 'tables', (SELECT json_agg(json_build_object(
     'oid', c.oid::bigint, 'name', format('%I.%I', n.nspname, c.relname), 'kind', c.relkind,
     'mine', pg_has_role(c.relowner, 'USAGE'), 'hidden', row_security_active(c.oid),
-    'lockable', has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE'),
     'member', EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                       AND d.deptype = 'e'),
     'partitions', (SELECT json_agg(format('%I.%I', m.nspname, p.relname) ORDER BY p.relname) FROM pg_inherits i
@@ -71,8 +70,8 @@ SELECT json_build_object(
     'oid', k.oid::bigint, 'name', k.conname, 'table', format('%I.%I', n.nspname, c.relname),
     'partitioned', c.relkind = 'p', 'of_one', top.of_one, 'on_one', top.on_one,
     'waits', k.condeferrable AND (NOT top.on_one OR k.confdeltype = 'a'), 'holds', k.convalidated,
-    'mine', pg_has_role(c.relowner, 'USAGE'), 'lockable', has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE'),
-    'definition', pg_get_constraintdef(k.oid), 'comment', obj_description(k.oid, 'pg_constraint'),
+    'mine', pg_has_role(c.relowner, 'USAGE'), 'definition', pg_get_constraintdef(k.oid),
+    'comment', obj_description(k.oid, 'pg_constraint'),
     'count', CASE WHEN coalesce((to_jsonb(k) ->> 'conperiod')::boolean, false)
                        OR NOT coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true) THEN NULL
         ELSE format('SELECT count(*) FROM %s%I.%I c LEFT JOIN %s%I.%I p ON %s WHERE p.%I IS NULL AND (%s)',
@@ -110,7 +109,6 @@ class Table:
     """As in ``pg_class.relkind``."""
     mine: bool
     """Whether the role has the rights of its owner."""
-    lockable: bool
     hidden: bool
     """Whether row-level security shows the role only a part of it."""
     member: bool
@@ -191,7 +189,6 @@ class Key:
     holds: bool
     """Whether the server has looked at every row; else rows may point at nothing already."""
     mine: bool
-    lockable: bool
     definition: str
     comment: str | None
     count: str | None
@@ -204,16 +201,7 @@ class Key:
 
     @property
     def _alter(self) -> str:
-        return f"ALTER TABLE {self._only}{self.table}"
-
-    @property
-    def _only(self) -> str:
-        return "" if self.partitioned else "ONLY "
-
-    @property
-    def lock(self) -> str:
-        """Keeps rows from being written that would point at those which are replaced."""
-        return f"LOCK TABLE {self._only}{self.table} IN SHARE ROW EXCLUSIVE MODE;"
+        return f"ALTER TABLE {'' if self.partitioned else 'ONLY '}{self.table}"
 
     def drop(self) -> str:
         """Takes it away, for it would act, or look, at once."""

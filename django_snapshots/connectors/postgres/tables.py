@@ -1,7 +1,7 @@
 """Restores the rows of single tables inside one transaction; everything else in the database stays as it is.
 
 Who can die when, and what then holds: as ``transaction`` says, until the COMMIT everything is as it was, and what
-became of a COMMIT is asked of the server. Before anything changes, writers of the tables, and of those that point at
+became of a COMMIT is asked of the server. Before anything changes, writers of the tables, and of rows that point at
 them, are shut out, and a safety copy of the whole database is taken; what comes after it in other tables, an undo
 leaves there.
 
@@ -73,8 +73,16 @@ class TablesRestoring(InTransaction):
         self._ask(_script(line for key in self._parts.remade for line in key.make()))
         self._move_sequences()
 
+    def roll_back(self) -> None:
+        """What was committed is brought back by an undo; the safety copy is of everything, and more would go with it."""
+        raise SnapshotConnectorError(
+            f"The rows of {single_tables.told([table.name for table in self._parts.tables])} of {self._alias!r} are "
+            "committed. `manage.py snapshots undo` brings back what they were."
+        )
+
     def _shut_writers_out(self) -> None:
-        """From here on nobody else writes to the tables, or to what points at them, or changes what they are."""
+        """From here on nobody else writes to the tables, or a row elsewhere that points at one of theirs: the server
+        locks what it points at, and waits. Nor does anybody change what they are."""
         tables = sorted(self._parts.tables, key=lambda table: table.oid)
         self._ask(_script(f"LOCK TABLE ONLY {table.name} IN EXCLUSIVE MODE;" for table in tables))
         seen = Parts.answered("".join(self._ask(Parts.question(table.name for table in tables) + ";")))
@@ -86,7 +94,6 @@ class TablesRestoring(InTransaction):
         if problems := list(stops(self._alias, seen, self._stored, role)):
             raise SnapshotPreflightError(f"{' '.join(problems)} Nothing was changed.")
         self._parts = seen
-        self._ask(_script(dict.fromkeys(key.lock for key in seen.pointing)))
 
     def _of_these(self, wanted: Mapping[str, int]) -> dict[str, int]:
         there = {split_name(name): number for name, number in wanted.items()}

@@ -181,11 +181,6 @@ def stops(alias: str, parts: Parts, stored: Mapping[str, Stored], role: str) -> 
             f"These foreign keys have to be dropped and made again, for they are not DEFERRABLE or act on a "
             f"delete, and the role {role} does not own their tables: {', '.join(fixed)}."
         )
-    if open_ := [key.told for key in parts.pointing if not (key.lockable or key.mine)]:
-        yield (
-            f"The role {role} may not lock the tables of these foreign keys, whose rows would have to be kept from "
-            f"changing: {', '.join(open_)}. GRANT UPDATE on them, or restore as their owner."
-        )
 
 
 def _warnings(parts: Parts) -> Iterator[str]:
@@ -195,7 +190,7 @@ def _warnings(parts: Parts) -> Iterator[str]:
             f"{', '.join(key.told for key in parts.remade)}."
         )
     if waiting := sorted({key.table for key in parts.pointing}):
-        yield f"Foreign keys of {', '.join(waiting)} point at these tables: whoever writes there waits meanwhile."
+        yield f"Foreign keys of {', '.join(waiting)} point at these tables: whoever writes a row there that does waits."
     if large := [f"{column} of {table.name}" for table in parts.tables for column in table.large]:
         yield (
             f"Large objects are no part of a table: those that {', '.join(large)} may name are left as they are now."
