@@ -433,6 +433,39 @@ def test_writers_are_out_from_what_is_kept_to_the_commit(world: World, monkeypat
 
 
 @MODES
+def test_no_committed_row_is_lost(world: World) -> None:
+    """What a writer has committed is in the table or in what was kept."""
+    committed: list[int] = []
+    ended = threading.Event()
+
+    def write() -> None:
+        number = 100
+        with world.opened() as connection:
+            while not ended.is_set():
+                number += 1
+                connection.execute("INSERT INTO bare (rowid, word) VALUES (?, 'w')", [number])
+                committed.append(number)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_until(lambda: len(committed) > 50, "some commits", 10)
+        world.restore("bare")
+        after = len(committed)
+        wait_until(lambda: len(committed) > after + 50, "some more commits", 10)
+    finally:
+        ended.set()
+        writer.join()
+    (directory,) = world.left
+    with contextlib.closing(sqlite3.connect(world.path.parent / directory / "replaced.sqlite3")) as connection:
+        kept = {number for (number,) in connection.execute("SELECT rowid FROM bare")}
+    here = {number for (number,) in world.read("SELECT rowid FROM bare")}
+    assert set(committed) <= kept | here
+    assert kept & set(committed)
+    assert not set(committed) & kept & here
+
+
+@MODES
 def test_it_waits_a_bounded_time_for_a_writer(world: World) -> None:
     with world.opened() as connection:
         connection.execute("BEGIN IMMEDIATE")

@@ -153,8 +153,8 @@ def limits(connection: BaseDatabaseWrapper, server: Server, source: Source) -> I
     longest = source.metadata.get("longest_line")
     if isinstance(longest, int) and longest > server.max_allowed_packet:
         yield _stops(
-            f"The dump has a statement of {longest} bytes, and the server takes {server.max_allowed_packet}: raise its max_allowed_packet; run: "
-            f"SET GLOBAL max_allowed_packet = {_power(longest)};"
+            f"The dump has a statement of {longest} bytes, and the server takes {server.max_allowed_packet}: raise its "
+            f"max_allowed_packet; run: SET GLOBAL max_allowed_packet = {_power(longest)};"
         )
     rights = read_rights(connection, server)
     has_functions = source.metadata.get("has_functions")
