@@ -112,7 +112,7 @@ class SQLiteConnector(FileTier):
                 _spool(source, staged)
                 counts = _checked(place, source, staged, request)
                 if request.tables:
-                    sqlite_chosen.require_fit(place, staged, request)
+                    sqlite_chosen.require_fit(place, staged, request, self._lock_timeout)
             if marked is None and not request.drill:
                 request.safety()
             workshop = Workshop(place, request, directory, marked, self._lock_timeout)

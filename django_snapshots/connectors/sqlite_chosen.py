@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from django_snapshots.connectors import sqlite_tables as tables_of
-from django_snapshots.connectors.sqlite_files import Place
+from django_snapshots.connectors.sqlite_files import Patience, Place
 from django_snapshots.connectors.sqlite_rows import opened
 from django_snapshots.exceptions import SnapshotPreflightError
 from django_snapshots.transfer import RestoreRequest
@@ -27,10 +28,28 @@ def nowhere(place: Place) -> str:
     )
 
 
-def require_fit(place: Place, staged: Path, request: RestoreRequest) -> None:
-    """Raise ``SnapshotPreflightError`` unless *staged* has rows for every table that is asked for."""
-    with opened(place, staged) as live:
+def require_fit(place: Place, staged: Path, request: RestoreRequest, seconds: float) -> None:
+    """Raise ``SnapshotPreflightError`` unless *staged* has rows for every table that is asked for.
+
+    Waits at most *seconds* for other connections' locks.
+    """
+    patience = Patience(place, seconds, request.processes)
+    with opened(place, staged, patience) as live, _read(live, patience):
         tables_of.require(place, live, request.tables, request.preserve_tables)
+
+
+@contextlib.contextmanager
+def _read(live: sqlite3.Connection, patience: Patience) -> Iterator[None]:
+    """One transaction: with its first look the live database can be read until the end. In memory it always can."""
+    if live.in_transaction:
+        yield
+        return
+    live.execute("BEGIN")
+    try:
+        patience.execute(live, "SELECT count(*) FROM main.sqlite_master")
+        yield
+    finally:
+        live.execute("ROLLBACK")
 
 
 def silent_triggers(live: sqlite3.Connection, tables: Iterable[str]) -> Iterator[str]:

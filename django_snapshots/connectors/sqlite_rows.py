@@ -79,7 +79,7 @@ class RowSwitch:
         The live database carries *label* then, and every label that it had but for *without*. When this raises, it is
         as it was.
         """
-        with opened(self._place, origin) as live, self._transaction(live, kept):
+        with opened(self._place, origin, self._patience()) as live, self._transaction(live, kept):
             self._fence()
             _reached("locked")
             tables_of.require(self._place, live, self._tables, self._stay)
@@ -188,10 +188,12 @@ def _counted(rows: Iterable[tuple[str, str, int, int]]) -> dict[tuple[str, str, 
 
 
 @contextlib.contextmanager
-def opened(place: Place, origin: Path) -> Iterator[sqlite3.Connection]:
+def opened(place: Place, origin: Path, patience: Patience) -> Iterator[sqlite3.Connection]:
     """The live database, with the private file *origin* attached, which can't be changed through it."""
+    uri = f"file:{quote(str(origin))}?mode=ro"
     with open_memory(place) if place.path is None else open_live(place) as live:
-        live.execute(f"ATTACH ? AS {RESTORED}", [f"file:{quote(str(origin))}?mode=ro"])
+        # It reads the live schema, too, and a writer that commits without a pause would keep it out.
+        patience.execute(live, f"ATTACH '{uri}' AS {RESTORED}")
         try:
             yield live
         finally:
