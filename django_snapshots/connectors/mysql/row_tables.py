@@ -31,21 +31,23 @@ class ForeignKey:
         return f"the foreign key {self.name} of {self.child} to {self.parent}"
 
 
-def kinds(connection: BaseDatabaseWrapper, schema: str) -> dict[str, str]:
-    """What each name in *schema* is, in words; empty for a table whose rows one transaction can replace."""
+def _kinds(connection: BaseDatabaseWrapper, schema: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What each name in *schema* is, in words, empty for a table with rows of its own; and why one transaction can't
+    replace the rows of some of these."""
     found = rows(
         connection,
         f"SELECT table_name, table_type, engine FROM information_schema.tables WHERE table_schema = {text(schema)}",  # noqa: S608
     )
-    return {str(name): _kind(str(kind), str(engine)) for name, kind, engine in found}
-
-
-def _kind(kind: str, engine: str) -> str:
-    if kind == "SYSTEM VERSIONED":
-        return "a system-versioned table, whose history would change"
-    if kind != "BASE TABLE":
-        return f"a {kind.lower()}"
-    return "" if engine.lower() == "innodb" else f"a table of the engine {engine}, which knows no transactions"
+    kinds: dict[str, str] = {}
+    unfit: dict[str, str] = {}
+    for name, kind, engine in found:
+        has_rows = kind in ("BASE TABLE", "SYSTEM VERSIONED")
+        kinds[str(name)] = "" if has_rows else f"a {str(kind).lower()}"
+        if kind == "SYSTEM VERSIONED":
+            unfit[str(name)] = "a system-versioned table, whose history would change"
+        elif has_rows and str(engine).lower() != "innodb":
+            unfit[str(name)] = f"a table of the engine {engine}, which knows no transactions"
+    return kinds, unfit
 
 
 def columns(connection: BaseDatabaseWrapper, schema: str, table: str) -> dict[str, str]:
@@ -71,8 +73,10 @@ def refusals(
     there: Collection[str],
 ) -> Iterator[str]:
     """What of *tables* can't be restored alone, by name; *there* are those that the snapshot has."""
-    here = kinds(connection, target)
+    here, unfit = _kinds(connection, target)
     yield from single_tables.refusals(alias, tables, journal=journal, here=here, there=there)
+    for table in sorted(unfit.keys() & set(tables) - set(journal)):
+        yield f"{table} of {alias!r} is {unfit[table]}: restore the whole, or copy its rows by hand."
     yield from fired(connection, alias, target, [table for table in sorted(tables) if here.get(table) == ""])
 
 
