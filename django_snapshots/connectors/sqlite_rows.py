@@ -214,10 +214,7 @@ def _without_foreign_keys(live: sqlite3.Connection) -> Iterator[None]:
 def _move_sequence(live: sqlite3.Connection, table: str, now: Shape) -> None:
     """The number that AUTOINCREMENT goes on from: the highest of the live table's, the snapshot's and the rows' own."""
     then = tables_of.sequence(live, RESTORED, table)
-    if not now.counted or then is None:
-        return
-    here = tables_of.sequence(live, LIVE, table)
-    if here is None:
-        live.execute(f"INSERT INTO {LIVE}.sqlite_sequence (name, seq) VALUES (?, ?)", [table, then])  # noqa: S608
-    elif then > here:
-        live.execute(f"UPDATE {LIVE}.sqlite_sequence SET seq = ? WHERE name = ?", [then, table])  # noqa: S608
+    if now.counted and then is not None:
+        # The row is there: every INSERT into such a table leaves one, also of no rows.
+        move = f"UPDATE {LIVE}.sqlite_sequence SET seq = max(seq, ?) WHERE name = ?"  # noqa: S608 - a constant
+        live.execute(move, [then, table])
