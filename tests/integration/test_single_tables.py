@@ -198,14 +198,7 @@ def test_rows_that_would_point_at_nothing_leave_everything(world: World) -> None
 
 
 def test_into_another_alias(world: World, make_postgres: Maker) -> None:
-    other = make_postgres()
-    world.project.databases["other"] = entry(other)
-    world.project.snapshots["DATABASES"] = ["default", "other"]
-    world.project.migrate()
-    theirs = object.__new__(World)
-    theirs.project, theirs.alias = world.project, other
-    theirs.write("project_author", "theirs")
-    theirs.write("project_tag", "theirs")
+    theirs = second_alias(world, make_postgres)
     report = world.restored(into={"default": "other"}, confirm=[theirs.name])
     assert "undo" in report, report
     theirs.require(author="early", tag="theirs")
@@ -241,19 +234,26 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("moment", KILLS)
-def test_a_process_that_is_killed_at_the_commit(world: World, moment: str) -> None:
-    """The next sweep says which of the two it is; a restore that has happened can be undone, table by table."""
+def killed(world: World, body: str, **arguments: Any) -> None:
+    """A process that restores, and dies at a COMMIT as *body* says."""
     done = world.project.run(
         "-c",
         "import os, signal, django\ndjango.setup()\n"
         "import django_snapshots\nfrom django_snapshots.connectors.postgres.session import Session\n"
-        "def kills(sql):\n    if 'COMMIT' in sql:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"ask = Session.ask\ndef killing(self, sql):\n    {KILLS[moment]}\n"
+        "commits = []\n"
+        "def kills(sql, at=1):\n    if 'COMMIT' in sql:\n        commits.append(sql)\n"
+        "        if len(commits) == at:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"ask = Session.ask\ndef killing(self, sql):\n    {body}\n"
         "Session.ask = killing\n"
-        f"django_snapshots.restore_snapshot('before', tables={TABLES!r}, confirm={[world.name]!r})",
+        f"django_snapshots.restore_snapshot(**{arguments!r})",
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_process_that_is_killed_at_the_commit(world: World, moment: str) -> None:
+    """The next sweep says which of the two it is; a restore that has happened can be undone, table by table."""
+    killed(world, KILLS[moment], name="before", tables=TABLES, confirm=[world.name])
     ended = wait_until(lambda: swept(world), "the end of the run")
     if moment == "before the commit":
         assert ended["state"] == "failed"
@@ -265,6 +265,45 @@ def test_a_process_that_is_killed_at_the_commit(world: World, moment: str) -> No
     world.write("project_tag", "after the restore")
     world.undone(str(ended["id"]).replace("-", ""))
     world.require(author="changed", tag="after the restore")
+
+
+def test_a_process_that_is_killed_between_two_commits(world: World, make_postgres: Maker) -> None:
+    """What is committed stays, the run says so, and its undo brings it back."""
+    theirs = second_alias(world, make_postgres)
+    theirs.write("project_author", "early")
+    world.write("project_author", "early")
+    assert world.project.call("answer = django_snapshots.create_snapshot('both').name") == "both"
+    for one in (world, theirs):
+        one.write("project_author", "changed")
+    tables = {"default": ["project_author"], "other": ["project_author"]}
+    body = "kills(sql, 2)\n    return ask(self, sql)"
+    killed(world, body, name="both", tables=tables, confirm=[world.name, theirs.name])
+    ended = wait_until(lambda: swept(world), "the end of the run")
+    assert ended["state"] == "failed"
+    states = {one.query("SELECT name FROM project_author")[0][0] for one in (world, theirs)}
+    assert states == {"early", "changed"}, states
+    assert "Restored already is the table project_author of PostgreSQL database" in ended["error"]
+    assert "As it was before: the table project_author of PostgreSQL database" in ended["error"]
+    run = str(ended["id"]).replace("-", "")
+    assert f"snapshots undo {run}" in ended["error"]
+    report = world.project.call(
+        f"answer = django_snapshots.undo_restore({run!r}, confirm={[world.name, theirs.name]!r})"
+    )
+    assert "undone" in report, report
+    for one in (world, theirs):
+        one.require(author="changed")
+
+
+def second_alias(world: World, make_postgres: Maker) -> World:
+    other = make_postgres()
+    world.project.databases["other"] = entry(other)
+    world.project.snapshots["DATABASES"] = ["default", "other"]
+    world.project.migrate()
+    theirs = object.__new__(World)
+    theirs.project, theirs.alias = world.project, other
+    theirs.write("project_author", "theirs")
+    theirs.write("project_tag", "theirs")
+    return theirs
 
 
 def swept(world: World) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ class TablesRestoring(InTransaction):
         self._move_sequences()
 
     def roll_back(self) -> None:
-        """What was committed is brought back by an undo; the safety copy is of everything, and more would go with it."""
+        """An undo brings back what was committed; the safety copy as a whole would bring back more."""
         raise SnapshotConnectorError(
             f"The rows of {single_tables.told([table.name for table in self._parts.tables])} of {self._alias!r} are "
             "committed. `manage.py snapshots undo` brings back what they were."
