@@ -112,16 +112,25 @@ class Safety:
     """The run that was about to replace what it is a copy of, 32 hex digits."""
     expires_at: datetime
     """Until then it stays; aware."""
+    tables: tuple[str, ...] = ()
+    """The only tables whose rows the restore was about to replace, and an undo brings back; empty for the whole."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"restore": self.restore, "expires_at": to_iso(self.expires_at)}
+        tables = {"tables": list(self.tables)} if self.tables else {}
+        return {"restore": self.restore, "expires_at": to_iso(self.expires_at), **tables}
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Self:
         """Check *data*; raise ``SnapshotIntegrityError`` that names *where*."""
         reader = _Reader(data, f"safety in {where}")
-        return cls(restore=reader.take("restore", str), expires_at=reader.take_datetime("expires_at"))
+        tables = reader.take_if_there("tables", [])
+        # Taken for the whole, an undo would bring back more than was replaced.
+        if not isinstance(tables, list) or not all(isinstance(name, str) and name for name in tables):
+            raise SnapshotIntegrityError(f"safety in {where} has no proper 'tables': expected a list of names.")
+        return cls(
+            restore=reader.take("restore", str), expires_at=reader.take_datetime("expires_at"), tables=tuple(tables)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,8 +295,8 @@ class _Reader:
             raise SnapshotIntegrityError(f"{self._where} has no proper {name!r}: expected {kind.__name__}.")
         return value
 
-    def take_if_there(self, name: str) -> Any:
-        return self._data.pop(name, None)
+    def take_if_there(self, name: str, otherwise: Any = None) -> Any:
+        return self._data.pop(name, otherwise)
 
     def take_datetime(self, name: str) -> datetime:
         text = self.take(name, str)

@@ -119,6 +119,7 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
         Kind.SNAPSHOT: ("name", "databases", "artifacts", "metadata", "retention", "schedule", "wait"),
         Kind.RESTORE: (
             *("name", "databases", "artifacts", "confirm", "elsewhere", "into", "database_names"),
+            "tables",
             *("merge", "migrate", "no_owner", "wait"),
         ),
         Kind.UNDO: ("undo", "confirm", "wait"),

@@ -68,6 +68,8 @@ class Request:
     """For an alias of the snapshot, the alias whose database a restore replaces instead."""
     database_names: Mapping[str, str] = field(default_factory=dict)
     """For an alias of the snapshot, the name of another database on the same server to restore into."""
+    tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """For an alias of the snapshot, the only tables whose rows a restore replaces; then nothing else is restored."""
     merge: bool = False
     """Whether a restore of media puts the snapshot's files among those that are there, instead of in their place."""
     migrate: bool = False
@@ -83,11 +85,7 @@ class Request:
         """Plain JSON for a task or the journal, without what is at its default."""
         data = asdict(self)
         defaults = asdict(type(self)())
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in data.items()
-            if value != defaults[key]
-        }
+        return {key: _plain(value) for key, value in data.items() if value != defaults[key]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -120,6 +118,7 @@ class Request:
             granted=data.get("granted") is True,
             into=_pairs("into", data.get("into")),
             database_names=_pairs("database_names", data.get("database_names")),
+            tables=_tables(data.get("tables")),
             merge=data.get("merge") is True,
             migrate=data.get("migrate") is True,
             no_owner=data.get("no_owner") is True,
@@ -127,6 +126,13 @@ class Request:
             schedule=None if data.get("schedule") is None else check_schedule_name(data["schedule"]),
             **lists,
         )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_template(name: object) -> bool:
@@ -154,6 +160,18 @@ def _pairs(key: str, value: object) -> Mapping[str, str]:
     if isinstance(value, Mapping) and all(isinstance(item, str) and item for pair in value.items() for item in pair):
         return dict(value)
     raise SnapshotConfigurationError(f"{key} is a dict of an alias and a name each, not {value!r}.")
+
+
+def _tables(value: object) -> Mapping[str, tuple[str, ...]]:
+    """No tables of an alias is no request for all of them: it is refused."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(alias, str) for alias in value):
+        raise SnapshotConfigurationError(f"tables is a dict of an alias and a list of tables each, not {value!r}.")
+    tables = {alias: _names("tables", names) for alias, names in value.items()}
+    if wrong := [alias for alias, names in tables.items() if not names or not all(names)]:
+        raise SnapshotConfigurationError(f"tables names no table of {wrong[0]!r}; leave the alias out, or name some.")
+    return tables
 
 
 def _run_id(value: object) -> str | None:

@@ -93,6 +93,13 @@ def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
     yield from dict.fromkeys(findings)
 
 
+_IN_PLACE = "{target} is replaced in place; a safety copy of it goes into the storage first, which takes time and room."
+_IN_PART = (
+    "Only the rows of {target} are replaced. A safety copy of the whole database goes into the storage first, which "
+    "takes time and room."
+)
+
+
 def _of_target(change: Change, source: Source) -> Iterator[Finding]:
     try:
         yield from change.preflight(source)
@@ -100,8 +107,9 @@ def _of_target(change: Change, source: Source) -> Iterator[Finding]:
         yield Finding(text=str(error), stops=True)
     if change.needs_safety:
         yield Finding(
-            text=f"{change.target.description} is replaced in place; a safety copy of it goes into the storage first, "
-            "which takes time and room.",
+            text=_IN_PLACE.format(target=change.target.description)
+            if not change.request.tables
+            else _IN_PART.format(target=change.target.description),
             stops=False,
         )
 
@@ -110,7 +118,7 @@ def _left_out(places: Places) -> Iterator[Finding]:
     """The tables that come back empty, because their rows were left out of the snapshot."""
     for change, source in places:
         tables = source.metadata.get("data_excluded")
-        if change.type == "database" and isinstance(tables, list) and tables:
+        if change.type == "database" and not change.request.tables and isinstance(tables, list) and tables:
             yield Finding(
                 text=f"The snapshot of {change.subject!r} has no rows of {_listed([str(item) for item in tables])}: "
                 "they were left out of it, and after the restore these tables are empty.",
@@ -134,8 +142,13 @@ def _migrations(places: Places) -> Iterator[Finding]:
             )
         if missing := sorted(_now_applied(change.subject) - then):
             yield Finding(
-                text=f"The snapshot of {change.subject!r} is older than {_listed(missing)}. After the restore run "
-                "`manage.py migrate`, or restore with --migrate.",
+                text=f"The snapshot of {change.subject!r} is older than {_listed(missing)}. "
+                + (
+                    "What these migrations have changed in the rows of these tables, they had not changed by then, and "
+                    "nothing does it again."
+                    if change.request.tables
+                    else "After the restore run `manage.py migrate`, or restore with --migrate."
+                ),
                 stops=False,
             )
 
@@ -157,7 +170,7 @@ def _now_applied(alias: str) -> set[str]:
 
 def _links_to_the_journal(places: Places) -> Iterator[Finding]:
     """A project's own foreign key on the journal's tables, which stay while everything else is replaced."""
-    if not any(change.type == "database" for change, _ in places):
+    if not any(change.type == "database" and not change.request.tables for change, _ in places):
         return
     for model in apps.get_models(include_auto_created=True):
         if model._meta.app_label == _APP:

@@ -129,6 +129,35 @@ class Examines(Protocol):
 
 
 @runtime_checkable
+class RestoresTables(Protocol):
+    """An optional capability of a connector or an artifact kind: its ``prepare`` and its ``preflight`` heed
+    ``RestoreRequest.tables``. One that lacks it is never asked with any: it would restore the whole.
+
+    With tables, ``prepare`` keeps nothing beside the target: it calls ``RestoreRequest.safety`` before it changes
+    anything, whatever ``KeepsReplaced`` says of the whole; only one that ``KeepsTables`` does otherwise. It refuses, by
+    name and before it changes anything, a table that isn't in the snapshot or in the target, whose columns differ, or
+    that the journal needs. Every other row of the target stays as it is, also where a foreign key would take it along;
+    one that would point at nothing afterwards fails the restore.
+    """
+
+    def restores_tables(self, subject: str) -> bool:
+        """Whether single tables of *subject* can be restored. Asks no server."""
+
+
+@runtime_checkable
+class KeepsTables(Protocol):
+    """An optional capability of what has ``RestoresTables`` and ``KeepsReplaced``: to keep the rows that single tables
+    had beside the target, under the mark of their restore.
+
+    They are kept as they are in the moment in which they are replaced: no write that anybody commits to them is lost,
+    and no safety copy is needed. ``bring_back`` of such a mark brings back these tables alone.
+    """
+
+    def keeps_tables(self, subject: str) -> bool:
+        """Whether a restore of single tables of *subject* keeps what it replaces. Asks no server."""
+
+
+@runtime_checkable
 class Drills(Protocol):
     """An optional capability of a connector: its ``prepare`` heeds ``RestoreRequest.drill``, and builds what is
     ``Inspectable``. One that keeps what it replaces (``KeepsReplaced``) has it."""

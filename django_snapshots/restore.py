@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from django_snapshots import preflight
+from django_snapshots import partial_restore, preflight
 from django_snapshots.artifacts.capabilities import keeps_of, preflight_of
 from django_snapshots.backup import utc_now
 from django_snapshots.catalog import Catalog
@@ -40,6 +40,8 @@ class Selection:
     target: Target
     subject: str
     """What is replaced: the record's own subject, unless it is restored into another database."""
+    tables: tuple[str, ...] = ()
+    """The only tables of it whose rows are replaced; empty for the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,12 @@ class RestoreReport:
         return {
             "name": self.name,
             "restored": [
-                {"type": item.record.type, "subject": item.record.subject, "target": item.target.description}
+                {
+                    "type": item.record.type,
+                    "subject": item.record.subject,
+                    "target": item.target.description,
+                    **({"tables": list(item.tables)} if item.tables else {}),
+                }
                 for item in self.restored
             ],
             "notes": list(self.notes),
@@ -117,10 +124,10 @@ def _selected(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Sel
     selections: list[Selection] = []
     for record in records:
         try:
-            subject = subject_of(request, record)
-            selections.append(
-                Selection(record=record, subject=subject, target=target_of(settings, record.type, subject))
-            )
+            subject, tables = subject_of(request, record), partial_restore.of_record(request, record)
+            target = partial_restore.part_of(target_of(settings, record.type, subject), tables)
+            selections.append(Selection(record=record, subject=subject, target=target, tables=tables))
+            problems.extend(partial_restore.problems(settings.kind(record.type), record, subject, tables))
         except SnapshotError as error:
             problems.append(str(error))
     if not selections and not problems:
@@ -235,12 +242,13 @@ def _change(
     source = source_of(settings, snapshot, record, attempt.observe)
     mark = mark_of(attempt, position)
     request = request_of(settings, attempt, record.type, item.subject, item.target, mark, snapshot.name, notes)
+    request = partial_restore.only(request, item.tables)
     return Change(
         type=record.type,
         subject=item.subject,
         target=item.target,
         mark=mark,
-        keeps=keeps_of(kind, item.subject),
+        keeps=keeps_of(kind, item.subject, item.tables),
         request=request,
         prepare=lambda request: kind.prepare(item.subject, source, request),
         preflight=lambda source: preflight_of(kind, item.subject, source, request),
@@ -353,6 +361,8 @@ def _not_in(snapshot: Snapshot, request: Request) -> list[str]:
         *(f"It holds no database {alias!r}." for alias in request.databases or () if alias not in snapshot.databases),
         *(f"It holds no artifact {item!r}." for item in request.artifacts or () if item not in held),
         *_contradiction(request),
+        *(f"It holds no database {alias!r}." for alias in request.tables if alias not in snapshot.databases),
+        *partial_restore.contradictions(request),
     ]
 
 
@@ -363,6 +373,8 @@ def _contradiction(request: Request) -> list[str]:
 
 
 def _is_asked_for(record: ArtifactRecord, request: Request) -> bool:
+    if request.tables:
+        return record.type == "database" and record.subject in request.tables
     if request.artifacts is not None and record.type not in request.artifacts:
         return False
     if request.databases is None:

@@ -43,7 +43,9 @@ class Safekeeping:
         name = f"safety-{timestamp(now)}-{self.run[:8]}-{position}"
         plan = SnapshotPlan(run=self.run, name=name, steps=(step,), metadata={})
         try:
-            return self._taken(plan, Safety(restore=self.run, expires_at=now + self._keep()), change)
+            tables = tuple(sorted(change.request.tables))
+            safety = Safety(restore=self.run, expires_at=now + self._keep(), tables=tables)
+            return self._taken(plan, safety, change)
         except SnapshotCancelled:
             raise
         except SnapshotError as error:

@@ -133,6 +133,7 @@ def restore(
     elsewhere: bool = False,
     into: dict[str, str] | None = None,
     database_names: dict[str, str] | None = None,
+    tables: dict[str, Sequence[str]] | None = None,
     merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
@@ -142,6 +143,7 @@ def restore(
 
     *confirm* holds the name of every target that isn't empty and may be replaced. *into* maps aliases of the snapshot
     to the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
+    *tables* maps aliases to the only tables whose rows are replaced; then nothing else is restored.
     *merge* leaves media files in place that the snapshot doesn't have. *migrate* runs the migrations that the restored
     databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another run that has one
     of them. Where ``SNAPSHOTS["ALLOW_RESTORE"]`` is ``"requested"``, ask by ``django_snapshots.request_restore``.
@@ -154,6 +156,7 @@ def restore(
         "elsewhere": elsewhere,
         "into": into,
         "database_names": database_names,
+        "tables": tables,
         "merge": merge,
         "migrate": migrate,
         "no_owner": no_owner,
@@ -266,6 +269,7 @@ def request_restore(
     elsewhere: bool = False,
     into: dict[str, str] | None = None,
     database_names: dict[str, str] | None = None,
+    tables: dict[str, Sequence[str]] | None = None,
     merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
@@ -286,6 +290,7 @@ def request_restore(
         "elsewhere": elsewhere,
         "into": into,
         "database_names": database_names,
+        "tables": tables,
         "merge": merge,
         "migrate": migrate,
         "no_owner": no_owner,

@@ -12,11 +12,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from django_snapshots.artifacts.capabilities import beside_of, bring_back_of, keeps_of
+from django_snapshots import partial_restore
+from django_snapshots.artifacts.capabilities import beside_of, bring_back_of, keeps_of, restores_tables_of
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
 from django_snapshots.connectors.derived import known
-from django_snapshots.exceptions import SnapshotConfirmationError, SnapshotError, SnapshotNotFoundError
+from django_snapshots.connectors.single_tables import only_the_whole
+from django_snapshots.exceptions import (
+    SnapshotConfirmationError,
+    SnapshotError,
+    SnapshotNotFoundError,
+    SnapshotPreflightError,
+)
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.replaced import Beside
 from django_snapshots.restore import (
@@ -53,6 +60,8 @@ class Kept:
     """Of what lies beside the target; empty for a safety copy."""
     snapshot: str = ""
     """The safety copy's name."""
+    tables: tuple[str, ...] = ()
+    """The only tables that the restore has replaced, and that come back; empty for the whole."""
     brought: str = ""
     """The snapshot that was put in its place, if that is known."""
     restored: str = ""
@@ -71,6 +80,7 @@ class Kept:
             "place": self.place,
             "snapshot": self.snapshot or None,
             "replaced_by": self.brought or None,
+            **({"tables": list(self.tables)} if self.tables else {}),
         }
 
 
@@ -119,7 +129,7 @@ def chosen(settings: Settings, run: str | None) -> tuple[str, list[Kept]]:
 
 def targets(settings: Settings, states: Sequence[Kept]) -> list[Target]:
     """What an undo would replace."""
-    return [target_of(settings, item.type, item.subject) for item in states]
+    return [partial_restore.part_of(target_of(settings, item.type, item.subject), item.tables) for item in states]
 
 
 def require_confirmation(run: str, found: Sequence[Target], confirmed: Sequence[str]) -> None:
@@ -166,13 +176,16 @@ def _change(
     observer: Observer,
 ) -> Change:
     kind, mark = settings.kind(item.type), mark_of(attempt, position)
+    if item.tables and not restores_tables_of(kind, item.subject):
+        raise SnapshotPreflightError(f"{only_the_whole(item.subject, item.tables)} The copy is {item.place}.")
     request = request_of(settings, attempt, item.type, item.subject, target, mark, item.snapshot, notes)
+    request = partial_restore.only(request, item.tables)
     change = Change(
         type=item.type,
         subject=item.subject,
         target=target,
         mark=mark,
-        keeps=keeps_of(kind, item.subject),
+        keeps=keeps_of(kind, item.subject, item.tables),
         request=request,
         prepare=lambda wanted: bring_back_of(kind, item.subject, item.mark, wanted),
     )
@@ -214,6 +227,7 @@ def _of(item: Beside, artifact: str, subject: str) -> Kept:
         brought=str(item.about.get("snapshot") or ""),
         restored=str(item.about.get("subject") or ""),
         taken_back=item.about.get(TAKEN_BACK) is True,
+        tables=partial_restore.told_by(item.about),
     )
 
 
@@ -230,6 +244,7 @@ def _safety_copies(settings: Settings) -> Iterator[Kept]:
                 expires_at=snapshot.safety.expires_at,
                 place=f"safety copy {snapshot.name}",
                 snapshot=snapshot.name,
+                tables=snapshot.safety.tables,
             )
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotNotFoundError
-from django_snapshots.replaced import Beside, Drills, Examines, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.replaced import (
+    Beside,
+    Drills,
+    Examines,
+    Finding,
+    KeepsReplaced,
+    KeepsTables,
+    Outcome,
+    Preflights,
+    RestoresTables,
+)
 from django_snapshots.transfer import EndsSessions, Identified, Prepared, RestoreRequest, Source
 
 
@@ -24,8 +34,10 @@ def end_sessions_of(kind: ArtifactKind, subject: str, labels: Sequence[str]) -> 
     return kind.end_sessions(subject, labels) if isinstance(kind, EndsSessions) else 0
 
 
-def keeps_of(kind: ArtifactKind, subject: str) -> bool:
-    """Whether a restore of *subject* keeps what it replaces beside it."""
+def keeps_of(kind: ArtifactKind, subject: str, tables: Collection[str] = ()) -> bool:
+    """Whether a restore of *subject*, or of these *tables* of it alone, keeps what it replaces beside it."""
+    if tables:
+        return isinstance(kind, KeepsTables) and kind.keeps_tables(subject)
     return isinstance(kind, KeepsReplaced) and kind.keeps(subject)
 
 
@@ -63,6 +75,11 @@ def examine_of(kind: ArtifactKind, subject: str, source: Source, request: Restor
     Raises ``SnapshotIntegrityError`` if it is not what was dumped.
     """
     return kind.examine(subject, source, request) if isinstance(kind, Examines) else None
+
+
+def restores_tables_of(kind: ArtifactKind, subject: str) -> bool:
+    """Whether single tables of *subject* can be restored."""
+    return isinstance(kind, RestoresTables) and kind.restores_tables(subject)
 
 
 def drills_of(kind: ArtifactKind, subject: str) -> bool:

@@ -11,8 +11,19 @@ from django_snapshots.connectors.auto import connector_for, connector_name
 from django_snapshots.connectors.derived import base_of, ensure
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.protocols import StreamingConnector
+from django_snapshots.connectors.single_tables import only_the_whole
 from django_snapshots.exceptions import SnapshotNotFoundError, SnapshotPreflightError
-from django_snapshots.replaced import Beside, Drills, Examines, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.replaced import (
+    Beside,
+    Drills,
+    Examines,
+    Finding,
+    KeepsReplaced,
+    KeepsTables,
+    Outcome,
+    Preflights,
+    RestoresTables,
+)
 from django_snapshots.transfer import (
     Dump,
     DumpRequest,
@@ -78,18 +89,36 @@ class DatabaseArtifact:
         return connector.end_sessions(subject, labels) if isinstance(connector, EndsSessions) else 0
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
-        """Restore the alias *subject*; refuses a dump that another connector wrote."""
+        """Restore the alias *subject*; refuses a dump that another connector wrote, and single tables where the
+        connector doesn't know them: it would restore the whole."""
         connector = self.connector(subject)
-        if (stranger := _written_by_another(subject, source, connector)) is not None:
-            raise SnapshotPreflightError(stranger)
+        if (refusal := self._refusal(subject, source, request)) is not None:
+            raise SnapshotPreflightError(refusal)
         return connector.prepare(subject, source, request)
 
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
-        """What the alias's connector has to say; that another connector wrote the dump stops everything else."""
+        """What the alias's connector has to say; what it can't restore at all stops everything else."""
         connector = self.connector(subject)
-        if (stranger := _written_by_another(subject, source, connector)) is not None:
-            return [Finding(text=stranger, stops=True)]
+        if (refusal := self._refusal(subject, source, request)) is not None:
+            return [Finding(text=refusal, stops=True)]
         return connector.preflight(subject, source, request) if isinstance(connector, Preflights) else ()
+
+    def restores_tables(self, subject: str) -> bool:
+        """Whether the alias's connector can restore single tables."""
+        connector = self.connector(subject)
+        return isinstance(connector, RestoresTables) and connector.restores_tables(subject)
+
+    def keeps_tables(self, subject: str) -> bool:
+        """Whether the alias's connector keeps the rows of single tables that it replaces."""
+        connector = self.connector(subject)
+        return isinstance(connector, KeepsTables) and connector.keeps_tables(subject)
+
+    def _refusal(self, subject: str, source: Source, request: RestoreRequest) -> str | None:
+        if (stranger := _written_by_another(subject, source, self.connector(subject))) is not None:
+            return stranger
+        if request.tables and not self.restores_tables(subject):
+            return only_the_whole(subject, request.tables)
+        return None
 
     def examine(self, subject: str, source: Source, request: RestoreRequest) -> Mapping[str, Any] | None:
         """What the alias's connector finds; ``None`` if it can't look, or if another connector wrote the dump."""

@@ -11,14 +11,15 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from django.db import connections
 
+from django_snapshots.connectors import sqlite_chosen, sqlite_kept, sqlite_labels
 from django_snapshots.connectors import sqlite_files as files
-from django_snapshots.connectors import sqlite_kept, sqlite_labels
 from django_snapshots.connectors.facts import applied_migrations
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.left_out import require_no_pointers, require_tables
@@ -97,6 +98,9 @@ class SQLiteConnector(FileTier):
         self, subject: str, source: Source, request: RestoreRequest, facts: Mapping[str, Any]
     ) -> _PreparedDatabase:
         place = files.locate(subject)
+        if request.tables:
+            sqlite_chosen.require_present(place)
+            facts = {**facts, sqlite_kept.TABLES: sorted(request.tables)}
         with ExitStack() as stack:
             marked = None
             if request.mark and place.path is not None and not request.drill:
@@ -107,6 +111,8 @@ class SQLiteConnector(FileTier):
             with explained(place, "prepare the restore of"):
                 _spool(source, staged)
                 counts = _checked(place, source, staged, request)
+                if request.tables:
+                    sqlite_chosen.require_fit(place, staged, request, self._lock_timeout)
             if marked is None and not request.drill:
                 request.safety()
             workshop = Workshop(place, request, directory, marked, self._lock_timeout)
@@ -136,6 +142,14 @@ class SQLiteConnector(FileTier):
         """A file is kept beside itself; what is in memory is not."""
         return files.locate(subject).path is not None
 
+    def restores_tables(self, subject: str) -> bool:
+        """Always."""
+        return True
+
+    def keeps_tables(self, subject: str) -> bool:
+        """As the whole is kept."""
+        return self.keeps(subject)
+
     def beside(self, subject: str) -> Sequence[Beside]:
         """As ``KeepsReplaced.beside``; nothing for a database in memory."""
         place = files.locate(subject)
@@ -147,14 +161,17 @@ class SQLiteConnector(FileTier):
         return Outcome.UNSEEN if place.path is None else sqlite_kept.settle(place, mark, noted, self._lock_timeout)
 
     def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> Prepared:
-        """As ``KeepsReplaced.bring_back``: a copy of the kept file goes the way of every restore."""
+        """As ``KeepsReplaced.bring_back``: a copy of the kept file goes the way of every restore.
+
+        Of a restore of single tables only their rows come back, whatever *request* names.
+        """
         place = files.locate(subject)
         if place.path is None:
             raise SnapshotNotFoundError(f"Nothing is kept of the in-memory database of {place.title}.")
         with explained(place, "bring back what was kept of"):
-            path = sqlite_kept.kept_file(place, mark, self._lock_timeout)
+            path, tables = sqlite_kept.kept_file(place, mark, self._lock_timeout)
         source = Source(filename=str(path), metadata={}, open=lambda: _read(path))
-        return self._prepare(subject, source, request, {"brought_back": mark})
+        return self._prepare(subject, source, replace(request, tables=tables), {"brought_back": mark})
 
     def remove(self, subject: str, mark: str) -> None:
         """As ``KeepsReplaced.remove``."""

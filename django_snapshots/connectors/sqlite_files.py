@@ -103,10 +103,7 @@ def identity(place: Place) -> str:
 @contextlib.contextmanager
 def open_file(place: Place) -> Iterator[sqlite3.Connection]:
     """A connection of our own to the live file, which must exist; pages and rows only, no functions of Django's."""
-    if place.path is None or not place.path.is_file():
-        raise SnapshotConnectorError(
-            f"The SQLite file of {place.title} does not exist; nothing was dumped. Check NAME in DATABASES."
-        )
+    _require_file(place)
     connection = sqlite3.connect(
         place.uri(), uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
@@ -114,6 +111,28 @@ def open_file(place: Place) -> Iterator[sqlite3.Connection]:
         yield connection
     finally:
         connection.close()
+
+
+def _require_file(place: Place) -> None:
+    if place.path is None or not place.path.is_file():
+        raise SnapshotConnectorError(
+            f"The SQLite file of {place.title} does not exist; nothing was dumped. Check NAME in DATABASES."
+        )
+
+
+@contextlib.contextmanager
+def open_live(place: Place) -> Iterator[sqlite3.Connection]:
+    """As ``open_file``, with the SQL functions that Django and the project give to connections of the alias: a rule, an
+    index or a generated column of a table may call them when its rows change."""
+    _require_file(place)
+    wrapper = connections.create_connection(place.alias)
+    wrapper.settings_dict = {**wrapper.settings_dict, "NAME": place.uri(), "OPTIONS": {"timeout": _BUSY_SECONDS}}
+    wrapper.inc_thread_sharing()
+    try:
+        wrapper.connect()
+        yield wrapper.connection
+    finally:
+        wrapper.close()
 
 
 @contextlib.contextmanager

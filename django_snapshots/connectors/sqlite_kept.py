@@ -53,6 +53,8 @@ from django_snapshots.replaced import Beside, Outcome
 STAGED = "staged.sqlite3"
 KEPT = "replaced.sqlite3"
 """The state that was replaced, complete as soon as it has this name."""
+TABLES = "tables"
+"""What the record says of a restore of single tables: which. What is kept is the whole database all the same."""
 BROKEN = "replaced.broken"
 """What stood there and was no database, as it was; its logs go by the same name."""
 LOGS = ("-wal", "-shm", "-journal")
@@ -229,8 +231,9 @@ def _is_kept(shelf: Shelf, mark: str, stage: Stage, seen: set[str] | None) -> bo
     return any((shelf.path(mark, stage) / name).exists() for name in (KEPT, BROKEN))
 
 
-def kept_file(place: Place, mark: str, seconds: float) -> Path:
-    """The complete database file that the restore *mark* has replaced.
+def kept_file(place: Place, mark: str, seconds: float) -> tuple[Path, frozenset[str]]:
+    """The complete database file that the restore *mark* has replaced, and the only tables of it that it has touched;
+    none of them if it was all.
 
     Raises ``SnapshotNotFoundError``, and ``SnapshotIntegrityError`` if what is there isn't as we leave it.
     """
@@ -239,7 +242,7 @@ def kept_file(place: Place, mark: str, seconds: float) -> Path:
     with taken(shelf, mark, Stage.KEPT) as marked:
         if marked is None:
             raise SnapshotNotFoundError(f"Nothing that {mark!r} has replaced is kept beside {place.title}.")
-        marked.read_record()
+        tables = _tables(marked)
         if (marked.path / BROKEN).exists():
             raise SnapshotNotFoundError(
                 f"What {mark!r} has replaced of {place.title} was no database that can be read. It is kept with its "
@@ -248,7 +251,17 @@ def kept_file(place: Place, mark: str, seconds: float) -> Path:
         path = marked.path / KEPT
         if path.is_symlink() or not path.is_file():
             raise SnapshotIntegrityError(f"{path}, which should hold what {mark!r} has replaced, is not a file.")
-        return path
+        return path, tables
+
+
+def _tables(marked: Marked) -> frozenset[str]:
+    found = marked.read_record().get(TABLES, [])
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise SnapshotIntegrityError(
+            f"The record in {marked.path} does not say which tables its restore has replaced, so nothing is brought "
+            f"back. The whole database as it was is in {KEPT} there."
+        )
+    return frozenset(found)
 
 
 def remove(place: Place, mark: str, seconds: float) -> None:

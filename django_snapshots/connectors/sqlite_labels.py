@@ -15,15 +15,15 @@ TABLE = "django_snapshots_switch"
 
 def read(connection: sqlite3.Connection) -> set[str]:
     """The labels that are in the database."""
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [TABLE]).fetchone():
+    if not connection.execute("SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = ?", [TABLE]).fetchone():
         return set()
-    return {str(mark) for (mark,) in connection.execute(f"SELECT mark FROM {TABLE}")}  # noqa: S608 - a constant
+    return {str(mark) for (mark,) in connection.execute(f"SELECT mark FROM main.{TABLE}")}  # noqa: S608 - a constant
 
 
 def write(connection: sqlite3.Connection, marks: Iterable[str]) -> None:
     """Make *marks* the labels; without any there is no table."""
-    connection.execute(f"DROP TABLE IF EXISTS {TABLE}")
+    connection.execute(f"DROP TABLE IF EXISTS main.{TABLE}")
     rows = [(mark,) for mark in sorted(marks)]
     if rows:
-        connection.execute(f"CREATE TABLE {TABLE} (mark TEXT)")
-        connection.executemany(f"INSERT INTO {TABLE} (mark) VALUES (?)", rows)  # noqa: S608 - a constant
+        connection.execute(f"CREATE TABLE main.{TABLE} (mark TEXT)")
+        connection.executemany(f"INSERT INTO main.{TABLE} (mark) VALUES (?)", rows)  # noqa: S608 - a constant

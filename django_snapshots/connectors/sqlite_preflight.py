@@ -9,7 +9,9 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 
+from django_snapshots.connectors import sqlite_chosen, sqlite_tables
 from django_snapshots.connectors import sqlite_files as files
+from django_snapshots.connectors.single_tables import refusals
 from django_snapshots.connectors.sqlite_files import Place
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.replaced import Finding
@@ -34,6 +36,8 @@ def findings(place: Place, source: Source, request: RestoreRequest) -> Iterator[
     yield from _of_the_directory(place, source)
     if place.real.exists():
         yield from _of_the_file(place, source, request)
+    elif request.tables:
+        yield _error(sqlite_chosen.nowhere(place))
 
 
 def _error(text: str) -> Finding:
@@ -107,7 +111,9 @@ def _of_the_file(place: Place, source: Source, request: RestoreRequest) -> Itera
         with files.open_file(place) as live:
             yield from _of_the_content(place, source, request, live)
     except sqlite3.DatabaseError as error:
-        if files.is_damage(error):
+        if files.is_damage(error) and request.tables:
+            yield _error(f"{place.real} can't be read as a database ({error}); restore the whole snapshot.")
+        elif files.is_damage(error):
             yield _warning(
                 f"{place.real} can't be read as a database ({error}); it is kept as it is, and rows of "
                 f"{', '.join(sorted(request.preserve_tables)) or 'no table'} that are in it can't be taken along."
@@ -121,6 +127,9 @@ def _of_the_file(place: Place, source: Source, request: RestoreRequest) -> Itera
 def _of_the_content(
     place: Place, source: Source, request: RestoreRequest, live: sqlite3.Connection
 ) -> Iterator[Finding]:
+    if request.tables:
+        yield from _of_the_tables(place, source, request, live)
+        return
     page_size, theirs = files.pragma(live, "page_size"), source.metadata.get("page_size")
     if files.pragma(live, "journal_mode") == "wal" and isinstance(theirs, int) and theirs != page_size:
         yield _warning(f"{place.title} keeps its page size of {page_size} bytes; the dump's was {theirs}.")
@@ -129,6 +138,17 @@ def _of_the_content(
             f"{what} of {place.title} refers to a table of this package, which a restore leaves as it is; drop it, or "
             "move the package's tables to an alias of their own."
         )
+
+
+def _of_the_tables(
+    place: Place, source: Source, request: RestoreRequest, live: sqlite3.Connection
+) -> Iterator[Finding]:
+    """What can be told of single tables without the dump; whether its columns are the same shows when it is read."""
+    here, there = sqlite_tables.kinds(live, sqlite_tables.LIVE), source.metadata.get("row_counts") or {}
+    for refusal in refusals(place.alias, request.tables, journal=request.preserve_tables, here=here, there=there):
+        yield _error(refusal)
+    for sentence in sqlite_chosen.silent_triggers(live, request.tables):
+        yield _warning(sentence)
 
 
 def _users_of(live: sqlite3.Connection, tables: frozenset[str]) -> Iterator[str]:

@@ -148,7 +148,7 @@ class Switch:
                 f"({error}). They are in the state that was replaced, as far as they can be read."
             )
         labels.write(staged, {self._come, *self._labels(live)} - {"", self._go})
-        self._keep(live, kept)
+        copied(live, kept, self._patience(), durably=bool(self._come))
         _reached("kept")
 
     def _labels(self, live: sqlite3.Connection) -> set[str]:
@@ -159,22 +159,23 @@ class Switch:
                 raise
             return set()
 
-    def _keep(self, live: sqlite3.Connection, path: Path) -> None:
-        """Copy the live content to *path*, which appears complete and, if it is to outlive us, on the disk."""
-        part = path.with_name(f"{path.name}.part")
-        part.unlink(missing_ok=True)
-        with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as kept:
-            kept.execute("PRAGMA synchronous=OFF")
-            live.backup(kept, pages=PAGES_PER_STEP, progress=self._patience(), sleep=POLL_SECONDS)
-            kept.execute("PRAGMA journal_mode=DELETE").fetchall()
-        if self._come:
-            sync_file(part)
-        part.rename(path)
-        if self._come:
-            sync(path.parent)
-
     def _patience(self) -> Patience:
         return Patience(self._place, self._seconds, self._processes)
+
+
+def copied(live: sqlite3.Connection, path: Path, patience: Patience, *, durably: bool) -> None:
+    """Copy the live content to *path*, which appears complete and, if it is to outlive us, on the disk."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as kept:
+        kept.execute("PRAGMA synchronous=OFF")
+        live.backup(kept, pages=PAGES_PER_STEP, progress=patience, sleep=POLL_SECONDS)
+        kept.execute("PRAGMA journal_mode=DELETE").fetchall()
+    if durably:
+        sync_file(part)
+    part.rename(path)
+    if durably:
+        sync(path.parent)
 
 
 def sync_file(path: Path) -> None:

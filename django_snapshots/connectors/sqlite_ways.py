@@ -1,6 +1,7 @@
-"""The three ways in which a private copy becomes the live SQLite database, and the way back from each.
+"""The ways in which a private copy becomes the live SQLite database, and the way back from each.
 
 - a database is there: its content is replaced in one transaction;
+- only some tables are wanted: their rows are replaced in one transaction (``sqlite_rows``);
 - the file is missing: the new one appears under its name by one link;
 - the file is there and is no database: the new one takes its name by one rename.
 """
@@ -21,6 +22,7 @@ from django_snapshots.connectors import sqlite_files as files
 from django_snapshots.connectors import sqlite_kept, sqlite_labels
 from django_snapshots.connectors.sqlite_files import Patience, Place
 from django_snapshots.connectors.sqlite_kept import BROKEN, KEPT, LOGS, STAGED
+from django_snapshots.connectors.sqlite_rows import RowSwitch
 from django_snapshots.connectors.sqlite_switch import Switch, sync_file
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.marked import Marked, sync
@@ -51,6 +53,9 @@ class Workshop:
         self.switch = Switch(
             place, request.processes, seconds, request.preserve_tables, fence=self.fence, report=request.report
         )
+        self.rows = RowSwitch(
+            place, request.processes, seconds, request.tables, request.preserve_tables, fence=self.fence
+        )
 
     @property
     def label(self) -> str:
@@ -79,6 +84,9 @@ def switched(workshop: Workshop) -> Way:
     """Make the staged copy the live database. When this raises, that is as it was."""
     place = workshop.place
     workshop.fence()
+    if workshop.request.tables:
+        workshop.rows.replace(workshop.file(STAGED), workshop.file(KEPT), label=workshop.label)
+        return _Rows(workshop)
     if place.path is not None:
         if not place.real.exists() and _create(workshop):
             return _Created(workshop)
@@ -101,6 +109,18 @@ class _Replaced:
         kept, back = self._workshop.file(KEPT), self._workshop.file(_BACK)
         shutil.copyfile(kept, back)
         self._workshop.switch.replace(back, self._workshop.file(_UNDONE), without=self._workshop.label)
+
+
+class _Rows:
+    """The rows of some tables."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def back(self) -> None:
+        workshop = self._workshop
+        workshop.fence()
+        workshop.rows.replace(workshop.file(KEPT), workshop.file(_UNDONE), without=workshop.label)
 
 
 class _Created:

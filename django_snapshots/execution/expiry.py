@@ -37,9 +37,10 @@ def expire(settings: Settings, run: uuid.UUID | None = None) -> list[str]:
 
 
 def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str, bool], int] = {}
     for item in undoing.kept_states(settings):
-        target = (item.type, item.subject)
+        # What single tables were replaced by is not what brings a whole database back.
+        target = (item.type, item.subject, bool(item.tables))
         seen[target] = seen.get(target, 0) + 1
         if seen[target] > GENERATIONS or (item.expires_at is not None and item.expires_at < now):
             yield item

@@ -79,6 +79,7 @@ def restore_snapshot(
     elsewhere: bool = False,
     into: Mapping[str, str] | None = None,
     database_names: Mapping[str, str] | None = None,
+    tables: Mapping[str, Sequence[str]] | None = None,
     merge: bool = False,
     migrate: bool = False,
     no_owner: bool = False,
@@ -91,6 +92,7 @@ def restore_snapshot(
     *databases* and *artifacts* name parts of it. *confirm* holds the name of every target that isn't empty and may be
     replaced. *elsewhere* allows a snapshot of another project or environment. *into* maps aliases of the snapshot to
     the aliases whose databases are replaced instead, *database_names* to names of other databases on their servers.
+    *tables* maps aliases to the only tables whose rows are replaced; then nothing else is restored.
     *merge* leaves media files in place that the snapshot doesn't have. *migrate* runs the migrations that the
     restored databases lack, *no_owner* leaves out owners and grants. With *wait*, seconds, it waits for another run
     that has one of them. What is replaced is kept for ``SNAPSHOTS["SAFETY_KEEP"]`` seconds: ``undo_restore``. Needs
@@ -106,6 +108,7 @@ def restore_snapshot(
             "elsewhere": elsewhere,
             "into": into,
             "database_names": database_names,
+            "tables": tables,
             "merge": merge,
             "migrate": migrate,
             "no_owner": no_owner,

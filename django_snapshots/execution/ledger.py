@@ -29,6 +29,8 @@ class Entry:
     noted: Mapping[str, Any] = field(default_factory=dict)
     safety: str = ""
     """The name of its safety copy, if one was taken."""
+    tables: Sequence[str] = ()
+    """The only tables of it that are replaced; empty for the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class Ledger:
                     description=change.target.description,
                     provable=provable[change.mark],
                     empty=change.target.empty,
+                    tables=sorted(change.request.tables),
                 )
                 for change in changes
             ),

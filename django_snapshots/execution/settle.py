@@ -3,7 +3,8 @@
 Its step is claimed by another worker with a higher token. That one ends the server sessions of the attempts before
 it, and has every target settled by its mark: from then on the old attempt can change nothing, even if it only slept.
 Then the restore is what its targets say: all switched, it has succeeded; none, it has failed and everything is as it
-was; some, these are brought back, and it has failed. Dies the one that settles, the next does the same again: it first
+was; some, these are brought back, and it has failed; single tables stay where only their safety copy could bring them
+back, which is what an undo does. Dies the one that settles, the next does the same again: it first
 settles, target by target, what the ones before it were bringing back. What can't be settled now, because a server is
 away or a database is locked, is tried again later; the run does not end before.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django_snapshots import runs
+from django_snapshots import partial_restore, runs
 from django_snapshots.artifacts.capabilities import bring_back_of, end_sessions_of, keeps_of, settle_of
 from django_snapshots.backup import utc_now
 from django_snapshots.conf import Settings
@@ -63,8 +64,9 @@ class Settling:
             hears = Listeners(name=ledger.name, kind=kind, run=self.run)
             hears.after(ledger)
             return hears.told(self._report(ledger, kind))
-        self._bring_back(ledger, switched)
-        raise SnapshotError(_told(ledger, unknown, self.run))
+        parts = [entry for entry in switched if entry.tables and not self._keeps(entry)]
+        self._bring_back(ledger, [entry for entry in switched if entry not in parts])
+        raise SnapshotError(_told(ledger, unknown, parts, self.run))
 
     def _settled(self, entry: Entry, position: int) -> Outcome:
         try:
@@ -94,6 +96,9 @@ class Settling:
     def _mark(self, token: int, position: int) -> str:
         """What an attempt of *token* at bringing the target of *position* back is marked with."""
         return f"{self.run}_{token}_{position}"
+
+    def _keeps(self, entry: Entry) -> bool:
+        return keeps_of(self.settings.kind(entry.type), entry.subject, entry.tables)
 
     def _bring_back(self, ledger: Ledger, entries: Sequence[Entry]) -> None:
         """What was switched, back, the last one first; what it brought is kept in its place."""
@@ -129,12 +134,13 @@ class Settling:
                 TAKEN_BACK: True,
             },
         )
+        request = partial_restore.only(request, entry.tables)
         return Change(
             type=entry.type,
             subject=entry.subject,
             target=Target(name=entry.name, description=entry.description, empty=entry.empty),
             mark=request.mark,
-            keeps=keeps_of(kind, entry.subject),
+            keeps=self._keeps(entry),
             request=request,
             prepare=lambda wanted: bring_back_of(kind, entry.subject, entry.mark, wanted),
         )
@@ -147,7 +153,13 @@ class Settling:
         return {
             "name": ledger.name,
             "restored": [
-                {"type": entry.type, "subject": entry.subject, "target": entry.description} for entry in ledger.entries
+                {
+                    "type": entry.type,
+                    "subject": entry.subject,
+                    "target": entry.description,
+                    **({"tables": list(entry.tables)} if entry.tables else {}),
+                }
+                for entry in ledger.entries
             ],
             "notes": notes,
             "undo": self.run,
@@ -163,8 +175,8 @@ def _all_of(ledger: Ledger) -> str:
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
-def _told(ledger: Ledger, unknown: Sequence[Entry], run: str) -> str:
-    known = [entry for entry in ledger.entries if entry not in unknown and entry.provable]
+def _told(ledger: Ledger, unknown: Sequence[Entry], parts: Sequence[Entry], run: str) -> str:
+    known = [entry for entry in ledger.entries if entry not in (*unknown, *parts) and entry.provable]
     sentences = [_KILLED]
     if known:
         sentences.append(f"As it was before: {', '.join(entry.description for entry in known)}.")
@@ -177,6 +189,10 @@ def _told(ledger: Ledger, unknown: Sequence[Entry], run: str) -> str:
                 else "restore it again."
             )
         )
-    if not unknown:
+    sentences.extend(
+        f"Restored already is {entry.description}; `manage.py snapshots undo {run}` brings back what it was."
+        for entry in parts
+    )
+    if not unknown and not parts:
         sentences.append("Nothing is changed. Ask again.")
     return " ".join(sentences)

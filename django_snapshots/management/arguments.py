@@ -55,6 +55,14 @@ def _add_restore(commands: Any) -> ArgumentParser:
     ):
         restore.add_argument(option, action="append", default=[], metavar=metavar, help=words)
     restore.add_argument(
+        "--table",
+        action="append",
+        dest="tables",
+        default=[],
+        metavar="ALIAS=TABLE",
+        help="replace only the rows of this table of ALIAS, and nothing else; may be repeated",
+    )
+    restore.add_argument(
         "--merge", action="store_true", help="leave media files in place that the snapshot doesn't have"
     )
     restore.add_argument(

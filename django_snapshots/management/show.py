@@ -11,6 +11,7 @@ from django.core.management.base import OutputWrapper
 from django.core.management.color import Style
 
 from django_snapshots.catalog import Catalog, Entry, Pin, label
+from django_snapshots.connectors.single_tables import told
 from django_snapshots.manifest import Snapshot, to_iso
 from django_snapshots.proof import Proof, Proofs, proofs_of
 from django_snapshots.sizes import human_duration, human_size
@@ -100,7 +101,8 @@ class Screen:
             when = to_iso(state.replaced_at)[:19] + " UTC" if state.replaced_at else "at an unknown time"
             until = f", until {to_iso(state.expires_at)[:19]} UTC" if state.expires_at else ""
             by = f" by {state.brought}" if state.brought else ""
-            self.say(f"  {state.run}  {state.type} {state.subject}, replaced {when}{by}: {state.place}{until}")
+            part = f", {told(state.tables)}" if state.tables else ""
+            self.say(f"  {state.run}  {state.type} {state.subject}{part}, replaced {when}{by}: {state.place}{until}")
 
     def undone(self, result: dict[str, Any]) -> None:
         """An undo's report."""
@@ -200,6 +202,7 @@ class Screen:
             ("size", human_size(snapshot.size)),
             ("pin", str(notes.pin or "")),
             ("safety copy of restore", snapshot.safety.restore if snapshot.safety else ""),
+            ("for the undo of", told(snapshot.safety.tables) if snapshot.safety and snapshot.safety.tables else ""),
             ("metadata", json.dumps(dict(snapshot.metadata), ensure_ascii=False) if snapshot.metadata else ""),
         )
         for title, value in lines:

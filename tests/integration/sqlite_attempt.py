@@ -2,7 +2,7 @@
 
 ``kept#2`` is the second time that it gets to ``kept``: while it rolls back.
 
-``python -m tests.integration.sqlite_attempt FILE ACTION DUMP-OR-MARK MARK PHASE SIGNAL``
+``python -m tests.integration.sqlite_attempt FILE ACTION DUMP-OR-MARK MARK PHASE SIGNAL [TABLE ...]``
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 
-def start(file: Path, action: str, what: str | Path, mark: str, phase: str, sent: int) -> subprocess.Popen[str]:
+def start(
+    file: Path, action: str, what: str | Path, mark: str, phase: str, sent: int, *tables: str
+) -> subprocess.Popen[str]:
     """A child that sends itself *sent* when it reaches *phase*; it prints what came of it if it lives on."""
     command = [sys.executable, "-m", "tests.integration.sqlite_attempt", str(file), action, str(what), mark, phase]
     return subprocess.Popen(
-        [*command, str(int(sent))],
+        [*command, str(int(sent)), *tables],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         text=True,
@@ -38,9 +41,9 @@ def _configure(file: str) -> None:
     django.setup()
 
 
-def _main(file: str, action: str, what: str, mark: str, phase: str, sent: str) -> None:
+def _main(file: str, action: str, what: str, mark: str, phase: str, sent: str, *tables: str) -> None:
     _configure(file)
-    from django_snapshots.connectors import sqlite_files, sqlite_switch, sqlite_ways
+    from django_snapshots.connectors import sqlite_files, sqlite_rows, sqlite_switch, sqlite_ways
     from django_snapshots.connectors.sqlite import SQLiteConnector
     from django_snapshots.exceptions import SnapshotError
     from django_snapshots.processes import Processes
@@ -55,19 +58,23 @@ def _main(file: str, action: str, what: str, mark: str, phase: str, sent: str) -
         if name == wanted and met.count(name) == int(time or 1):
             os.kill(os.getpid(), int(sent))
 
-    sqlite_switch._reached = sqlite_ways._reached = reached
+    sqlite_rows._reached = sqlite_switch._reached = sqlite_ways._reached = reached
     sqlite_switch.PAGES_PER_STEP = sqlite_files.PAGES_PER_STEP = 8
-    real = sqlite_switch.open_file
+    Open = Callable[[sqlite_files.Place], AbstractContextManager[sqlite3.Connection]]
 
-    @contextlib.contextmanager
-    def open_file(place: sqlite_files.Place) -> Iterator[sqlite3.Connection]:
-        with real(place) as connection:
-            # With so small a cache the pages go to the file, and before them the journal to the disk, long before the
-            # commit: then a death leaves a hot journal.
-            connection.execute("PRAGMA cache_size=4")
-            yield connection
+    def with_small_cache(real: Open) -> Open:
+        @contextlib.contextmanager
+        def opened(place: sqlite_files.Place) -> Iterator[sqlite3.Connection]:
+            with real(place) as connection:
+                # With so small a cache the pages go to the file, and before them the journal to the disk, long before
+                # the commit: then a death leaves a hot journal.
+                connection.execute("PRAGMA cache_size=4")
+                yield connection
 
-    sqlite_switch.open_file = open_file
+        return opened
+
+    sqlite_switch.open_file = with_small_cache(sqlite_switch.open_file)
+    sqlite_rows.open_live = with_small_cache(sqlite_rows.open_live)
     connector = SQLiteConnector(lock_timeout=20)
     with Processes() as processes:
         request = RestoreRequest(
@@ -76,6 +83,7 @@ def _main(file: str, action: str, what: str, mark: str, phase: str, sent: str) -
             about={"run": mark},
             temporary_directory=private_directory,
             preserve_tables=frozenset({"django_snapshots_run"}),
+            tables=frozenset(tables if action == "restore" else ()),
         )
         content = Path(what).read_bytes() if action == "restore" else b""
         source = Source(filename="dump", metadata={}, open=lambda: iter([content]))

@@ -33,7 +33,7 @@ CONNECTORS, OWN_CONNECTOR = "docs/reference/connectors.md", "docs/how-to/custom-
 DEPLOYING, RCLONE = "docs/how-to/deploying.md", "docs/how-to/rclone.md"
 ADMIN, OWN_ARTIFACT = "docs/how-to/admin.md", "docs/how-to/custom-artifact.md"
 ARCHITECTURE, TIERS = "docs/explanation/architecture.md", "docs/explanation/storage-tiers.md"
-PROVE = "docs/how-to/prove.md"
+PROVE, PARTS = "docs/how-to/prove.md", "docs/how-to/single-tables.md"
 FIRST, NIGHT, RESTORE = (f"docs/tutorial/{name}.md" for name in ("first-snapshot", "every-night", "restore"))
 
 RUN: dict[str, tuple[str, ...]] = {
@@ -72,6 +72,10 @@ RUN: dict[str, tuple[str, ...]] = {
         f"{RESTORE} 'The restore' (bash)",
         f"{RESTORE} 'The restore' (bash) 2",
         f"{RESTORE} 'The restore' (text)",
+    ),
+    "test_single_tables.py::test_the_page_of_the_documentation": (
+        f"{PARTS} 'Bring back single tables' (bash)",
+        f"{PARTS} 'Bring back single tables' (bash) 2",
     ),
     "test_docs_by_hand.py::test_restore_by_hand": (
         f"{BY_HAND} 'Is it whole?' (bash)",

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from django.db import connections
 
-from django_snapshots.connectors.postgres import PostgresConnector, restoring
+from django_snapshots.connectors.postgres import PostgresConnector, transaction
 from django_snapshots.exceptions import (
     SnapshotCancelled,
     SnapshotConnectorError,
@@ -284,7 +284,7 @@ def test_a_table_that_somebody_holds(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session that was forgotten in a transaction doesn't stop a restore for ever, and is named."""
-    monkeypatch.setattr(restoring, "LOCK_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(transaction, "LOCK_TIMEOUT_SECONDS", 1)
     settings = connections[alias].settings_dict
     with psycopg.connect(
         host=postgres.host,

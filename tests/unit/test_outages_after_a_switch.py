@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, ProgrammingError
 
-from django_snapshots.connectors.postgres import restoring as in_one_transaction
+from django_snapshots.connectors.postgres import transaction as in_one_transaction
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
 from django_snapshots.execution import restoring
 from django_snapshots.replaced import SnapshotUnsettled
@@ -38,4 +38,4 @@ def test_a_commit_of_which_nobody_can_tell_is_settled_later(monkeypatch: pytest.
     monkeypatch.setattr(in_one_transaction, "outcome", raising(SnapshotConnectorError("it does not answer")))
     restore: Any = SimpleNamespace(_alias="shop")
     with pytest.raises(SnapshotUnsettled, match="either as it was or as the snapshot"):
-        in_one_transaction.Restoring._require_committed(restore, "929", SnapshotConnectorError("psql is gone."))
+        in_one_transaction.InTransaction._require_committed(restore, "929", SnapshotConnectorError("psql is gone."))

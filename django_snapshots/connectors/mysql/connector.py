@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from django_snapshots.connectors.file_tier import FileTier
-from django_snapshots.connectors.mysql import examining, sessions
+from django_snapshots.connectors.mysql import circumstances, examining, sessions, views
 from django_snapshots.connectors.mysql.client import find_dump_tool
 from django_snapshots.connectors.mysql.dump import (
     DumpPlan,
@@ -20,11 +20,13 @@ from django_snapshots.connectors.mysql.dump import (
     warnings_of,
 )
 from django_snapshots.connectors.mysql.findings import findings
-from django_snapshots.connectors.mysql.kept import Schemas, beside, remove, serving, settle
+from django_snapshots.connectors.mysql.kept import Schemas, beside, kept, remove, serving, settle
 from django_snapshots.connectors.mysql.moment import Moment, moment
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
+from django_snapshots.connectors.mysql.record import Rows
 from django_snapshots.connectors.mysql.restore import MySQLRestore, prepare_restore, prepare_undo
 from django_snapshots.connectors.mysql.rights import read_rights, require_dump_rights
+from django_snapshots.connectors.mysql.row_restore import prepare_rows, prepare_rows_undo
 from django_snapshots.connectors.mysql.server import (
     definers,
     execute,
@@ -114,6 +116,8 @@ class MySQLConnector(FileTier):
 
         Raises ``SnapshotPreflightError``, ``SnapshotIntegrityError`` or ``SnapshotConnectorError``.
         """
+        if request.tables:
+            return prepare_rows(subject, source, request, self._client_directory, self._schemas)
         return prepare_restore(subject, source, request, self._client_directory, self._schemas)
 
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterator[Finding]:
@@ -121,9 +125,18 @@ class MySQLConnector(FileTier):
         with serving(subject, "could not be asked whether it can be restored") as (connection, target):
             server = without_database(connection, subject, target)
             yield from findings(connection, subject, server, source, request, self._schemas)
+            yield from circumstances.clients(server, self._client_directory, source, request.processes)
 
     def keeps(self, subject: str) -> bool:
         """Always: a restore that can't keep what it replaces is refused."""
+        return True
+
+    def restores_tables(self, subject: str) -> bool:
+        """Always; tables whose rows no transaction replaces are refused by name."""
+        return True
+
+    def keeps_tables(self, subject: str) -> bool:
+        """Always: in a schema of their own."""
         return True
 
     def beside(self, subject: str) -> Sequence[Beside]:
@@ -135,7 +148,11 @@ class MySQLConnector(FileTier):
         return settle(subject, mark, self._schemas)
 
     def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> MySQLRestore:
-        """Prepare to exchange the database with what the restore *mark* has replaced."""
+        """Prepare to exchange the database with what the restore *mark* has replaced, or the rows of single tables."""
+        with serving(subject, "could not be asked what is kept beside it") as (connection, target):
+            record = kept(connection, subject, target, mark, self._schemas)
+        if isinstance(record, Rows):
+            return prepare_rows_undo(subject, mark, request, self._schemas)
         return prepare_undo(subject, mark, request, self._schemas)
 
     def remove(self, subject: str, mark: str) -> None:
@@ -158,6 +175,8 @@ class MySQLConnector(FileTier):
             with explained(alias, "could not be asked what it holds"):
                 found = [table for table in tables(connection) if table.name not in request.exclude_tables]
                 require_left_out(connection, alias, tool, found, request.exclude_data)
+                found_views = views.view_names(connection)
+                views.require_whole(connection, alias, found_views)
                 history = history_of(connection, server, tool, found)
                 return DumpPlan(
                     db_alias=alias,
@@ -171,7 +190,12 @@ class MySQLConnector(FileTier):
                     history=history,
                     events=bool(event_names(connection)),
                     definers=definers(connection),
-                    warnings=warnings_of(connection, server, tool, found, history),
+                    views=found_views,
+                    facts=circumstances.facts(connection),
+                    warnings=[
+                        *warnings_of(connection, server, tool, found, history),
+                        *views.warnings(connection, found_views),
+                    ],
                 )
 
 
@@ -188,6 +212,8 @@ def _metadata(plan: DumpPlan, opened: Moment) -> Mapping[str, Any]:
         "row_counts_inexact_tables": opened.inexact_tables,
         "migrations": opened.migrations,
         "definers": list(plan.definers),
+        "longest_line": opened.longest_line,
+        **plan.facts,
         "charset": plan.server.charset,
         "collation": plan.server.collation,
         "warnings": warnings,

@@ -6,16 +6,17 @@ import itertools
 import re
 import select
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.mysql.client import Client
 from django_snapshots.connectors.mysql.moment import Moment
-from django_snapshots.connectors.mysql.scan import END, EVENTS, without_sandbox
+from django_snapshots.connectors.mysql.scan import END, EVENTS, LineLength, without_sandbox
 from django_snapshots.connectors.mysql.server import Server, Table, names, rows, value
 from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotConnectorError
 from django_snapshots.processes import Processes, Tool
@@ -26,6 +27,7 @@ _TAIL = 256
 _CONTENT = (b"\n-- Table structure", b"\n-- Temporary ", b"\n-- Sequence structure", b"\n-- Dumping ")
 """What the dump tool writes only after its transaction has begun; its header comes before."""
 _CREATES = re.compile(rb"\nCREATE TABLE (?:IF NOT EXISTS )?`((?:[^`\n]|``)+)` ")
+_MAKES_VIEW = re.compile(rb"\n/\*!50001 VIEW `((?:[^`\n]|``)+)` AS")
 _REACH = 1024
 """More bytes than the beginning of such a line has: a name has at most 64 characters."""
 _LEAVES_OUT = (10, 11)
@@ -49,6 +51,9 @@ class DumpPlan:
     history: bool
     events: bool
     definers: Sequence[str]
+    views: Sequence[str]
+    facts: Mapping[str, Any]
+    """What the dump records of its database besides."""
     warnings: Sequence[str]
 
     def content_command(self) -> list[str | Path]:
@@ -148,15 +153,24 @@ def dump_chunks(
         moment.marks.look_again()
         listing.feed(chunk)
         yield chunk
-    if missing := [table.name for table in plan.tables if table.name not in listing.tables]:
-        raise SnapshotConnectorError(
-            f"The dump of {plan.db_alias!r} lacks the tables {', '.join(missing)}, which the server has, though "
-            f"{content.explain()}. Were they dropped or renamed while it began? Else look at {plan.tool.path}."
-        )
+    moment.longest_line = listing.longest_line
+    for what, wanted, there in (
+        ("tables", [table.name for table in plan.tables], listing.tables),
+        ("views", plan.views, listing.views),
+    ):
+        _require_all(plan, content, what, sorted(set(wanted) - there))
     if plan.events:
         yield EVENTS
         with processes.start(plan.events_command(), secrets=plan.secrets) as tool:
             yield from _whole(plan, tool, without_sandbox(tool.chunks()))
+
+
+def _require_all(plan: DumpPlan, content: Tool, what: str, missing: Sequence[str]) -> None:
+    if missing:
+        raise SnapshotConnectorError(
+            f"The dump of {plan.db_alias!r} lacks the {what} {', '.join(missing)}, which the server has, though "
+            f"{content.explain()}. Were they dropped or renamed while it began? Else look at {plan.tool.path}."
+        )
 
 
 def _until_content(tool: Tool) -> tuple[bytes, bool]:
@@ -195,17 +209,26 @@ def _whole(plan: DumpPlan, tool: Tool, chunks: Iterator[bytes]) -> Iterator[byte
 
 
 class _Listing:
-    """The tables that a dump creates, seen while it streams by: rows have no line's end in them, so what stands at the
-    beginning of a line is a statement."""
+    """The tables and views that a dump creates, and its longest line, seen while it streams by: rows have no line's end
+    in them, so what stands at the beginning of a line is a statement."""
 
     def __init__(self) -> None:
         self.tables: set[str] = set()
+        self.views: set[str] = set()
+        self._length = LineLength()
         self._tail = b"\n"
+
+    @property
+    def longest_line(self) -> int:
+        """Bytes; lines shorter than one chunk are not measured."""
+        return self._length.longest
 
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk."""
+        self._length.feed(chunk)
         seen = self._tail + chunk
         self.tables.update(_table_name(match[1]) for match in _CREATES.finditer(seen))
+        self.views.update(_table_name(match[1]) for match in _MAKES_VIEW.finditer(seen))
         self._tail = seen[-_REACH:]
 
 

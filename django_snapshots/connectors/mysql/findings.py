@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_snapshots.connectors.mysql import circumstances, row_tables
 from django_snapshots.connectors.mysql.kept import Schemas, unfinished
 from django_snapshots.connectors.mysql.preflight import require_fit
 from django_snapshots.connectors.mysql.record import (
@@ -22,6 +23,7 @@ from django_snapshots.connectors.mysql.rights import (
     grant,
     may_set_definers,
     missing_beside,
+    missing_for_rows,
     missing_to_restore,
     read_rights,
 )
@@ -44,6 +46,9 @@ def findings(
     """Everything, not the first thing; changes nothing. *connection* is in the target, if that is there."""
     yield from _fit(db_alias, source, server)
     yield from _places(connection, server, schemas)
+    if request.tables:
+        yield from _rows_alone(connection, db_alias, server, source, request, schemas)
+        return
     yield from _definers(connection, server, source)
     if request.drill:
         return
@@ -52,7 +57,11 @@ def findings(
     if exists(connection, server.database):
         yield from _strangers(connection, server, request)
         yield from _company(connection, server)
-    yield from _server(connection, server, source)
+        yield from circumstances.work(connection, server)
+    yield from circumstances.letters(connection, source, request)
+    yield from circumstances.limits(connection, server, source)
+    yield from circumstances.room(connection, server, source)
+    yield from _server(connection, server)
 
 
 def require_place(
@@ -88,6 +97,32 @@ def _rights(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding
     rights = read_rights(connection, server)
     if missing := missing_to_restore(rights):
         yield _stops(f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}")
+
+
+def _rows_alone(
+    connection: BaseDatabaseWrapper,
+    db_alias: str,
+    server: Server,
+    source: Source,
+    request: RestoreRequest,
+    schemas: Schemas,
+) -> Iterator[Finding]:
+    """What single tables need; whether their columns are the same shows when they are loaded."""
+    rights = read_rights(connection, server)
+    if missing := missing_for_rows(rights):
+        yield _stops(f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}")
+    yield from _target(connection, db_alias, server, schemas)
+    there = source.metadata.get("row_counts") or request.tables
+    for refusal in row_tables.refusals(
+        connection, db_alias, server.database, request.tables, request.preserve_tables, there
+    ):
+        yield _stops(refusal)
+    if exists(connection, server.database):
+        yield from _company(connection, server, "nobody else reads or writes these tables")
+        yield from circumstances.work(connection, server)
+    yield from circumstances.room(connection, server, source, request.tables)
+    if value(connection, "SELECT @@read_only"):
+        yield _stops(f"{server.title} is read-only: restore on its primary.")
 
 
 def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -> Iterator[Finding]:
@@ -177,7 +212,9 @@ def _on_the_journal(
             yield _stops(f"The view {name} reads {', '.join(found)}, which must stay: drop it first.")
 
 
-def _company(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
+def _company(
+    connection: BaseDatabaseWrapper, server: Server, then: str = "everybody is told that the tables don't exist"
+) -> Iterator[Finding]:
     others = names(
         connection,
         "SELECT DISTINCT user FROM information_schema.processlist "  # noqa: S608 - hex
@@ -186,21 +223,15 @@ def _company(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Findin
     if others:
         yield _warns(
             f"{', '.join(others)} is connected to {server.database}. The switch waits for transactions that are open, "
-            "and for a moment everybody is told that the tables don't exist."
+            f"and for a moment {then}."
         )
 
 
-def _server(connection: BaseDatabaseWrapper, server: Server, source: Source) -> Iterator[Finding]:
+def _server(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
     if value(connection, "SELECT @@read_only"):
         yield _stops(f"{server.title} is read-only: restore on its primary.")
     if server.number < _ATOMIC_RENAME[server.engine]:
         yield _warns(
             f"{server.title} renames many tables one by one: a crash of the server in the middle of the switch leaves "
             "tables hidden until the next sweep has settled it."
-        )
-    size = source.metadata.get("content_size")
-    if isinstance(size, int) and size:
-        yield _warns(
-            f"The snapshot is loaded beside {server.database}, and what it replaces is kept: the server needs room for "
-            f"about {size // 2**20 + 1} MiB and its indexes more."
         )

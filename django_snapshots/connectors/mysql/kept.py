@@ -21,6 +21,7 @@ from django_snapshots.connectors.mysql.record import (
     RECORD,
     Label,
     Record,
+    Rows,
     read_record,
     require_mark,
     schema_names,
@@ -29,7 +30,12 @@ from django_snapshots.connectors.mysql.record import (
 )
 from django_snapshots.connectors.mysql.server import execute, explained, quote, rows, server_connection, value
 from django_snapshots.connectors.mysql.sessions import end_sessions, prefix
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError, SnapshotNotFoundError
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotConnectorError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+)
 from django_snapshots.replaced import Beside, Outcome
 
 _TURN_WAIT = 10
@@ -43,13 +49,13 @@ class Schemas:
 
     def building(self, connection: BaseDatabaseWrapper, mark: str) -> str:
         """Where the restore *mark* builds."""
-        return f"{NEW_PREFIX}{require_mark(mark)}" if not self.given else self._empty(connection)[0]
+        return f"{NEW_PREFIX}{require_mark(mark)}" if not self.given else self._free(self._empty(connection))
 
     def keeping(self, connection: BaseDatabaseWrapper, mark: str, building: str) -> str:
         """Where the restore *mark* keeps what it replaces; another one than *building*."""
         if not self.given:
             return f"{OLD_PREFIX}{require_mark(mark)}"
-        return next(iter(name for name in self._empty(connection) if name != building))
+        return self._free([name for name in self._empty(connection) if name != building])
 
     def make(self, connection: BaseDatabaseWrapper, name: str, charset: str, collation: str) -> None:
         """Make a schema that isn't there yet; one that was given only gets its collation."""
@@ -76,9 +82,18 @@ class Schemas:
             what = "SEQUENCE" if found[table] == "SEQUENCE" else "TABLE"
             execute(connection, f"DROP {what} {quote(name)}.{quote(table)}")
 
-    def found(self, connection: BaseDatabaseWrapper) -> list[tuple[str, Record | Label | None]]:
+    def found(self, connection: BaseDatabaseWrapper) -> list[tuple[str, Record | Rows | Label | None]]:
         """Every such schema that is there, and what it says of itself."""
         return [(name, read_record(connection, name)) for name in schema_names(connection, self.given)]
+
+    def _free(self, empty: Sequence[str]) -> str:
+        if not empty:
+            raise SnapshotBusyError(
+                f"None of the schemas {', '.join(self.given)}, which the connector was given, is free: each holds what "
+                "a restore has built or replaced. `manage.py snapshots undo --list` shows what is kept; remove what "
+                "nobody needs, or wait until it expires."
+            )
+        return empty[0]
 
     def _empty(self, connection: BaseDatabaseWrapper) -> list[str]:
         there = schema_names(connection, self.given)
@@ -117,7 +132,7 @@ def beside(alias: str, schemas: Schemas) -> list[Beside]:
         with serving(alias, "could not be asked what restores have left") as (connection, target):
             found = [
                 _beside(connection, target, name, content)
-                for name, content in schemas.found(connection)
+                for name, content in _readable(connection, schemas)
                 if content is None or content.target == target
             ]
     except SnapshotConnectorError:
@@ -126,20 +141,37 @@ def beside(alias: str, schemas: Schemas) -> list[Beside]:
     return sorted(newest, key=lambda item: (item.kept_at is not None, item.kept_at or 0, item.mark), reverse=True)
 
 
-def _beside(connection: BaseDatabaseWrapper, target: str, name: str, content: Record | Label | None) -> Beside | None:
+def _readable(connection: BaseDatabaseWrapper, schemas: Schemas) -> Iterator[tuple[str, Record | Rows | Label | None]]:
+    """As ``Schemas.found``. What can't be understood is told as being built: whoever settles that says what it is."""
+    for name in schema_names(connection, schemas.given):
+        try:
+            yield name, read_record(connection, name)
+        except SnapshotIntegrityError:
+            yield name, None
+
+
+def _beside(
+    connection: BaseDatabaseWrapper, target: str, name: str, content: Record | Rows | Label | None
+) -> Beside | None:
     mark = content.mark if content else name.removeprefix(NEW_PREFIX).removeprefix(OLD_PREFIX)
     if content is None and mark == name:
         return None
-    kept = isinstance(content, Record) and content.done and content.outgoing.home == name
-    kept = kept and MARKER in tables_in(connection, name)
+    kept = _is_kept(connection, name, content)
     return Beside(
         mark=mark,
         kept=kept,
         place=f'schema "{name}"',
         about=content.about if content else {},
-        kept_at=datetime.fromisoformat(content.kept_at) if kept and isinstance(content, Record) else None,
+        kept_at=datetime.fromisoformat(content.kept_at) if kept and isinstance(content, Record | Rows) else None,
         in_use=_in_use(connection, mark, target),
     )
+
+
+def _is_kept(connection: BaseDatabaseWrapper, name: str, content: Record | Rows | Label | None) -> bool:
+    if isinstance(content, Rows):
+        return content.done and content.home == name
+    whole = isinstance(content, Record) and content.done and content.outgoing.home == name
+    return whole and MARKER in tables_in(connection, name)
 
 
 def _in_use(connection: BaseDatabaseWrapper, mark: str, target: str) -> bool:
@@ -164,6 +196,8 @@ def conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str
         if record is None:
             _sweep(connection, target, mark, schemas)
             return Outcome.BEFORE
+        if isinstance(record, Rows):
+            return _conclude_rows(connection, record, schemas)
         exchange = Exchange(connection, record)
         forward = exchange.moved() if record.done else exchange.settle()
         # A schema that was given may hold another restore's by now.
@@ -175,10 +209,24 @@ def conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str
         return Outcome.SWITCHED if forward else Outcome.BEFORE
 
 
-def find(connection: BaseDatabaseWrapper, mark: str, target: str, schemas: Schemas) -> Record | None:
+def _conclude_rows(connection: BaseDatabaseWrapper, record: Rows, schemas: Schemas) -> Outcome:
+    """One transaction, whose record says whether it took place; what is left over goes."""
+    if not record.done:
+        _sweep(connection, record.target, record.mark, schemas)
+        return Outcome.BEFORE
+    left = read_record(connection, record.origin)
+    # A schema that was given may hold another restore's by now; one that was kept is in the target since.
+    built = isinstance(left, Label) and left.mark == record.mark
+    brought_back = record.origin_is_kept and isinstance(left, Rows) and not left.done and left.mark != record.mark
+    if built or brought_back:
+        schemas.unmake(connection, record.origin)
+    return Outcome.SWITCHED
+
+
+def find(connection: BaseDatabaseWrapper, mark: str, target: str, schemas: Schemas) -> Record | Rows | None:
     """The record of the exchange *mark* of *target*, if it was committed."""
     for _, content in schemas.found(connection):
-        if isinstance(content, Record) and (content.mark, content.target) == (mark, target):
+        if isinstance(content, Record | Rows) and (content.mark, content.target) == (mark, target):
             return content
     return None
 
@@ -189,10 +237,11 @@ def unfinished(connection: BaseDatabaseWrapper, target: str, schemas: Schemas) -
     return next((item for item in found if isinstance(item, Record) and item.target == target and not item.done), None)
 
 
-def kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Record:
+def kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Record | Rows:
     """The record of a kept state that is whole. Raises ``SnapshotNotFoundError``."""
     record = find(connection, mark, target, schemas)
-    if record is None or not record.done or MARKER not in tables_in(connection, record.outgoing.home):
+    home = record.home if isinstance(record, Rows) else record.outgoing.home if record else ""
+    if record is None or not _is_kept(connection, home, record):
         raise SnapshotNotFoundError(
             f"Nothing is kept of what the restore {mark} has replaced in {alias!r}: it was removed, or brought back."
         )

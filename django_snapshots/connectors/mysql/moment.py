@@ -49,6 +49,8 @@ class Moment:
         """Whether writers were shut out from before our transaction began until after the tool's had."""
         self.started_at = datetime.now(UTC)
         self.migrations: list[str] = []
+        self.longest_line = 0
+        """Of the dump, when it has been read; bytes."""
 
     @property
     def inexact_tables(self) -> list[str]:

@@ -49,6 +49,12 @@ def require_restorable(
         raise SnapshotPreflightError(f"{db_alias!r} can't be restored, and nothing was touched: {' '.join(found)}")
 
 
+def require_loadable(db_alias: str, server: Server, findings: Findings) -> None:
+    """As ``require_restorable``, where only rows are to come out of what is loaded beside the target."""
+    if found := list(_in_the_dump(server, findings, frozenset())):
+        raise SnapshotPreflightError(f"{db_alias!r} can't be restored, and nothing was touched: {' '.join(found)}")
+
+
 def _in_the_dump(server: Server, findings: Findings, preserved: frozenset[str]) -> Iterator[str]:
     if findings.leaves_database:
         yield "The dump chooses, creates or drops a database of its own; only dumps of a single database are taken."

@@ -16,7 +16,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.mysql.server import execute, names, quote, rows
-from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError
 
 NEW_PREFIX = "django_snapshots_new_"
 OLD_PREFIX = "django_snapshots_old_"
@@ -25,6 +25,7 @@ SCHEMA_PATTERN = r"`django\_snapshots\_%`.*"
 MARKER = "django_snapshots_complete"
 RECORD = "django_snapshots_record"
 OWN_TABLES = frozenset({MARKER, RECORD})
+_DONE = "done"
 HIDDEN_PREFIX = "hidden_by_django_snapshots_"
 _MARK = re.compile(r"[0-9a-z_]{1,40}")
 
@@ -85,6 +86,25 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What an exchange of the rows of some tables is about, and whether it took place; it lies in *home*."""
+
+    mark: str
+    target: str
+    about: Mapping[str, Any]
+    kept_at: str
+    home: str
+    """The schema that the replaced rows are kept in."""
+    origin: str
+    """The schema that the others come from."""
+    origin_is_kept: bool
+    """Whether that holds rows that an earlier restore has replaced: it stays unless this one takes place."""
+    tables: Sequence[str]
+    done: bool = False
+    """Whether it took place; its row is committed with the rows themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Label:
     """What a schema that is being filled says of itself."""
 
@@ -120,15 +140,15 @@ def text(value: str) -> str:
     return f"CONVERT(X'{value.encode().hex()}' USING utf8mb4)" if value else "''"
 
 
-def create_record(connection: BaseDatabaseWrapper, schema: str, content: Record | Label) -> None:
+def create_record(connection: BaseDatabaseWrapper, schema: str, content: Record | Rows | Label) -> None:
     """Write what *schema* is about into it; on return that is durable."""
     execute(
         connection,
-        f"CREATE TABLE IF NOT EXISTS {_record(schema)} (position INTEGER AUTO_INCREMENT PRIMARY KEY, "
+        f"CREATE TABLE IF NOT EXISTS {record_table(schema)} (position INTEGER AUTO_INCREMENT PRIMARY KEY, "
         "side CHAR(8) NOT NULL, kind VARCHAR(20) NOT NULL, name VARCHAR(128) NOT NULL, settings LONGTEXT NOT NULL, "
         "content LONGBLOB NOT NULL) ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
     )
-    with_transaction(connection, [f"DELETE FROM {_record(schema)}", *_rows(schema, content)])  # noqa: S608
+    with_transaction(connection, [f"DELETE FROM {record_table(schema)}", *_rows(schema, content)])  # noqa: S608
 
 
 def with_transaction(connection: BaseDatabaseWrapper, statements: Sequence[str]) -> None:
@@ -139,17 +159,31 @@ def with_transaction(connection: BaseDatabaseWrapper, statements: Sequence[str])
     execute(connection, "COMMIT")
 
 
-def read_record(connection: BaseDatabaseWrapper, schema: str) -> Record | Label | None:
-    """What *schema* says it is about; ``None`` if it says nothing."""
+def read_record(connection: BaseDatabaseWrapper, schema: str) -> Record | Rows | Label | None:
+    """What *schema* says it is about; ``None`` if it says nothing. Raises ``SnapshotIntegrityError`` if that can't be
+    understood."""
     if RECORD not in tables_in(connection, schema):
         return None
     found = rows(
         connection,
-        f"SELECT side, kind, name, settings, content FROM {_record(schema)} ORDER BY position",  # noqa: S608
+        f"SELECT side, kind, name, settings, content FROM {record_table(schema)} ORDER BY position",  # noqa: S608
     )
+    try:
+        return _understood(found)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SnapshotIntegrityError(
+            f"The record of a restore in the schema {schema} can't be understood ({type(error).__name__}: {error}), so "
+            "nothing is done with what is there. It may hold a state that a restore has replaced: look at it, and drop "
+            "the schema if nobody needs that."
+        ) from error
+
+
+def _understood(found: Sequence[tuple[Any, ...]]) -> Record | Rows | Label | None:
     heads = {str(kind): json.loads(settings) for side, kind, _, settings, _ in found if side == "head"}
     if "switch" in heads:
         return _record_of(heads["switch"], found)
+    if "rows" in heads:
+        return Rows(**heads["rows"], done=any(side == _DONE for side, *_ in found))
     return Label(**heads["label"]) if "label" in heads else None
 
 
@@ -160,11 +194,27 @@ def replace_record(connection: BaseDatabaseWrapper, record: Record, **changes: A
     return record
 
 
-def _record(schema: str) -> str:
+def record_table(schema: str) -> str:
+    """The table that holds the record of *schema*."""
     return f"{quote(schema)}.{RECORD}"
 
 
-def _rows(schema: str, content: Record | Label) -> Iterator[str]:
+def done_statement(schema: str) -> str:
+    """What says, within the transaction that does it, that the exchange of rows recorded in *schema* took place."""
+    return _insert(schema, _DONE, "rows", "", {}, b"")
+
+
+def not_done_statement(schema: str) -> str:
+    """What says, within the transaction that takes it back, that it did not."""
+    return f"DELETE FROM {record_table(schema)} WHERE side = '{_DONE}'"  # noqa: S608 - a constant
+
+
+def _rows(schema: str, content: Record | Rows | Label) -> Iterator[str]:
+    if isinstance(content, Rows):
+        head = {**vars(content), "about": dict(content.about), "tables": list(content.tables)}
+        head.pop("done")
+        yield _insert(schema, "head", "rows", "", head, b"")
+        return
     if isinstance(content, Label):
         head = {"mark": content.mark, "target": content.target, "about": dict(content.about)}
         yield _insert(schema, "head", "label", "", head, b"")
@@ -178,7 +228,7 @@ def _rows(schema: str, content: Record | Label) -> Iterator[str]:
 
 def _insert(schema: str, side: str, kind: str, name: str, settings: Mapping[str, Any], content: bytes) -> str:
     return (
-        f"INSERT INTO {_record(schema)} (side, kind, name, settings, content) VALUES "  # noqa: S608 - all of it is hex
+        f"INSERT INTO {record_table(schema)} (side, kind, name, settings, content) VALUES "  # noqa: S608 - all of it is hex
         f"('{side}', '{kind}', {text(name)}, {text(json.dumps(settings))}, X'{content.hex()}')"
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -40,6 +40,7 @@ from django_snapshots.connectors.mysql.record import (
     Definition,
     Label,
     Record,
+    Rows,
     Side,
     create_record,
     read_record,
@@ -47,7 +48,7 @@ from django_snapshots.connectors.mysql.record import (
     text,
 )
 from django_snapshots.connectors.mysql.rehearsed import Rehearsal, enabled
-from django_snapshots.connectors.mysql.scan import scan
+from django_snapshots.connectors.mysql.scan import Findings, scan
 from django_snapshots.connectors.mysql.server import (
     LONGEST,
     Server,
@@ -65,6 +66,7 @@ from django_snapshots.exceptions import (
     SnapshotConnectorError,
     SnapshotError,
     SnapshotIntegrityError,
+    SnapshotNotFoundError,
     SnapshotPreflightError,
 )
 from django_snapshots.redaction import redact
@@ -88,7 +90,7 @@ class MySQLRestore:
     counts: Mapping[str, int]
     """The rows that the incoming tables must have."""
     switch_rank: SwitchRank = SwitchRank.REVERSIBLE
-    record: Record | None = None
+    record: Record | Rows | None = None
 
     def django_settings(self) -> Mapping[str, Any]:
         """The alias's entry of ``DATABASES``, with the schema that was built in the place of its database."""
@@ -114,11 +116,15 @@ class MySQLRestore:
         """Exchange the two. Raises ``SnapshotError`` that says what state the database is in."""
         try:
             with turn(self.connection, self.db_alias, self.target):
-                self.record = self._record()
-                Exchange(self.connection, self.record).forward()
+                self.exchange()
         except (SnapshotError, DatabaseError, InterfaceError) as error:
             if failure := self._after(error):
                 raise failure from error
+
+    def exchange(self) -> None:
+        """What ``switch`` does in its turn."""
+        self.record = record = self._record()
+        Exchange(self.connection, record).forward()
 
     def roll_back(self) -> None:
         """Bring back what the target was; what was written to it since the switch goes with what was restored."""
@@ -126,18 +132,33 @@ class MySQLRestore:
             return
         try:
             with explained(self.db_alias, "could not be rolled back"):
-                record = read_record(self.connection, self.record.outgoing.home)
-                if isinstance(record, Record):
-                    Exchange(self.connection, record).back()
+                found = self.take_back()
         except SnapshotError as error:
             raise SnapshotUnsettled(
-                f"{error} Its tables may be hidden under other names, and none is lost; the next sweep, or manage.py "
-                "snapshots sweep, brings it to one of its ends."
+                f"{error} {self.in_between}; the next sweep, or manage.py snapshots sweep, brings it to one of its "
+                "ends."
             ) from error
-        if not isinstance(record, Record):
+        if not found:
             raise SnapshotConnectorError(
                 f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
             )
+
+    def take_back(self) -> bool:
+        """What ``roll_back`` does; whether what was replaced is there."""
+        record = read_record(self.connection, self.home)
+        if isinstance(record, Record):
+            Exchange(self.connection, record).back()
+        return isinstance(record, Record)
+
+    @property
+    def home(self) -> str:
+        """The schema where the record is, which was made."""
+        return "" if self.record is None else _home_of(self.record)
+
+    @property
+    def in_between(self) -> str:
+        """How the target may be where an exchange has stopped in the middle."""
+        return "Its tables may be hidden under other names, and none is lost"
 
     def discard(self) -> None:
         """Drop what was built and not switched in, and without a mark what was replaced, too."""
@@ -216,10 +237,9 @@ class MySQLRestore:
                 outcome = settle(self.db_alias, self.mark, self.schemas)
         except (SnapshotError, DatabaseError, InterfaceError) as second:
             return SnapshotUnsettled(
-                f"The switch of {self.db_alias!r} stopped in the middle: {said} Its tables may be hidden under other "
-                f"names, and none is lost: the record is in the schema {self.record.outgoing.home}, and the next "
-                f"sweep, or manage.py snapshots sweep, brings it to one of its ends. What is in the way of that: "
-                f"{redact(' '.join(str(item) for item in second.args))}"
+                f"The switch of {self.db_alias!r} stopped in the middle: {said} {self.in_between}: the record is in "
+                f"the schema {self.home}, and the next sweep, or manage.py snapshots sweep, brings it to one of its "
+                f"ends. What is in the way of that: {redact(' '.join(str(item) for item in second.args))}"
             )
         if outcome is Outcome.SWITCHED:
             return None
@@ -227,6 +247,10 @@ class MySQLRestore:
 
 
 _LOCKED = (1205, 1213)
+
+
+def _home_of(record: Record | Rows) -> str:
+    return record.home if isinstance(record, Rows) else record.outgoing.home
 
 
 def read_side(connection: BaseDatabaseWrapper, schema: str, home: str, mark: str, preserved: frozenset[str]) -> Side:
@@ -252,22 +276,17 @@ def prepare_restore(
     db_alias: str, source: Source, request: RestoreRequest, client_directory: str | None, schemas: Schemas
 ) -> MySQLRestore:
     """Prove the dump, look for everything that stands in the way, and load it beside the target."""
-    with _opened(db_alias, request) as (sessions, connection, marks, mark, target):
+    with opened(db_alias, request) as (sessions, connection, marks, mark, target):
         with explained(db_alias, "could not be asked what it holds"):
             server = without_database(connection, db_alias, target)
             require_place(connection, db_alias, server, source, request, schemas)
             client = find_client(server, client_directory, request.processes)
-            findings = scan(source.open())
-            if not findings.complete:
-                raise SnapshotIntegrityError(
-                    f"{source.filename} is not a whole dump: its last line is not {'-- Dump completed'!r}. "
-                    f"{db_alias!r} was not touched."
-                )
+            findings = read_dump(db_alias, source)
             home = schemas.building(connection, mark)
             place = replace(server, database=home) if request.drill else server
             require_restorable(connection, db_alias, place, findings, request.preserve_tables)
             try:
-                incoming = _Build(
+                incoming = Build(
                     db_alias, source, request, server, client, schemas, connection, marks, mark, target, home
                 ).run()
             except BaseException:
@@ -289,12 +308,25 @@ def prepare_restore(
         )
 
 
+def read_dump(db_alias: str, source: Source) -> Findings:
+    """What one pass over the dump shows. Raises ``SnapshotIntegrityError`` if it is not whole."""
+    findings = scan(source.open())
+    if not findings.complete:
+        raise SnapshotIntegrityError(
+            f"{source.filename} is not a whole dump: its last line is not {'-- Dump completed'!r}. {db_alias!r} "
+            "was not touched."
+        )
+    return findings
+
+
 def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Schemas) -> MySQLRestore:
     """Prepare to exchange the database with what the restore *mark* has replaced."""
-    with _opened(db_alias, request) as (sessions, connection, _, own_mark, target):
+    with opened(db_alias, request) as (sessions, connection, _, own_mark, target):
         with explained(db_alias, "could not be asked what is kept beside it"):
             record = kept(connection, db_alias, target, mark, schemas)
-            _require_finished(connection, db_alias, target, schemas)
+            require_finished(connection, db_alias, target, schemas)
+            if isinstance(record, Rows):
+                raise SnapshotNotFoundError(f"What {mark} has replaced in {db_alias!r} are the rows of single tables.")
         return MySQLRestore(
             db_alias=db_alias,
             request=request,
@@ -310,7 +342,7 @@ def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Sch
 
 
 @contextlib.contextmanager
-def _opened(db_alias: str, request: RestoreRequest) -> Any:
+def opened(db_alias: str, request: RestoreRequest) -> Any:
     """The session of one restore, marked; it stays open unless this raises."""
     mark = request.mark or f"once_{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
@@ -325,7 +357,8 @@ def _opened(db_alias: str, request: RestoreRequest) -> Any:
         sessions.push(stack.pop_all())
 
 
-def _require_finished(connection: BaseDatabaseWrapper, db_alias: str, target: str, schemas: Schemas) -> None:
+def require_finished(connection: BaseDatabaseWrapper, db_alias: str, target: str, schemas: Schemas) -> None:
+    """Raise ``SnapshotBusyError`` while an exchange of *target* has stopped in the middle."""
     if record := unfinished(connection, target, schemas):
         raise SnapshotBusyError(
             f"The restore {record.mark} of {db_alias!r} has stopped in the middle and is not settled yet; the next "
@@ -334,7 +367,7 @@ def _require_finished(connection: BaseDatabaseWrapper, db_alias: str, target: st
 
 
 @dataclass(frozen=True)
-class _Build:
+class Build:
     """Builds the state of a dump in a schema of its own."""
 
     db_alias: str
@@ -351,17 +384,22 @@ class _Build:
 
     def run(self) -> Side:
         """Load the dump, read its definitions, and mark the schema as complete."""
-        _require_finished(self.connection, self.db_alias, self.target, self.schemas)
+        charset, collation = self.begin()
+        rehearsal = Rehearsal(self.home)
+        self.load(rehearsal(self.source.open()))
+        side = self._side(charset, collation, rehearsal)
+        execute(self.connection, f"CREATE TABLE {quote(self.home)}.{MARKER} (here INTEGER) ENGINE = InnoDB")
+        return side
+
+    def begin(self) -> tuple[str, str]:
+        """Make the schema, which says whose it is; return its character set and collation."""
+        require_finished(self.connection, self.db_alias, self.target, self.schemas)
         charset, collation = self._collation()
         self.schemas.make(self.connection, self.home, charset, collation)
         create_record(
             self.connection, self.home, Label(mark=self.mark, target=self.target, about=dict(self.request.about))
         )
-        rehearsal = Rehearsal(self.home)
-        self._load(rehearsal)
-        side = self._side(charset, collation, rehearsal)
-        execute(self.connection, f"CREATE TABLE {quote(self.home)}.{MARKER} (here INTEGER) ENGINE = InnoDB")
-        return side
+        return charset, collation
 
     def _collation(self) -> tuple[str, str]:
         said = self.source.metadata.get("charset"), self.source.metadata.get("collation")
@@ -374,7 +412,8 @@ class _Build:
         ) or rows(self.connection, "SELECT @@character_set_server, @@collation_server")
         return str(there[0][0]), str(there[0][1])
 
-    def _load(self, rehearsal: Rehearsal) -> None:
+    def load(self, statements: Iterator[bytes]) -> None:
+        """Run them in the schema."""
         options = connection_options(
             self.connection.get_connection_params(), oracle=self.client.oracle, encrypted=self.server.encrypted
         )
@@ -389,7 +428,7 @@ class _Build:
                 secrets=secrets_in(options),
                 said=directory / "said",
                 marks=self.marks,
-            ).run(rehearsal(self.source.open()))
+            ).run(statements)
 
     def _side(self, charset: str, collation: str, rehearsal: Rehearsal) -> Side:
         tables, sequences = own_tables(self.connection, self.home)

@@ -26,6 +26,7 @@ _TO_RESTORE = (
     "SELECT", "INSERT", "CREATE", "DROP", "ALTER", "INDEX", "REFERENCES", "LOCK TABLES", "CREATE VIEW", "SHOW VIEW",
     "TRIGGER", "EVENT", "CREATE ROUTINE", "ALTER ROUTINE",
 )  # fmt: skip
+_FOR_ROWS = ("SELECT", "INSERT", "DELETE", "LOCK TABLES", "TRIGGER")
 _SEES_ROUTINES = ("EXECUTE", "ALTER ROUTINE", "CREATE ROUTINE")
 _SETS_DEFINERS = ("SUPER", "SET USER", "SET_USER_ID", "SET_ANY_DEFINER")
 _TRUSTED_CREATORS = ("SUPER", "BINLOG ADMIN")
@@ -106,6 +107,11 @@ def hidden_routines(connection: BaseDatabaseWrapper, rights: Rights) -> str | No
 def missing_to_restore(rights: Rights) -> list[str]:
     """The rights that a restore needs on the database and this account lacks."""
     return [right for right in _TO_RESTORE if not rights.has(right)]
+
+
+def missing_for_rows(rights: Rights) -> list[str]:
+    """The rights on the database that replacing the rows of single tables needs and this account lacks."""
+    return [right for right in _FOR_ROWS if not rights.has(right)]
 
 
 def missing_beside(rights: Rights) -> list[str]:

@@ -53,6 +53,28 @@ class Findings:
     """Bytes; lines shorter than one chunk are not measured."""
 
 
+class LineLength:
+    """Measures the longest line; lines shorter than one chunk are not measured."""
+
+    def __init__(self) -> None:
+        self._longest = 0
+        self._line = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk."""
+        first = chunk.find(b"\n")
+        if first < 0:
+            self._line += len(chunk)
+            return
+        self._longest = max(self._longest, self._line + first)
+        self._line = len(chunk) - chunk.rfind(b"\n") - 1
+
+    @property
+    def longest(self) -> int:
+        """Bytes, of what was taken so far."""
+        return max(self._longest, self._line)
+
+
 class Scanner:
     """Takes a dump chunk by chunk."""
 
@@ -61,8 +83,7 @@ class Scanner:
         self._base = -1
         self._seen = -1
         self._in_body = False
-        self._line = 0
-        self._longest = 0
+        self._length = LineLength()
         self._tail = b""
         self._events_at: int | None = None
         self._definers: set[str] = set()
@@ -73,7 +94,7 @@ class Scanner:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk."""
-        self._measure(chunk)
+        self._length.feed(chunk)
         self._tail = (self._tail + chunk)[-_REACH:]
         self._buffer += chunk
         whole = self._buffer.rfind(b"\n") + 1
@@ -101,7 +122,7 @@ class Scanner:
             altered_databases=frozenset(self._altered),
             leaves_database=self._leaves,
             functions=self._functions,
-            longest_line=max(self._longest, self._line),
+            longest_line=self._length.longest,
         )
 
     def _note(self, match: re.Match[bytes]) -> None:
@@ -129,14 +150,6 @@ class Scanner:
         cut = len(self._buffer) if start < 0 else start
         self._buffer = self._buffer[cut:]
         self._base += cut
-
-    def _measure(self, chunk: bytes) -> None:
-        first = chunk.find(b"\n")
-        if first < 0:
-            self._line += len(chunk)
-            return
-        self._longest = max(self._longest, self._line + first)
-        self._line = len(chunk) - chunk.rfind(b"\n") - 1
 
 
 def scan(chunks: Iterable[bytes]) -> Findings:

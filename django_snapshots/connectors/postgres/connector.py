@@ -12,12 +12,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.identity import database_identity
-from django_snapshots.connectors.postgres import catalog, dumping, examining, kept, sessions
+from django_snapshots.connectors.postgres import catalog, dumping, examining, kept, sessions, tables_preflight
 from django_snapshots.connectors.postgres.access import connected, exists
 from django_snapshots.connectors.postgres.new_database import NewDatabase, default_jobs
 from django_snapshots.connectors.postgres.preflight import Survey, survey
 from django_snapshots.connectors.postgres.restoring import Restoring
 from django_snapshots.connectors.postgres.strategy import STRATEGIES, Strategy, Way, choose
+from django_snapshots.connectors.postgres.tables import TablesRestoring
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
     SnapshotConnectorError,
@@ -97,10 +98,14 @@ class PostgresConnector(FileTier):
 
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
         """Everything that stands in the way of a restore of the alias *subject*, or will surprise."""
+        if request.tables:
+            return self._survey_tables(subject, source, request).findings
         return self._survey(subject, source, request)[1].findings
 
     def prepare(self, subject: str, source: Source, request: RestoreRequest) -> Prepared:
-        """Restore the alias *subject* beside its database, or into it up to the COMMIT."""
+        """Restore the alias *subject* beside its database, or into it up to the COMMIT; single tables always so."""
+        if request.tables:
+            return self._tables(subject, source, request)
         way, survey = self._survey(subject, source, request)
         survey.require_possible(subject)
         contents = survey.contents
@@ -112,6 +117,11 @@ class PostgresConnector(FileTier):
         )
         restoring.build()
         return restoring
+
+    def restores_tables(self, subject: str) -> bool:
+        """Whether single tables of the alias *subject* can be restored: always, in one transaction."""
+        facts.require_alias(subject)
+        return True
 
     def keeps(self, subject: str) -> bool:
         """Whether a restore of the alias *subject* makes a new database, and keeps the old one."""
@@ -148,6 +158,19 @@ class PostgresConnector(FileTier):
         way = choose(subject, self._strategy, drill=request.drill, label=request.label)
         owner = self._owner if request.owner is None else request.owner
         return way, survey(subject, source, request, way, client_directory=self._client_directory, owner=owner)
+
+    def _survey_tables(self, subject: str, source: Source, request: RestoreRequest) -> tables_preflight.TablesSurvey:
+        facts.require_alias(subject)
+        return tables_preflight.survey(
+            subject, source, request, missing=not exists(subject), client_directory=self._client_directory
+        )
+
+    def _tables(self, subject: str, source: Source, request: RestoreRequest) -> TablesRestoring:
+        survey = self._survey_tables(subject, source, request)
+        survey.require_possible(subject)
+        restoring = TablesRestoring(subject, source, request, survey)
+        restoring.build()
+        return restoring
 
     def _new_database(self, subject: str, source: Source, request: RestoreRequest, way: Way) -> NewDatabase:
         return NewDatabase(

@@ -58,7 +58,7 @@ def survey(
 ) -> Survey:
     """Look at the dump, the server and the target."""
     found = Survey()
-    found.stop(_engine(alias, source))
+    found.stop(engine(alias, source))
     if found.findings:
         return found
     try:
@@ -82,7 +82,8 @@ def survey(
     return found
 
 
-def _engine(alias: str, source: Source) -> Iterator[str]:
+def engine(alias: str, source: Source) -> Iterator[str]:
+    """A dump of another engine."""
     engine = source.metadata.get("engine")
     if engine not in (None, "postgresql"):
         yield f"{source.filename} is a dump of {engine}, and {alias!r} is a PostgreSQL database."
@@ -116,7 +117,7 @@ def _server(
     found: Survey, connection: BaseDatabaseWrapper, source: Source, entries: Collection[Entry], *, owner: bool
 ) -> None:
     roles = [name for (name,) in catalog.rows(connection, "SELECT rolname FROM pg_roles")]
-    found.stop(_standby(connection))
+    found.stop(standby(connection))
     found.stop(_extensions(connection, entries))
     found.stop(_roles(connection, source, entries, roles, owner=owner))
     found.stop(_forced_policies(connection, source))
@@ -133,12 +134,13 @@ def _target(found: Survey, connection: BaseDatabaseWrapper, request: RestoreRequ
         found.warn(_cached_types(connection))
     else:
         _lock_table(found, connection, tables)
-        found.warn(_pooler(connection))
+        found.warn(pooler(connection))
         found.warn(_hidden(connection, tables))
         found.warn(_not_lockable(connection, tables))
 
 
-def _standby(connection: BaseDatabaseWrapper) -> Iterator[str]:
+def standby(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """A server that only reads."""
     ((standby,),) = catalog.rows(connection, "SELECT pg_is_in_recovery()")
     if standby:
         yield "The server is a standby, which can't be written to; let the alias lead to the primary."
@@ -345,7 +347,8 @@ def _lock_table(found: Survey, connection: BaseDatabaseWrapper, kept: Collection
     found.findings.append(Finding(text=text, stops=relations > room))
 
 
-def _pooler(connection: BaseDatabaseWrapper) -> Iterator[str]:
+def pooler(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """Something between the alias and its server."""
     ((pid,),) = catalog.rows(connection, "SELECT pg_backend_pid()")
     if pid != backend_of(connection):
         yield "The alias goes through a pooler; its time limits may end a long transaction. Name the server itself."

@@ -1,68 +1,29 @@
 """Restores one database inside a single transaction of one ``psql``: nobody sees anything of it before its COMMIT.
 
-Who can die when, and what then holds: until the COMMIT the server rolls back, whoever dies: we, the ``psql``, its
-process on the server, or the server itself. The target is as it was. Before the COMMIT is sent, the transaction's
-number is noted where it is durable; so after a death at that very moment the server says which of the two it is
-(``pg_xact_status``). It commits durably before it answers (``synchronous_commit``). The safety copy is taken after
-writers are shut out and before anything is changed.
+Who can die when, and what then holds: as ``transaction`` says. The safety copy is taken after writers are shut out and
+before anything is changed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from django_snapshots.connectors.postgres import catalog, clearing, counts
-from django_snapshots.connectors.postgres.access import SERVER_KEEPALIVES, access, connected
+from django_snapshots.connectors.postgres.access import access, connected
 from django_snapshots.connectors.postgres.archive import Contents, Entry, still_to_create
-from django_snapshots.connectors.postgres.backend import WHO, Backend, outcome
-from django_snapshots.connectors.postgres.feeding import Feeder
-from django_snapshots.connectors.postgres.preamble import without_unknown_settings
-from django_snapshots.connectors.postgres.quoting import identifier
-from django_snapshots.connectors.postgres.session import Session
-from django_snapshots.exceptions import (
-    SnapshotCancelled,
-    SnapshotConnectorError,
-    SnapshotError,
-    SnapshotPreflightError,
-)
-from django_snapshots.replaced import SnapshotUnsettled
-from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
-
-LOCK_TIMEOUT_SECONDS = 60
-"""How long a restore waits for each table that somebody else uses."""
-
-# A server that is busy looks for a vanished client only if it is told to, and that works on Linux.
-_OPENING = """\\encoding UTF8
-BEGIN;
-SET LOCAL client_min_messages = warning;
-SELECT set_config(name, '0', true) FROM pg_settings
-WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout') \\g /dev/null
-SELECT set_config('synchronous_commit', 'on', true)
-WHERE current_setting('synchronous_commit') IN ('off', 'local') \\g /dev/null
-SELECT set_config('client_connection_check_interval', '5s', true) WHERE version() LIKE '%linux%' \\g /dev/null
-SET LOCAL search_path = pg_catalog, pg_temp;
-"""
+from django_snapshots.connectors.postgres.transaction import InTransaction
+from django_snapshots.exceptions import SnapshotPreflightError
+from django_snapshots.transfer import RestoreRequest, Source
 
 
-class Restoring:
-    """One restore; ``Prepared`` once ``build`` has returned. ``psql`` dies with the thread that called ``build``."""
-
-    switch_rank = SwitchRank.FINAL
+class Restoring(InTransaction):
+    """One restore; ``Prepared`` once ``build`` has returned."""
 
     def __init__(self, alias: str, source: Source, request: RestoreRequest, contents: Contents, *, owner: bool) -> None:
-        self._alias = alias
-        self._source = source
-        self._request = request
-        self._contents = contents
+        super().__init__(alias, source, request, contents)
         self._owner = owner if request.owner is None else request.owner
-        self._session: Session | None = None
-        self._backend: Backend | None = None
-        self._switched = False
+        self._hint = " Owners and grants are left out by PostgresConnector(owner=False)." if self._owner else ""
 
     def build(self) -> None:
         """Put the archive's content in place of the database's, without committing it."""
@@ -75,12 +36,14 @@ class Restoring:
             settings = {name for (name,) in catalog.rows(connection, "SELECT name FROM pg_settings")}
             reached = access(connection, self._request.label)
         try:
-            self._session = Session(self._alias, self._request.processes, contents.clients, reached)
-            self._open(kept, reached.role)
-            self._shut_writers_out()
+            self._begin(reached)
+            self._open_session.write(clearing.keep(kept).encode())
+            # Until the end of the transaction nobody else writes to any table; everybody still reads, pg_dump too.
+            self._ask(clearing.LOCK)
             self._request.safety()
             self._clear(kept)
-            self._fill(contents, self._wanted(contents.entries, roles), settings, reached.role)
+            wanted = self._wanted(contents.entries, roles)
+            self._fill([entry.number for entry in wanted], settings, self._options(reached.role))
         except BaseException:
             self.discard()
             raise
@@ -93,92 +56,11 @@ class Restoring:
         if wanted is not None:
             counts.compare(self._alias, wanted, self._count())
 
-    def switch(self) -> None:
-        """Commit."""
-        session = self._open_session
-        (transaction,) = session.ask("SELECT pg_current_xact_id();")
-        assert self._backend is not None  # noqa: S101 - it was asked when the session was opened
-        self._request.note({"transaction": transaction, "pid": self._backend.pid, "started": self._backend.started})
-        try:
-            # Behind a pooler the next client gets this session: it must not find the archive's settings.
-            session.ask("RESET ALL; RESET ROLE; SET LOCAL synchronous_commit = on; COMMIT;")
-        except SnapshotError as error:
-            self._require_committed(transaction, error)
-        self._switched = True
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            session.close()
-
-    def roll_back(self) -> None:
-        """Not in this version: what was committed can only be replaced again."""
-        raise SnapshotConnectorError(
-            f"The restore of {self._alias!r} is committed, and PostgreSQL keeps nothing of what it replaced. "
-            "Restore the safety snapshot that was taken before."
-        )
-
-    def discard(self) -> None:
-        """End ``psql``; unless it has committed, wait until the server has rolled its transaction back."""
-        if self._session is None:
-            return
-        self._session.end()
-        self._session = None
-        if self._backend and not self._switched:
-            self._backend.end(self._alias)
-
-    def _require_committed(self, transaction: str, cause: SnapshotError) -> None:
-        """Raise *cause* unless the server did commit: only its answer to that was lost then."""
-        try:
-            state = outcome(self._alias, transaction)
-        except SnapshotConnectorError:
-            state = "not known, because it doesn't answer"
-        if state == "aborted":
-            raise type(cause)(f"{cause} The server rolled back: {self._alias!r} is as it was.") from cause
-        if state != "committed":
-            raise SnapshotUnsettled(
-                f"{cause} This was while the restore of {self._alias!r} was committed, so the database is either as it "
-                f"was or as the snapshot. What the server says of its transaction is {state}. Ask it again: "
-                f"SELECT pg_xact_status('{transaction}')."
-            ) from cause
-
-    @property
-    def _open_session(self) -> Session:
-        if self._session is None or self._switched:
-            raise SnapshotConnectorError(f"The restore of {self._alias!r} has ended already.")
-        return self._session
-
-    def _open(self, kept: Collection[int], role: str | None) -> None:
-        session = self._open_session
-        self._backend = Backend.parse(session.ask(_OPENING + WHO)[-1])
-        session.ask(f"{SERVER_KEEPALIVES} \\g /dev/null")
-        session.ask(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s';")
-        if role:
-            session.ask(f"SET LOCAL ROLE {identifier(role)};")
-        session.write(clearing.keep(kept).encode())
-
-    def _shut_writers_out(self) -> None:
-        """Until the end of the transaction nobody else writes to any table; everybody still reads, ``pg_dump`` too."""
-        started = time.monotonic()
-        try:
-            self._open_session.ask(clearing.LOCK)
-        except SnapshotCancelled:
-            raise
-        except SnapshotConnectorError as error:
-            raise self._not_changed(error, started) from error
-
-    def _not_changed(self, error: SnapshotConnectorError, started: float) -> SnapshotConnectorError:
-        waited = time.monotonic() - started >= LOCK_TIMEOUT_SECONDS
-        return SnapshotConnectorError(f"{error} Nothing was changed.{self._in_the_way() if waited else ''}")
-
     def _clear(self, kept: Mapping[int, str]) -> None:
         """Remove what is there; check that no CASCADE took anything that was to stay."""
         session = self._open_session
         before = session.ask(clearing.FINGERPRINT)
-        started = time.monotonic()
-        try:
-            session.ask(f"\\o /dev/null\n{clearing.script()}\n\\o")
-        except SnapshotCancelled:
-            raise
-        except SnapshotConnectorError as error:
-            raise self._not_changed(error, started) from error
+        self._ask(f"\\o /dev/null\n{clearing.script()}\n\\o")
         if session.ask(clearing.FINGERPRINT) != before:
             raise SnapshotPreflightError(
                 f"{self._alias!r} can't be restored: {', '.join(kept.values()) or 'an extension'} depends on something "
@@ -194,12 +76,6 @@ class Restoring:
                     f"it was {version} in the snapshot."
                 )
 
-    def _in_the_way(self) -> str:
-        with contextlib.suppress(SnapshotConnectorError), connected(self._alias) as connection:
-            if holders := catalog.holders(connection):
-                return f" Other sessions that hold locks in this database: {', '.join(holders)}; end them first."
-        return ""
-
     def _wanted(self, entries: Collection[Entry], roles: Collection[str]) -> list[Entry]:
         """What the archive is to create: not what was left where it is."""
         (line,) = self._open_session.ask(clearing.LEFT_OVER)
@@ -207,48 +83,8 @@ class Restoring:
             self._request.report(f"Subscriptions are never restored; {self._alias!r} has kept its own.")
         return still_to_create(entries, json.loads(line), roles)
 
-    def _fill(
-        self, contents: Contents, entries: Collection[Entry], settings: Collection[str], role: str | None
-    ) -> None:
-        """Stream the archive through ``pg_restore`` into ``psql``; ends only if all three are complete."""
-        self._open_session.write(b"\\o /dev/null\n")
-        with self._request.temporary_directory() as directory:
-            listing = directory / "contents.list"
-            listing.write_text("".join(f"{entry.number};\n" for entry in entries))
-            argv = self._arguments(contents, listing, role)
-            with (
-                self._request.processes.start(argv, stdin=subprocess.PIPE, env={"PG_COLOR": "never"}) as tool,
-                Feeder(tool, self._source.open(), to_the_end=True) as feeder,
-            ):
-                for chunk in without_unknown_settings(tool.chunks(), settings):
-                    self._run(chunk)
-                status = tool.wait()
-                feeder.finish()
-                if self._request.processes.ended:
-                    raise SnapshotCancelled(f"The restore of {self._alias!r} was ended; nothing was changed.")
-                if status != 0:
-                    raise SnapshotConnectorError(
-                        f"{self._source.filename} for {self._alias!r} can't be read: {tool.explain()}. "
-                        "Nothing was changed."
-                    )
-            self._run(b"")
-
-    def _run(self, script: bytes) -> None:
-        """Send a piece of the archive's script; its end, an empty piece, waits until all of it ran."""
-        try:
-            self._open_session.write(script) if script else self._open_session.ask("\\o")
-        except SnapshotConnectorError as error:
-            hint = " Owners and grants are left out by PostgresConnector(owner=False)." if self._owner else ""
-            raise SnapshotConnectorError(f"{error} Nothing was changed.{hint}") from error
-
-    def _arguments(self, contents: Contents, listing: Path, role: str | None) -> list[str]:
-        return [
-            str(contents.clients.program("pg_restore")),
-            "--file=-",
-            f"--use-list={listing}",
-            *([] if self._owner else ["--no-owner", "--no-acl"]),
-            *([f"--role={role}"] if role else []),
-        ]
+    def _options(self, role: str | None) -> list[str]:
+        return [*([] if self._owner else ["--no-owner", "--no-acl"]), *([f"--role={role}"] if role else [])]
 
     def _count(self) -> Mapping[str, int]:
         sql = f"""

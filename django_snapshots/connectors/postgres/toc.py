@@ -6,8 +6,8 @@ So a dump that lacks a table can be told from a whole one by what it says of its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 MAGIC = b"PGDMP"
 _KNOWN = range(12, 17)
@@ -24,6 +24,15 @@ class Item:
     """For example ``TABLE DATA``."""
     oid: int
     """Of what it is about, in the database that was dumped."""
+    number: int = field(default=0, compare=False)
+    """What ``pg_restore --use-list`` calls it."""
+    schema: str = field(default="", compare=False)
+    name: str = field(default="", compare=False)
+    """Unquoted, as the schema is."""
+    definition: str = field(default="", compare=False)
+    """The statement that makes it; only of a table."""
+    copy: str = field(default="", compare=False)
+    """The ``COPY`` statement that its rows are for."""
 
 
 class Contents:
@@ -44,6 +53,15 @@ class Contents:
         # Doubling keeps the work linear, however large the table is.
         if len(self._kept) >= 2 * self._tried or not chunk:
             self._try()
+
+    def read(self, chunks: Iterable[bytes]) -> tuple[Item, ...] | None:
+        """Take from *chunks* what there is of the table, and give every entry; ``None`` as in ``items``."""
+        for chunk in chunks:
+            self.feed(chunk)
+            if self._done:
+                break
+        self.end()
+        return self.items
 
     def end(self) -> None:
         """There is nothing more."""
@@ -81,11 +99,12 @@ def _items(read: _Bytes) -> Iterator[Item]:
     for _ in range(3):
         read.text()
     for _ in range(read.number()):
-        read.number(), read.number(), read.text()
-        oid, _tag, kind = int(read.text() or b"0"), read.text(), read.text() or b""
+        number, _, _ = read.number(), read.number(), read.text()
+        oid, tag, kind = int(read.text() or b"0"), read.words(), read.words()
         read.number()
-        # Definition, drop, copy, namespace, tablespace, from 1.14 on the access method.
-        for _ in range(6 if minor >= 14 else 5):
+        definition, _, copy, schema = read.words(), read.text(), read.words(), read.words()
+        # The tablespace, and from 1.14 on the access method.
+        for _ in range(2 if minor >= 14 else 1):
             read.text()
         if minor >= 16:
             read.number()
@@ -93,7 +112,15 @@ def _items(read: _Bytes) -> Iterator[Item]:
         while read.text() is not None:
             pass  # what it depends on
         read.take(1 + offset_size)
-        yield Item(kind=kind.decode(errors="replace"), oid=oid)
+        yield Item(
+            kind=kind,
+            oid=oid,
+            number=number,
+            schema=schema,
+            name=tag,
+            definition=definition if kind == "TABLE" else "",
+            copy=copy,
+        )
 
 
 class _Bytes:
@@ -124,3 +151,6 @@ class _Bytes:
     def text(self) -> bytes | None:
         length = self.number()
         return None if length < 0 else self.take(length)
+
+    def words(self) -> str:
+        return (self.text() or b"").decode(errors="replace")

@@ -81,6 +81,7 @@ class Command(BaseCommand):
         keys = ("confirm", "elsewhere", "merge", "migrate", "no_owner", "wait")
         data = {**_parts(options), **{key: options[key] for key in keys}}
         data |= {"into": _pairs(options, "into"), "database_names": _pairs(options, "database_name")}
+        data["tables"] = _tables(options["tables"])
         request = replace(Request.from_json(data), granted=True)  # whoever has a shell here has the right
         settings = get_settings()
         report = execution.preflight(settings, request)
@@ -254,6 +255,17 @@ def _require_journal() -> None:
 
 def _parts(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("name", "databases", "artifacts")}
+
+
+def _tables(given: list[str]) -> dict[str, list[str]]:
+    """What --table was given, as often as it was, by alias."""
+    tables: dict[str, list[str]] = {}
+    for pair in given:
+        alias, equals, table = pair.partition("=")
+        if not (alias and equals and table):
+            raise SnapshotConfigurationError(f"--table takes ALIAS=TABLE, such as default=shop_order, not {pair!r}.")
+        tables.setdefault(alias, []).append(table)
+    return tables
 
 
 def _pairs(options: dict[str, Any], option: str) -> dict[str, str]:
