@@ -121,7 +121,7 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
             *("name", "databases", "artifacts", "confirm", "elsewhere", "into", "database_names"),
             *("merge", "migrate", "no_owner", "wait"),
         ),
-        Kind.UNDO: ("undo", "confirm", "wait"),
+        Kind.UNDO: ("undo", "databases", "artifacts", "confirm", "wait"),
         Kind.VERIFY: ("name", "level", "schedule", "wait"),
         Kind.DRILL: ("name", "schedule", "wait"),
     }[kind]

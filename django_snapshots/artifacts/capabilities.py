@@ -7,7 +7,16 @@ from typing import Any
 
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.exceptions import SnapshotNotFoundError
-from django_snapshots.replaced import Beside, Drills, Examines, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.replaced import (
+    Beside,
+    Drills,
+    Examines,
+    Finding,
+    KeepsReplaced,
+    Outcome,
+    Preflights,
+    SetsAside,
+)
 from django_snapshots.transfer import EndsSessions, Identified, Prepared, RestoreRequest, Source
 
 
@@ -68,3 +77,8 @@ def examine_of(kind: ArtifactKind, subject: str, source: Source, request: Restor
 def drills_of(kind: ArtifactKind, subject: str) -> bool:
     """Whether *subject* can be restored only to be looked at."""
     return isinstance(kind, Drills) and kind.drills(subject)
+
+
+def sets_aside_of(kind: ArtifactKind, subject: str) -> bool:
+    """Whether a restore of *subject* loses what others write to preserved tables meanwhile."""
+    return isinstance(kind, SetsAside) and kind.sets_aside(subject)

@@ -12,7 +12,16 @@ from django_snapshots.connectors.derived import base_of, ensure
 from django_snapshots.connectors.identity import database_identity
 from django_snapshots.connectors.protocols import StreamingConnector
 from django_snapshots.exceptions import SnapshotNotFoundError, SnapshotPreflightError
-from django_snapshots.replaced import Beside, Drills, Examines, Finding, KeepsReplaced, Outcome, Preflights
+from django_snapshots.replaced import (
+    Beside,
+    Drills,
+    Examines,
+    Finding,
+    KeepsReplaced,
+    Outcome,
+    Preflights,
+    SetsAside,
+)
 from django_snapshots.transfer import (
     Dump,
     DumpRequest,
@@ -102,6 +111,11 @@ class DatabaseArtifact:
         """Whether the alias's connector can build a state only to be looked at."""
         connector = self.connector(subject)
         return connector.drills(subject) if isinstance(connector, Drills) else isinstance(connector, KeepsReplaced)
+
+    def sets_aside(self, subject: str) -> bool:
+        """Whether the alias's connector takes the rows that are to stay out of the database, and puts them back."""
+        connector = self.connector(subject)
+        return isinstance(connector, SetsAside) and connector.sets_aside(subject)
 
     # What restores leave beside the alias's database; nothing where its connector keeps nothing.
 

@@ -56,6 +56,7 @@ class Staging:
         self._undo: Callable[[], None] | None = None
         self._stuck = False
         self._begun = False
+        self._ended = False
         self._parents: list[Path] = []
         self._marked: Marked | None = None
         self._directory = self._take(kept) if kept else self._make()
@@ -132,6 +133,8 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the directory with all that is in it, and parents that were made for nothing. Never raises."""
+        if self._ended:
+            return
         if self._marked is not None:
             self._end(self._marked)
             return
@@ -146,7 +149,7 @@ class Staging:
 
     def _end(self, marked: Marked) -> None:
         """Whatever has interrupted a switch, what is in the directory tells what came of it."""
-        self._marked = None
+        self._marked, self._ended = None, True
         try:
             if marked.is_still_there:
                 media_kept.settle_directory(self.root, marked)

@@ -77,6 +77,8 @@ class Switch:
         database is as it was.
         """
         self._come, self._go = label, without
+        if label and self._place.path is not None:
+            self._begin()
         opened = open_memory(self._place) if self._place.path is None else open_file(self._place)
         with opened as live, open_private(self._place.alias, staged_path) as staged:
             mode, page_size = (self._ask(live, name) for name in ("journal_mode", "page_size"))
@@ -94,6 +96,17 @@ class Switch:
             else:
                 self._rollback_journal(live, staged, kept_path)
         _reached("switched")
+
+    def _begin(self) -> None:
+        """Label the live database as the one that is to be replaced, in a transaction of its own."""
+        patience = self._patience()
+        with open_file(self._place) as live:
+            patience.execute(live, "PRAGMA synchronous=FULL")
+            patience.execute(live, "BEGIN IMMEDIATE")
+            self._fence()
+            labels.write(live, {*labels.read(live), labels.begun(self._come)})
+            patience.execute(live, "COMMIT")
+        _reached("begun")
 
     def _ask(self, live: sqlite3.Connection, name: str) -> str | int:
         value: str | int = self._patience().execute(live, f"PRAGMA {name}")[0][0]
@@ -147,9 +160,14 @@ class Switch:
                 f"{self._place.title} is damaged, so the rows of {', '.join(self._preserve)} could not be taken along "
                 f"({error}). They are in the state that was replaced, as far as they can be read."
             )
-        labels.write(staged, {self._come, *self._labels(live)} - {"", self._go})
+        labels.write(staged, self._labels_to_come(live))
         self._keep(live, kept)
         _reached("kept")
+
+    def _labels_to_come(self, live: sqlite3.Connection) -> set[str]:
+        """Those that the new content carries; a state that is brought back is once more the one before the switch."""
+        back = labels.begun(self._go) if self._go else ""
+        return ({self._come, back, *self._labels(live)} - {"", self._go}) - {labels.begun(self._come)}
 
     def _labels(self, live: sqlite3.Connection) -> set[str]:
         try:

@@ -98,13 +98,10 @@ def live(limit: int = 50) -> list[Run]:
     return list(rows.order_by("created_at")[:limit])
 
 
-def requests_of(kind: Kind) -> list[dict[str, Any]]:
-    """What was asked for in the latest runs of *kind*."""
-    rows = Run.objects.using(alias()).filter(kind=kind).order_by("-created_at")
-    return list(rows.values_list("request", flat=True)[:_LATEST])
-
-
-_LATEST = 200
+def requests_with(kind: Kind, key: str) -> list[dict[str, Any]]:
+    """What was asked for in every run of *kind* whose request says something under *key*."""
+    rows = Run.objects.using(alias()).filter(kind=kind, request__has_key=key).order_by("-created_at")
+    return list(rows.values_list("request", flat=True))
 
 
 def result_of(run: uuid.UUID) -> dict[str, Any] | None:
