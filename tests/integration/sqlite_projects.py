@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from django.db import connections
+
 from django_snapshots.exceptions import SnapshotStorageError
 from django_snapshots.storage import LocalFileSystemBackend
 from django_snapshots.transfer import Target
@@ -29,6 +31,18 @@ class BrokenConnector:
 
     def restore(self, db_alias: str, src: Path) -> None:
         raise NotImplementedError
+
+
+class CopyConnector:
+    """A user's connector of two methods, which copies the file."""
+
+    def dump(self, db_alias: str, dest: Path) -> dict[str, Any]:
+        shutil.copyfile(connections[db_alias].settings_dict["NAME"], dest)
+        return {"format": "sqlite3"}
+
+    def restore(self, db_alias: str, src: Path) -> None:
+        connections[db_alias].close()
+        shutil.copyfile(src, connections[db_alias].settings_dict["NAME"])
 
 
 class StorageThatIsAway(LocalFileSystemBackend):

@@ -47,7 +47,7 @@ def _leave_no_schemas(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(params=["sqlite", "postgres", "mariadb"])
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    """With a snapshot ``before`` of a database and the media, both changed since; the journal is in another database."""
+    """With a snapshot ``before`` of a database and the media, both changed since; the journal is elsewhere."""
     made = sqlite_project(tmp_path, aliases=("default",) if request.param != "sqlite" else ("default", "other"))
     if request.param != "sqlite":
         made.databases["other"] = entry(request.getfixturevalue(f"make_{request.param}")())

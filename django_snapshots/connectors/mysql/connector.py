@@ -20,7 +20,7 @@ from django_snapshots.connectors.mysql.dump import (
     warnings_of,
 )
 from django_snapshots.connectors.mysql.findings import findings
-from django_snapshots.connectors.mysql.kept import Schemas, beside, remove, serving, settle
+from django_snapshots.connectors.mysql.kept import Schemas, beside, remove, require_whole, serving, settle
 from django_snapshots.connectors.mysql.moment import Moment, moment
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
 from django_snapshots.connectors.mysql.restore import MySQLRestore, prepare_restore, prepare_undo
@@ -157,6 +157,7 @@ class MySQLConnector(FileTier):
             )
             with explained(alias, "could not be asked what it holds"):
                 found = [table for table in tables(connection) if table.name not in request.exclude_tables]
+                require_whole(connection, alias, server.database, [table.name for table in found], self._schemas)
                 require_left_out(connection, alias, tool, found, request.exclude_data)
                 history = history_of(connection, server, tool, found)
                 return DumpPlan(
