@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -151,11 +151,14 @@ def kept_states(settings: Settings) -> list[Kept]:
     return list(found.states)
 
 
-def chosen(settings: Settings, request: Request) -> tuple[str, list[Kept], list[Unasked]]:
+def chosen(
+    settings: Settings, request: Request, ignored: Callable[[set[str]], set[str]] = lambda _: set()
+) -> tuple[str, list[Kept], list[Unasked]]:
     """The restore to undo, the latest if *request* names none, what is found of the part of it that is asked for, and
     who may have more of that and can't be asked.
 
-    It may be named by the beginning of its id. One that has failed and was taken back is meant only if it is named.
+    It may be named by the beginning of its id. Meant only if it is named is one that has failed and was taken back, and
+    one that *ignored* tells among others: it may have left a safety copy, and has changed nothing.
     Raises ``SnapshotNotFoundError``, and ``SnapshotPreflightError`` if it can't be told which is the latest.
     """
     if problems := contradiction(request):
@@ -169,7 +172,9 @@ def chosen(settings: Settings, request: Request) -> tuple[str, list[Kept], list[
             "seen."
         )
     states = [item for item in found.states if is_asked_for(item.type, item.subject, request)]
-    states = [item for item in states if named is not None or not item.taken_back]
+    if named is None:
+        unmeant = ignored({item.run for item in states})
+        states = [item for item in states if not (item.taken_back or item.run in unmeant)]
     runs = list(dict.fromkeys(item.run for item in states if named is None or item.run.startswith(named)))
     if not runs:
         raise SnapshotNotFoundError(_nothing(request, missed))
@@ -326,7 +331,7 @@ def _beside(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]:
                 unasked.append(Unasked(type=artifact, subject=subject, why=redact(str(error)).strip()))
                 continue
             for item in found:
-                if item.kept and len(item.mark) > _RUN:
+                if item.kept and _ID.fullmatch(item.mark[:_RUN]):
                     yield _of(item, artifact, subject)
 
 
@@ -364,7 +369,9 @@ def _safety_copies(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]
         return
     for entry in entries:
         snapshot = entry.snapshot
-        if snapshot is not None and snapshot.safety is not None and _is_ours(settings, snapshot):
+        if snapshot is None or snapshot.safety is None or not _ID.fullmatch(snapshot.safety.restore):
+            continue
+        if _is_ours(settings, snapshot):
             (record,) = snapshot.artifacts
             yield Kept(
                 run=snapshot.safety.restore,

@@ -29,7 +29,7 @@ from django_snapshots.artifacts.file_system import (
 )
 from django_snapshots.artifacts.media_walk import STAGING_PREFIX, is_own_name
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError, SnapshotPreflightError
-from django_snapshots.marked import Marked, Shelf, new_record, where_we_are
+from django_snapshots.marked import Marked, Shelf, inode, new_record, where_we_are
 from django_snapshots.transfer import RestoreRequest
 
 _NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
@@ -85,7 +85,7 @@ class Staging:
         Raises ``SnapshotArtifactError``, which says in what state the root is.
         """
         self._fence()
-        self._write_down(root=media_kept.inode(self.root), new=media_kept.inode(self.new))
+        self._write_down(root=inode(self.root), new=inode(self.new))
         # Whatever interrupts the next lines (a signal's exception too) must not let ``discard`` remove old files.
         self._stuck = self._begun = True
         _reached("begun")
@@ -165,7 +165,7 @@ class Staging:
     def _take(self, kept: str) -> Path:
         """The directory of a kept tree."""
         self._refuse_mounts_below()
-        self._request.note({**where_we_are(), "inside": False})
+        self._request.note({**where_we_are(self.root.parent), "inside": False})
         record = new_record(self._request.about, file=self.root.name)
         if not self.root.exists():
             raise SnapshotPreflightError(f"{self.root} is missing; make it (or mount its disk) first.")
@@ -185,7 +185,9 @@ class Staging:
         if not self._request.mark:
             return Path(tempfile.mkdtemp(prefix=unmarked_prefix, dir=shelf.parent))
         inside = shelf.parent == self.root
-        self._request.note({**where_we_are(), "inside": inside, "root": media_kept.inode(self.root)})
+        # Directories that are made for a missing root are gone again where nothing was switched.
+        parent = None if self._parents else self.root.parent
+        self._request.note({**where_we_are(parent), "inside": inside, "root": inode(self.root)})
         parents = [str(path) for path in self._parents]
         record = new_record(self._request.about, file=self.root.name, parents=parents)
         self._marked = shelf.make(self._request.mark, record)

@@ -88,7 +88,7 @@ def _without_directory(place: Place, mark: str, noted: Mapping[str, Any], second
     with _locked(place, seconds) as live:
         if live is not None and mark in labels.read(live):
             return Outcome.SWITCHED
-    return Outcome.BEFORE if was_here(noted) else Outcome.UNSEEN
+    return Outcome.BEFORE if was_here(noted, place.real.parent) else Outcome.UNSEEN
 
 
 def settle_directory(place: Place, marked: Marked, seconds: float) -> Outcome:

@@ -235,9 +235,16 @@ def undo_states(settings: Settings, request: Request) -> tuple[str, list[undoing
     unless *request* names that half.
     """
     meet_derived_aliases()
-    run, states, missed = undoing.chosen(settings, request)
+    run, states, missed = undoing.chosen(settings, request, _changed_nothing)
     undoing.require_all(run, states, request, _replaced_by(run), missed)
     return run, states
+
+
+def _changed_nothing(found: set[str]) -> set[str]:
+    """Those of the runs *found* that have ended before their first switch, as far as the journal knows them."""
+    if not runs.available():
+        return set()
+    return {run.hex for run in runs.changed_nothing({uuid.UUID(run) for run in found})}
 
 
 def _replaced_by(run: str) -> list[str] | None:

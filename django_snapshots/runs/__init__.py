@@ -28,6 +28,7 @@ from django_snapshots.runs.finish import (
     told,
 )
 from django_snapshots.runs.history import (
+    changed_nothing,
     ended_before,
     is_lost_attempt,
     judged,
@@ -107,6 +108,7 @@ __all__ = [
     "can_be_cancelled",
     "cancelled",
     "cause_of",
+    "changed_nothing",
     "claim",
     "claim_finish",
     "close_the_way_back",

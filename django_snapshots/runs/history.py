@@ -104,6 +104,12 @@ def requests_with(kind: Kind, key: str) -> list[dict[str, Any]]:
     return list(rows.values_list("request", flat=True))
 
 
+def changed_nothing(wanted: Set[uuid.UUID]) -> set[uuid.UUID]:
+    """Those restores and undos of *wanted* that have ended before they had switched anything."""
+    ended = Run.objects.using(alias()).filter(pk__in=wanted, state__in=FINAL_STATES, publishing_at=None)
+    return set(ended.exclude(state=State.SUCCEEDED).values_list("pk", flat=True))
+
+
 def result_of(run: uuid.UUID) -> dict[str, Any] | None:
     """What came of *run*; ``None`` if it has not succeeded, or is not in this journal."""
     found = Run.objects.using(alias()).filter(pk=run, state=State.SUCCEEDED).values_list("result", flat=True).first()

@@ -11,18 +11,24 @@ import pytest
 from django.utils import timezone
 
 from django_snapshots import create_snapshot, execution, runs
+from django_snapshots import undo as undoing
 from django_snapshots.artifacts.media_kept import beside_shelf
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import get_settings
+from django_snapshots.connectors import sqlite_files as files
+from django_snapshots.connectors import sqlite_kept
 from django_snapshots.connectors.derived import known
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotError
 from django_snapshots.execution import expiry
 from django_snapshots.management.status import unsettled_restores
-from django_snapshots.marked import Stage
+from django_snapshots.marked import Shelf, Stage, where_we_are
 from django_snapshots.models import Kind, Lock, Run, State, Step
 from django_snapshots.plan import Request
-from django_snapshots.replaced import KEPT_OF, TAKEN_BACK
-from django_snapshots.undo import kept_states
+from django_snapshots.processes import Processes
+from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, Outcome
+from django_snapshots.temporary import private_directory
+from django_snapshots.transfer import RestoreRequest
+from django_snapshots.undo import Kept, kept_states
 from tests.faults.test_interleavings import journal
 
 __all__ = ["journal"]
@@ -247,3 +253,52 @@ def test_a_storage_that_is_away_hides_nothing_that_is_kept_beside(media, monkeyp
     monkeypatch.setattr(Catalog, "entries", away)
     assert [item.run for item in kept_states(get_settings())] == [run.hex]
     assert "the bucket is away" in caplog.text
+
+
+def test_a_restore_that_never_switched_is_not_the_latest_to_undo(media, monkeypatch):
+    """It has left a safety copy, which is newer than what the restore before it has replaced."""
+    run = restored(media)
+    failed = Run.objects.create(kind=Kind.RESTORE, state=State.FAILED)
+    copy = Kept(
+        run=failed.pk.hex,
+        type="media",
+        subject="media",
+        replaced_at=timezone.now() + timedelta(hours=1),
+        expires_at=None,
+        place="safety copy x",
+        snapshot="x",
+    )
+    monkeypatch.setattr(undoing, "_safety_copies", lambda *_: iter([copy]))
+    assert execution.undo_states(get_settings(), Request())[0] == run.hex
+    assert execution.undo_states(get_settings(), Request(undo=failed.pk.hex))[0] == failed.pk.hex
+    # One that has switched a target, and then failed, may have left it half restored.
+    Run.objects.filter(pk=failed.pk).update(publishing_at=timezone.now())
+    assert execution.undo_states(get_settings(), Request())[0] == failed.pk.hex
+
+
+def test_who_dies_while_it_takes_a_kept_state_leaves_it_what_it_was(media, monkeypatch):
+    restored(media)
+    (before,) = kept_states(get_settings())
+    with Processes() as processes:
+        request = RestoreRequest(
+            processes=processes,
+            temporary_directory=private_directory,
+            mark="f" * 32 + "_1_0",
+            about={TAKEN_BACK: True, "expires_at": "2000-01-01T00:00:00Z"},
+        )
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(Shelf, "relabel", lambda *_: (_ for _ in ()).throw(SystemExit))
+            get_settings().kind("media").bring_back("media", before.mark, request)
+    assert kept_states(get_settings()) == [before]
+
+
+def test_a_disk_that_is_not_mounted_says_nothing_of_what_was_done_on_it(media):
+    """The directory in which a restore worked is another one then, and empty."""
+    kind, mark = get_settings().kind("media"), "f" * 32 + "_1_0"
+    noted = {**where_we_are(media.parent), "inside": False}
+    assert kind.settle("media", mark, noted) is Outcome.BEFORE
+    assert kind.settle("media", mark, {**noted, "parent": 1}) is Outcome.UNSEEN
+    place = files.locate(runs.alias())
+    noted = where_we_are(place.real.parent)
+    assert sqlite_kept.settle(place, mark, noted, 1) is Outcome.BEFORE
+    assert sqlite_kept.settle(place, mark, {**noted, "parent": 1}, 1) is Outcome.UNSEEN
