@@ -1,7 +1,6 @@
-"""``make bench``: a PostgreSQL snapshot through a worker, beside the shell pipe and django-dbbackup.
+"""``make bench``: snapshots and restores through a worker, beside what a shell and django-dbbackup do.
 
-Each round runs the contestants in turn, so that a machine whose speed drifts is fair to all; the ratios are taken
-round by round, and their median is what counts. Memory is sampled in a round of its own.
+Each round runs the contestants in turn; memory is sampled in a round of its own.
 """
 
 from __future__ import annotations
@@ -10,84 +9,147 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.databases import GIGABYTE, fill
+from tests.bench.contest import Contestants, compare
+from tests.bench.databases import GIGABYTE, fill_mariadb, fill_postgres, fill_sqlite
 from tests.bench.memory import PeakMemory
-from tests.databases import postgres_cursor
+from tests.databases import mariadb_cursor, postgres_cursor
 from tests.projects import Project, worker_node
 from tests.services import Server, running
 
 DATABASE = "bench"
+RESTORED = "bench_pipe"
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
+PARTS = ("postgres", "restore", "memory", "mariadb", "sqlite", "tiny")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=1.0, help="the database's size (default: 1)")
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="each database's size (default: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds to run (default: 3)")
-    parser.add_argument("--only", choices=("all", "memory", "pipe"), default="all", help="what to measure")
+    parser.add_argument("--only", choices=PARTS, action="append", help="what to measure (default: all)")
     options = parser.parse_args()
     servers = running()
-    server = servers["postgres"]
     with tempfile.TemporaryDirectory(prefix="django-snapshots-bench-") as name:
         try:
-            run(Path(name), server, servers["redis"].url, options)
+            run(
+                Bench(directory=Path(name), servers=servers, rounds=options.rounds, gigabytes=options.gigabytes),
+                tuple(options.only or PARTS),
+            )
         finally:
-            with postgres_cursor(server) as cursor:
-                cursor.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
+            drop_all(servers)
 
 
-def run(directory: Path, server: Server, redis: str, options: argparse.Namespace) -> None:
-    """Everything, in *directory*."""
-    size = prepare(server, int(options.gigabytes * GIGABYTE))
-    print(f"PostgreSQL database of {size / GIGABYTE:.2f} GB; {os.cpu_count()} cores; {options.rounds} rounds.")
-    project = make_project(directory, server, redis)
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all measurements have in common."""
+
+    directory: Path
+    servers: dict[str, Server]
+    rounds: int
+    gigabytes: float
+
+    @property
+    def postgres(self) -> Server:
+        """The server of the alias ``default``."""
+        return self.servers["postgres"]
+
+    @property
+    def mariadb(self) -> Server:
+        """The server of the alias ``mariadb``."""
+        return self.servers["mariadb"]
+
+    @property
+    def sqlite(self) -> Path:
+        """The file of the alias ``sqlite``."""
+        return self.directory / "bench.sqlite3"
+
+    def environment(self) -> dict[str, str]:
+        """That of the shell's contestants: the servers' own clients first, for all alike, and no password in argv."""
+        return {
+            **os.environ,
+            "PATH": self.path,
+            "PGPASSWORD": self.postgres.password,
+            "MYSQL_PWD": self.mariadb.password,
+        }
+
+    @property
+    def path(self) -> str:
+        """The search path of all contestants."""
+        return f"{self.postgres.bin_directory}:{self.mariadb.bin_directory}:{os.environ['PATH']}"
+
+    def shell(self, command: str) -> float:
+        """Seconds of a command line."""
+        begin = time.monotonic()
+        subprocess.run(command, shell=True, check=True, env=self.environment())
+        return time.monotonic() - begin
+
+
+def run(bench: Bench, wanted: tuple[str, ...]) -> None:
+    """Everything that is wanted."""
+    print(f"{os.cpu_count()} cores; {bench.rounds} rounds.", flush=True)
+    drop_all(bench.servers)
+    project = prepare(bench, wanted)
     worker = worker_node(project)
     try:
         worker.container.ready()
         take(project, "warm-up", artifacts=["environment"])
-        if options.only in ("all", "pipe"):
-            compare(directory, server, project, options)
-        memory(project, worker.container.pid)
+        for part, contestants in CONTESTS.items():
+            if part in wanted:
+                print(f"{part}:", flush=True)
+                compare(contestants(bench, project), bench.rounds)
+        if "memory" in wanted:
+            memory(project, worker.container.pid)
     finally:
         worker.teardown()
 
 
-def prepare(server: Server, size: int) -> int:
-    """Make the database; return its size in bytes."""
-    with postgres_cursor(server) as cursor:
-        cursor.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
+def prepare(bench: Bench, wanted: tuple[str, ...]) -> Project:
+    """The project, with the databases that are wanted; the journal lies in ``default``, as in most projects."""
+    size = int(bench.gigabytes * GIGABYTE)
+    databases = {"default": entry(bench.postgres, "postgresql")}
+    with postgres_cursor(bench.postgres) as cursor:
         cursor.execute(f"CREATE DATABASE {DATABASE}")
-    with postgres_cursor(server, DATABASE) as cursor:
-        return fill(cursor, size)
-
-
-def make_project(directory: Path, server: Server, redis: str) -> Project:
-    """A project whose only alias is the database; the journal lies in it, as in most projects."""
+    if {"postgres", "restore", "memory"} & set(wanted):
+        with postgres_cursor(bench.postgres, DATABASE) as cursor:
+            print(f"PostgreSQL database of {fill_postgres(cursor, size) / GIGABYTE:.2f} GB", flush=True)
+    if "mariadb" in wanted:
+        databases["mariadb"] = entry(bench.mariadb, "mysql")
+        with mariadb_cursor(bench.mariadb) as cursor:
+            cursor.execute(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4")
+        with mariadb_cursor(bench.mariadb, DATABASE) as cursor:
+            print(f"MariaDB database of {fill_mariadb(cursor, size) / GIGABYTE:.2f} GB", flush=True)
+    if {"sqlite", "tiny"} & set(wanted):
+        tiny = bench.directory / "tiny.sqlite3"
+        databases["tiny"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tiny)}
+    if "sqlite" in wanted:
+        databases["sqlite"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(bench.sqlite)}
+        print(f"SQLite database of {fill_sqlite(bench.sqlite, size) / GIGABYTE:.2f} GB", flush=True)
+    redis = bench.servers["redis"].url
     project = Project(
-        directory=directory / "project",
-        databases={"default": entry(server)},
+        directory=bench.directory / "project",
+        databases=databases,
         broker=f"{redis}/6",
         results=f"{redis}/6",
-        extra_environment={"PATH": path(server)},
+        extra_environment={"PATH": bench.path},
     )
     project.migrate()
     return project
 
 
-def entry(server: Server) -> dict[str, Any]:
+def entry(server: Server, engine: str) -> dict[str, Any]:
     """The alias's entry in ``DATABASES``."""
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": f"django.db.backends.{engine}",
         "NAME": DATABASE,
         "USER": server.user,
         "PASSWORD": server.password,
@@ -96,75 +158,123 @@ def entry(server: Server) -> dict[str, Any]:
     }
 
 
-def path(server: Server) -> str:
-    """The search path with the server's own clients first, for all contestants."""
-    return f"{server.bin_directory}:{os.environ['PATH']}"
+def drop_all(servers: dict[str, Server]) -> None:
+    """Remove every database of a bench from the servers."""
+    drop_kept(servers["postgres"])
+    with postgres_cursor(servers["postgres"]) as cursor:
+        for name in (DATABASE, RESTORED):
+            cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    with mariadb_cursor(servers["mariadb"]) as cursor:
+        cursor.execute(f"DROP DATABASE IF EXISTS {DATABASE}")
 
 
-def compare(directory: Path, server: Server, project: Project, options: argparse.Namespace) -> None:
-    """The rounds, and the ratios."""
-    contestants: dict[str, Callable[[], float]] = {
-        "snapshot.delay().get()": lambda: ours(project),
-        "pg_dump -Fc -Z0 | zstd -3": lambda: pipe(directory, server),
+def drop_kept(server: Server) -> None:
+    """Remove what restores have kept, so that a round doesn't fill the disk of the next."""
+    with postgres_cursor(server) as cursor:
+        cursor.execute("SELECT datname FROM pg_database WHERE datname LIKE 'django\\_snapshots\\_%'")
+        for (name,) in cursor.fetchall():
+            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def postgres(bench: Bench, project: Project) -> Contestants:
+    """A snapshot of PostgreSQL."""
+    server, target = bench.postgres, bench.directory / "pipe.zst"
+    python = dbbackup_environment()
+    dump = f"pg_dump -Fc -Z0 -h {server.host} -p {server.port} -U {server.user} {DATABASE}"
+    return {
+        "snapshot.delay().get()": lambda: ours(project, "default"),
+        "pg_dump -Fc -Z0 | zstd -3": lambda: bench.shell(f"{dump} | zstd -3 -q -f -o {target}"),
+        "django-dbbackup -z": lambda: dbbackup(bench, python),
     }
-    if options.only == "all":
-        python = dbbackup_environment()
-        contestants["django-dbbackup -z"] = lambda: dbbackup(directory, server, python)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(options.rounds):
-        for name, contestant in contestants.items():
-            times[name].append(contestant())
-            print(f"  round {number + 1}: {name}: {times[name][-1]:.2f} s", flush=True)
-    mine, *others = times
-    for name in times:
-        print(f"{name}: median {statistics.median(times[name]):.2f} s")
-    for name in others:
-        ratios = [a / b for a, b in zip(times[mine], times[name], strict=True)]
-        print(f"{mine} / {name}: median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
 
-def ours(project: Project) -> float:
+def mariadb(bench: Bench, project: Project) -> Contestants:
+    """A snapshot of MariaDB."""
+    server, target = bench.mariadb, bench.directory / "pipe.zst"
+    dump = f"mariadb-dump --single-transaction --quick -h {server.host} -P {server.port} -u {server.user} {DATABASE}"
+    return {
+        "snapshot.delay().get()": lambda: ours(project, "mariadb"),
+        "mariadb-dump | zstd -3": lambda: bench.shell(f"{dump} | zstd -3 -q -f -o {target}"),
+    }
+
+
+def sqlite(bench: Bench, project: Project) -> Contestants:
+    """A snapshot of SQLite; its own tool can't write into a pipe."""
+    copy = bench.directory / "copy.sqlite3"
+    return {
+        "snapshot.delay().get()": lambda: ours(project, "sqlite"),
+        "sqlite3 .backup, then zstd -3": lambda: bench.shell(
+            f'sqlite3 {bench.sqlite} ".backup {copy}" && zstd -3 -q -f --rm -o {copy}.zst {copy}'
+        ),
+    }
+
+
+def tiny(_bench: Bench, project: Project) -> Contestants:
+    """A snapshot of next to nothing: what the way through a broker, a worker and the journal costs."""
+    return {"snapshot.delay().get() of an empty database": lambda: ours(project, "tiny")}
+
+
+def restore(bench: Bench, project: Project) -> Contestants:
+    """A restore of PostgreSQL: ours over a full database, which it keeps, in a project whose journal is in it."""
+    server = bench.postgres
+    take(project, "wanted", artifacts=["database"], databases=["default"])
+    (dump,) = (project.storage / "wanted").glob("default*.zst")
+    load = f"pg_restore --single-transaction -h {server.host} -p {server.port} -U {server.user} -d {RESTORED}"
+
+    def pipe() -> float:
+        with postgres_cursor(server) as cursor:
+            cursor.execute(f"DROP DATABASE IF EXISTS {RESTORED} WITH (FORCE)")
+            cursor.execute(f"CREATE DATABASE {RESTORED} TEMPLATE template0")
+        return bench.shell(f"zstd -dc {dump} | {load}")
+
+    def mine() -> float:
+        drop_kept(server)
+        return delayed(project, f"restore.delay('wanted', databases=['default'], confirm=[{DATABASE!r}])")
+
+    return {"restore.delay().get()": mine, "zstd -dc | pg_restore --single-transaction": pipe}
+
+
+CONTESTS: dict[str, Callable[[Bench, Project], Contestants]] = {
+    "postgres": postgres,
+    "mariadb": mariadb,
+    "sqlite": sqlite,
+    "tiny": tiny,
+    "restore": restore,
+}
+
+
+def ours(project: Project, alias: str) -> float:
     """Seconds from ``delay()`` to the result, in a client that is already up."""
-    answer = take(project, "measured", artifacts=["database"])
+    seconds = take(project, "measured", artifacts=["database"], databases=[alias])
     shutil.rmtree(project.storage / "measured")
-    return float(answer["seconds"])
-
-
-def take(project: Project, name: str, *, artifacts: list[str]) -> dict[str, Any]:
-    """Take a snapshot through the worker; the result, with the seconds it took."""
-    answer: dict[str, Any] = project.call(
-        "import time\nbegin = time.monotonic()\n"
-        f"answer = snapshot.delay({name!r}, artifacts={artifacts!r}).get(timeout=900)\n"
-        "answer['seconds'] = time.monotonic() - begin"
-    )
-    assert "error" not in answer, answer
-    return answer
-
-
-def pipe(directory: Path, server: Server) -> float:
-    """Seconds of the shell pipe."""
-    target = directory / "pipe.zst"
-    begin = time.monotonic()
-    subprocess.run(
-        f"pg_dump -Fc -Z0 -h {server.host} -p {server.port} -U {server.user} {DATABASE} | zstd -3 -q -f -o {target}",
-        shell=True,
-        check=True,
-        env={**os.environ, "PATH": path(server), "PGPASSWORD": server.password},
-    )
-    seconds = time.monotonic() - begin
-    target.unlink()
     return seconds
 
 
-def dbbackup(directory: Path, server: Server, python: Path) -> float:
+def take(project: Project, name: str, **arguments: Any) -> float:
+    """Take a snapshot through the worker; return the seconds from ``delay()`` to the result."""
+    return delayed(project, f"snapshot.delay({name!r}, **{arguments!r})")
+
+
+def delayed(project: Project, call: str) -> float:
+    """Seconds from *call*, which sends a task, to that task's result, in a client that is already up."""
+    answer: dict[str, Any] = project.call(
+        "import time\nbegin = time.monotonic()\n"
+        f"{call}.get(timeout=900)\n"
+        "answer = {'seconds': time.monotonic() - begin}"
+    )
+    assert "error" not in answer, answer
+    return float(answer["seconds"])
+
+
+def dbbackup(bench: Bench, python: Path) -> float:
     """Seconds of ``manage.py dbbackup -z``, less those of an empty management command."""
-    target = directory / "dbbackup"
+    target = bench.directory / "dbbackup"
     target.mkdir(exist_ok=True)
     environment = {
         **os.environ,
-        "PATH": path(server),
+        "PATH": bench.path,
         "DJANGO_SETTINGS_MODULE": "tests.bench.dbbackup_settings",
-        "BENCH_DATABASES": json.dumps({"default": entry(server)}),
+        "BENCH_DATABASES": json.dumps({"default": entry(bench.postgres, "postgresql")}),
         "BENCH_DIRECTORY": str(target),
     }
     begin = time.monotonic()
@@ -189,11 +299,15 @@ def dbbackup_environment() -> Path:
 
 
 def memory(project: Project, worker: int) -> None:
-    """The peak of the worker and all it starts, while it takes one snapshot."""
-    with PeakMemory(worker) as peak:
-        take(project, "memory", artifacts=["database"])
-    shutil.rmtree(project.storage / "memory")
-    print(f"peak memory (PSS) of the worker and all it starts: {peak.peak / 1e6:.0f} MB")
+    """The peaks of the worker and all it starts, while it takes one snapshot and while it restores it."""
+    calls = {
+        "a snapshot": "snapshot.delay('memory', artifacts=['database'], databases=['default'])",
+        "its restore": f"restore.delay('memory', databases=['default'], confirm=[{DATABASE!r}])",
+    }
+    for what, call in calls.items():
+        with PeakMemory(worker) as peak:
+            delayed(project, call)
+        print(f"peak memory (PSS) of the worker and all it starts during {what}: {peak.peak / 1e6:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def test_the_grants_of_mysql_are_enough(make_mariadb: Maker, mariadb: Server, tm
     alias = make_mariadb(user="by_the_page", grants="USAGE")
     name = connections[alias].settings_dict["NAME"]
     dump_grants, restore_grants = (
-        the_block("docs/reference/connectors.md", "MySQL and MariaDB", "sql", position) for position in (0, 1)
+        the_block("docs/reference/connectors.md", "MySQL and MariaDB", "mysql", position) for position in (0, 1)
     )
     with mariadb_cursor(mariadb, name) as cursor:
         cursor.execute("CREATE TABLE t (n integer)")

@@ -104,8 +104,8 @@ RUN: dict[str, tuple[str, ...]] = {
     "test_docs_blocks.py::test_connectors_are_given_options": (f"{CONNECTORS} 'Connectors' (python)",),
     "test_docs.py::test_the_grants_of_postgresql_are_enough": (f"{CONNECTORS} 'PostgreSQL' (sql)",),
     "test_docs.py::test_the_grants_of_mysql_are_enough": (
-        f"{CONNECTORS} 'MySQL and MariaDB' (sql)",
-        f"{CONNECTORS} 'MySQL and MariaDB' (sql) 2",
+        f"{CONNECTORS} 'MySQL and MariaDB' (mysql)",
+        f"{CONNECTORS} 'MySQL and MariaDB' (mysql) 2",
     ),
     "test_docs.py::test_the_worked_example_recomputes": (
         "docs/reference/format.md 'The digest' (json)",

@@ -169,8 +169,8 @@ def test_a_dump_that_is_killed_after_ten_megabytes(
     ):
         for chunk in dump.chunks:
             size += len(chunk)
-            if size > 10_000_000 and pids(processes):
-                os.kill(pids(processes)[-1], signal.SIGKILL)
+            if size > 10_000_000 and (alive := pids(processes)):
+                os.kill(alive[-1], signal.SIGKILL)
     assert size > 10_000_000
 
 
