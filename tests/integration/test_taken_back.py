@@ -164,6 +164,41 @@ def test_a_worker_that_dies_in_the_middle_of_an_undo_leaves_one_that_can_be_made
     assert content(project) == ["before the restore"]
 
 
+KILLED = """
+import os, signal
+from django_snapshots.artifacts.database import DatabaseArtifact
+bring_back = DatabaseArtifact.bring_back
+def brought_back(*arguments):
+    prepared = bring_back(*arguments)
+    switch = prepared.switch
+    def killed():
+        if {after}:
+            switch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    prepared.switch = killed
+    return prepared
+DatabaseArtifact.bring_back = brought_back
+"""
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_who_dies_while_it_takes_back_is_settled_with_both_marks(project: Project, after: bool) -> None:
+    project.snapshots |= {"LEASE": 5}
+    code = f"{FULL}{KILLED.format(after=after)}django_snapshots.restore_snapshot('before', **{parts(project)!r})"
+    died = project.run("-c", _script(code))
+    assert died.returncode < 0, died.stderr
+    assert content(project) == (["before the restore"] if after else ["in the snapshot", "written meanwhile"])
+    _swept_until_it_ends(project)
+    restore = project.runs()[-1]
+    assert (restore["kind"], restore["state"]) == ("restore", "failed")
+    assert "As it was before" in restore["error"]
+    assert content(project) == ["before the restore"]
+    assert (project.media / "picture.png").read_text() == "changed"
+    (state,) = kept(project)
+    assert "undone" in undone(project, state["run"])
+    assert content(project) == ["in the snapshot", "written meanwhile"]
+
+
 def _script(code: str) -> str:
     begin = "import django\nfrom tests.celery_app import app\napp.set_current(); django.setup()\n"
     return f"{begin}import django_snapshots\n{code}"
