@@ -71,15 +71,29 @@ def is_name(name: str) -> bool:
     return _ANY_NAME.fullmatch(name) is not None
 
 
-def where_we_are() -> Mapping[str, Any]:
-    """What tells a later process whether it looks at the same disks as this one (``RestoreRequest.note``)."""
-    host, boot = here()
-    return {"host": host, "boot": boot}
+def inode(path: Path) -> int | None:
+    """The number of the file; ``None`` if it is missing."""
+    try:
+        return path.lstat().st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
-def was_here(noted: Mapping[str, Any]) -> bool:
-    """Whether an attempt that noted *noted* worked on this machine; one that noted nothing has worked nowhere."""
+def where_we_are(parent: Path | None = None) -> Mapping[str, Any]:
+    """What tells a later process whether it looks at the same disks as this one (``RestoreRequest.note``).
+
+    *parent* is the directory that holds the target: one on which no disk is mounted any more is another one.
+    """
     host, boot = here()
+    return {"host": host, "boot": boot, "parent": inode(parent) if parent else None}
+
+
+def was_here(noted: Mapping[str, Any], parent: Path | None = None) -> bool:
+    """Whether an attempt that noted *noted* worked on this machine, and on the disk which holds *parent* now; one that
+    noted nothing has worked nowhere."""
+    host, boot = here()
+    if parent is not None and noted.get("parent") not in (None, inode(parent)):
+        return False
     return not noted or noted.get("host") == host or noted.get("boot") == boot
 
 
@@ -158,6 +172,8 @@ class Shelf:
             record = read_record(path)
         except SnapshotError:
             record = {}
+        if stage is Stage.KEPT:
+            record = dict(kept_record(record))
         try:
             changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             in_use = is_in_use(path)
@@ -280,6 +296,13 @@ def new_record(about: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
 def kept_now(record: Mapping[str, Any]) -> dict[str, Any]:
     """*record*, of a state that is kept from now on; one that is kept already keeps its date."""
     return {**record, "kept_at": record.get("kept_at") or datetime.now(UTC).isoformat()}
+
+
+def kept_record(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The kept state's own record, also if somebody who was to bring it back died after writing the next one."""
+    former = record.get("brought_back")
+    inner = former.get("record") if isinstance(former, dict) else None
+    return inner if isinstance(inner, dict) and isinstance(inner.get("about", {}), dict) else record
 
 
 def is_in_use(path: Path) -> bool:

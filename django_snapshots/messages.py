@@ -122,7 +122,7 @@ def _arguments(kind: Kind, request: Request) -> dict[str, Any]:
             "tables",
             *("merge", "migrate", "no_owner", "wait"),
         ),
-        Kind.UNDO: ("undo", "confirm", "wait"),
+        Kind.UNDO: ("undo", "databases", "artifacts", "confirm", "wait"),
         Kind.VERIFY: ("name", "level", "schedule", "wait"),
         Kind.DRILL: ("name", "schedule", "wait"),
     }[kind]

@@ -60,6 +60,8 @@ class Request:
     """Whether a prune only says what it would do."""
     only: tuple[str, ...] | None = None
     """The snapshots that a prune may delete, as somebody saw and confirmed them; ``None`` is all."""
+    kept: bool = False
+    """Whether a prune removes what restores have replaced, as far as its time is over, and no snapshots."""
     schedule: str | None = None
     """The schedule that asked."""
     wait: float = 0.0
@@ -114,6 +116,7 @@ class Request:
             retention=_retention(data.get("retention")),
             like=None if data.get("like") is None else check_name(data["like"]),
             dry_run=data.get("dry_run") is True,
+            kept=data.get("kept") is True,
             wait=_wait(data.get("wait")),
             granted=data.get("granted") is True,
             into=_pairs("into", data.get("into")),

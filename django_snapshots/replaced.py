@@ -22,6 +22,11 @@ from typing import Any, Protocol, runtime_checkable
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.transfer import Prepared, RestoreRequest, Source
 
+TAKEN_BACK = "taken_back"
+"""Said with a state that a restore has brought, and that was taken back because that restore has failed."""
+KEPT_OF = "kept_of"
+"""Said with a state that lies under another restore's mark: the run, 32 hex digits, which has replaced it."""
+
 
 class SnapshotUnsettled(SnapshotError):
     """It can't be told here, or not now, what became of a target. The run does not end with it: ``settle`` is called
@@ -164,3 +169,12 @@ class Drills(Protocol):
 
     def drills(self, subject: str) -> bool:
         """Whether a state of *subject* can be built only to be looked at."""
+
+
+@runtime_checkable
+class SetsAside(Protocol):
+    """An optional capability of a connector or an artifact kind: its restore takes the rows of ``preserve_tables`` out
+    and puts them back afterwards. What somebody else writes to them in between is lost."""
+
+    def sets_aside(self, subject: str) -> bool:
+        """Whether a restore of *subject* does so."""

@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django_snapshots import partial_restore, preflight
-from django_snapshots.artifacts.capabilities import keeps_of, preflight_of
+from django_snapshots.artifacts.capabilities import bring_back_of, keeps_of, preflight_of
 from django_snapshots.backup import utc_now
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
@@ -26,6 +27,7 @@ from django_snapshots.exceptions import (
 from django_snapshots.manifest import ArtifactRecord, Snapshot, to_iso
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
+from django_snapshots.replaced import TAKEN_BACK
 from django_snapshots.safety import Safekeeping
 from django_snapshots.switching import Change, Moves, carry_out, request_for
 from django_snapshots.transfer import RestoreRequest, Source, Target
@@ -142,7 +144,9 @@ def chosen(settings: Settings, request: Request) -> tuple[Snapshot, tuple[Artifa
     """
     catalog = Catalog(settings.storage)
     snapshot = catalog.latest() if request.name is None else catalog.get(request.name)
-    return snapshot, tuple(record for record in snapshot.artifacts if _is_asked_for(record, request))
+    return snapshot, tuple(
+        record for record in snapshot.artifacts if is_asked_for(record.type, record.subject, request)
+    )
 
 
 def require_confirmation(snapshot: Snapshot, selections: Sequence[Selection], confirmed: Sequence[str]) -> None:
@@ -243,15 +247,18 @@ def _change(
     mark = mark_of(attempt, position)
     request = request_of(settings, attempt, record.type, item.subject, item.target, mark, snapshot.name, notes)
     request = partial_restore.only(request, item.tables)
+    keeps = keeps_of(kind, item.subject, item.tables)
     return Change(
         type=record.type,
         subject=item.subject,
         target=item.target,
         mark=mark,
-        keeps=keeps_of(kind, item.subject, item.tables),
+        keeps=keeps,
         request=request,
         prepare=lambda request: kind.prepare(item.subject, source, request),
         preflight=lambda source: preflight_of(kind, item.subject, source, request),
+        bring_back=partial(bring_back_of, kind, item.subject, mark) if keeps else None,
+        about_back={TAKEN_BACK: True, "snapshot": ""},
     )
 
 
@@ -360,27 +367,29 @@ def _not_in(snapshot: Snapshot, request: Request) -> list[str]:
     return [
         *(f"It holds no database {alias!r}." for alias in request.databases or () if alias not in snapshot.databases),
         *(f"It holds no artifact {item!r}." for item in request.artifacts or () if item not in held),
-        *_contradiction(request),
+        *contradiction(request),
         *(f"It holds no database {alias!r}." for alias in request.tables if alias not in snapshot.databases),
         *partial_restore.contradictions(request),
     ]
 
 
-def _contradiction(request: Request) -> list[str]:
+def contradiction(request: Request) -> list[str]:
+    """What is wrong with the parts that *request* names, whatever there is."""
     if request.databases and request.artifacts is not None and "database" not in request.artifacts:
         return ["Databases are named, but the artifacts that are named leave them out."]
     return []
 
 
-def _is_asked_for(record: ArtifactRecord, request: Request) -> bool:
+def is_asked_for(artifact: str, subject: str, request: Request) -> bool:
+    """Whether *subject*, of the kind *artifact*, is among the parts that *request* names; all are if it names none."""
     if request.tables:
-        return record.type == "database" and record.subject in request.tables
-    if request.artifacts is not None and record.type not in request.artifacts:
+        return artifact == "database" and subject in request.tables
+    if request.artifacts is not None and artifact not in request.artifacts:
         return False
     if request.databases is None:
         return True
-    if record.type == "database":
-        return record.subject in request.databases
+    if artifact == "database":
+        return subject in request.databases
     # Naming databases alone means just these.
     return request.artifacts is not None
 

@@ -1,8 +1,15 @@
 """Several targets replaced together: prepare all, check all, switch all, back on failure.
 
 Who can die when, and what then holds: until the first ``switch`` nothing of any target has changed, whatever dies. If
-one target's ``switch`` raises, those before it are rolled back; the error says in which state each target is. If the
-process dies between two switches, whoever comes later settles each target by its mark (``replaced``).
+one target's ``switch`` raises, those before it are brought back, each on its own; the error says in which state each
+target is. If the process dies between two switches, whoever comes later settles each target by its mark (``replaced``).
+
+What is brought back so was the target's state for a moment, and clients may have written to it. So where a target keeps
+what is replaced, bringing back is a switch of its own: the first one is brought to its end, then the kept state goes
+the way of an undo, under a mark of its own (``back_mark``), and what was there meanwhile is kept under that. Dies the
+process in between, whoever settles the target settles both marks. Where nothing is kept, ``Prepared.roll_back`` is all
+there is. A ``switch`` that ends with a COMMIT of its engine can't be brought back, and is one of the last: only another
+such COMMIT can fail after it.
 
 Knows neither Celery nor the journal, and not where the new states come from: a snapshot, or what was kept.
 """
@@ -14,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from django_snapshots.conf import Settings
-from django_snapshots.exceptions import SnapshotError
+from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Finding, SnapshotUnsettled
 from django_snapshots.temporary import private_directory
@@ -35,6 +42,10 @@ class Change:
     prepare: Callable[[RestoreRequest], Prepared]
     preflight: Callable[[Source], Iterable[Finding]] = lambda _: ()
     """What its kind finds in the way of it."""
+    bring_back: Callable[[RestoreRequest], Prepared] | None = None
+    """Prepares to put in its place again what the switch has replaced and kept; ``None`` where nothing is kept."""
+    about_back: Mapping[str, object] = field(default_factory=dict)
+    """What is written, besides the request's own, with the state that is kept when the target is brought back."""
 
     @property
     def needs_safety(self) -> bool:
@@ -52,6 +63,11 @@ class Moves:
     """Passed right before the first switch."""
     switched: Callable[[], None] = lambda: None
     """Called when every target holds its new state."""
+
+
+def back_mark(mark: str) -> str:
+    """Under which the attempt *mark* keeps what it has brought, if it brings back what was there before."""
+    return f"{mark}b"
 
 
 def carry_out(changes: Sequence[Change], moves: Moves) -> None:
@@ -161,10 +177,43 @@ def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared]) -> tuple
     for change, item in reversed(list(zip(changes, prepared, strict=True))):
         what = change.target.description
         try:
-            item.roll_back()
+            kept = _bring_back(change, item)
         except Exception as error:  # noqa: BLE001 - the others are brought back whatever this one does
             sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
-            settled = settled and not isinstance(error, SnapshotUnsettled)
+            settled = settled and not _is_tried_again(change, error)
         else:
-            sentences.append(f"{what} is as it was before.")
+            sentences.append(f"{what} is as it was before.{kept}")
     return " ".join(sentences), settled
+
+
+def _bring_back(change: Change, item: Prepared) -> str:
+    """Bring back what was there before; return, in words, where that is what was there meanwhile."""
+    if change.bring_back is None:
+        item.roll_back()
+        return ""
+    # The switch comes to its end: what it has replaced is kept now, and can be brought back like any kept state.
+    item.discard()
+    back = change.bring_back(_back_request(change))
+    try:
+        back.check()
+        back.switch()
+    finally:
+        _discard(back, change.request)
+    return " What was put there, with all that was written to it meanwhile, is kept: `manage.py snapshots undo --list`."
+
+
+def _back_request(change: Change) -> RestoreRequest:
+    return replace(
+        change.request,
+        mark=back_mark(change.mark),
+        about={**change.request.about, **change.about_back},
+        note=lambda _: None,
+        safety=lambda: None,
+    )
+
+
+def _is_tried_again(change: Change, error: Exception) -> bool:
+    """Whether whoever settles the restore may still bring it back: what is kept is there, and was only in the way."""
+    if change.bring_back is None:
+        return isinstance(error, SnapshotUnsettled)
+    return not isinstance(error, SnapshotNotFoundError)

@@ -169,15 +169,19 @@ def restore(
 def undo(
     self: SnapshotTask,
     undo: str | None = None,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] | None = None,
     wait: float | None = None,
 ) -> dict[str, Any]:
     """Put back what a restore has replaced; the result is the report.
 
-    *undo* is the id of the restore's run, or the beginning of it; without it the latest restore is meant. *confirm*
-    holds the name of every target that is replaced. The undo keeps what it replaces, and can itself be undone.
+    *undo* is the id of the restore's run, or the beginning of it; without it the latest restore is meant. *databases*
+    and *artifacts* name parts of it, which alone are put back then. *confirm* holds the name of every target that is
+    replaced. The undo keeps what it replaces, and can itself be undone.
     """
-    return _run(self, Kind.UNDO, {"undo": undo, "confirm": confirm, "wait": wait})
+    data = {"undo": undo, "databases": databases, "artifacts": artifacts, "confirm": confirm, "wait": wait}
+    return _run(self, Kind.UNDO, data)
 
 
 @shared_task(bind=True, name="django_snapshots.verify", ignore_result=False, **_OPTIONS)

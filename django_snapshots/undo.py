@@ -3,13 +3,20 @@
 Who can die when, and what then holds: an undo is a restore whose new states are the kept ones. It keeps what it
 replaces in the same way, so it can itself be undone. Knows neither Celery nor the journal: what a restore has left
 says itself which restore that was.
+
+Whoever can't be asked, a server, a disk or the storage that is away, may have more of the same restore. So an undo
+takes what is found only if that is known to be all that it is to put back: all of the restore, or the part that is
+named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django_snapshots import partial_restore
@@ -25,11 +32,15 @@ from django_snapshots.exceptions import (
     SnapshotPreflightError,
 )
 from django_snapshots.manifest import Snapshot, to_iso
-from django_snapshots.replaced import Beside
+from django_snapshots.plan import Request
+from django_snapshots.redaction import redact
+from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, Beside
 from django_snapshots.restore import (
     Observer,
     RestoreAttempt,
+    contradiction,
     forbidden,
+    is_asked_for,
     mark_of,
     replace_all,
     request_of,
@@ -40,9 +51,10 @@ from django_snapshots.switching import Change
 from django_snapshots.transfer import Target
 from django_snapshots.verify import check_artifacts
 
-TAKEN_BACK = "taken_back"
-"""Said of a state that a restore has brought, and that was taken back because that restore has failed."""
+logger = logging.getLogger("django_snapshots")
+
 _RUN = 32
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +80,8 @@ class Kept:
     """The subject that the restore was of, by what lies with the state."""
     taken_back: bool = False
     """Whether it is what a restore has brought before it failed: nothing that anybody has lost."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What its restore has written with it."""
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -98,33 +112,142 @@ class UndoReport:
         return {"undone": self.undone, "undo": self.run, "targets": list(self.targets), "notes": list(self.notes)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unasked:
+    """Somebody who may have kept something, and who can't be asked now."""
+
+    type: str
+    """The artifact kind; empty for the storage, which may have a safety copy of anything."""
+    subject: str
+    why: str
+
+    def __str__(self) -> str:
+        what = f"{self.type} {self.subject}" if self.type else "the safety copies in the storage"
+        return f"{what} ({self.why})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What restores have kept, as far as that is seen."""
+
+    states: tuple[Kept, ...]
+    """The newest first."""
+    unasked: tuple[Unasked, ...]
+
+    def missed(self, request: Request) -> list[Unasked]:
+        """Who may have something of what *request* asks for, and can't be asked."""
+        return [item for item in self.unasked if not item.type or is_asked_for(item.type, item.subject, request)]
+
+
+def look(settings: Settings) -> Found:
+    """Ask everybody. One state that lies beside a database of several aliases is told once, of the alias that was
+    restored."""
+    unasked: list[Unasked] = []
+    found = [*_once(_beside(settings, unasked)), *_safety_copies(settings, unasked)]
+    newest = sorted(found, key=lambda item: item.replaced_at.timestamp() if item.replaced_at else 0.0, reverse=True)
+    return Found(states=tuple(newest), unasked=tuple(unasked))
+
+
 def kept_states(settings: Settings) -> list[Kept]:
-    """Every state that restores have kept and that is still there, the newest first.
+    """Every state that restores have kept and that is still there, the newest first; who can't be asked is logged."""
+    found = look(settings)
+    for item in found.unasked:
+        logger.warning("What restores have kept is not known of %s.", item)
+    return list(found.states)
 
-    One that lies beside a database of several aliases is told once, of the alias that was restored.
+
+def chosen(
+    settings: Settings, request: Request, ignored: Callable[[set[str]], set[str]] = lambda _: set()
+) -> tuple[str, list[Kept], list[Unasked]]:
+    """The restore to undo, the latest if *request* names none, what is found of the part of it that is asked for, and
+    who may have more of that and can't be asked.
+
+    It may be named by the beginning of its id. Meant only if it is named is one that has failed and was taken back, and
+    one that *ignored* tells among others: it may have left a safety copy, and has changed nothing.
+    Raises ``SnapshotNotFoundError``, and ``SnapshotPreflightError`` if it can't be told which is the latest.
     """
-    found = [*_once(_beside(settings)), *_safety_copies(settings)]
-    return sorted(found, key=lambda item: item.replaced_at.timestamp() if item.replaced_at else 0.0, reverse=True)
-
-
-def chosen(settings: Settings, run: str | None) -> tuple[str, list[Kept]]:
-    """The restore to undo, the latest if *run* is ``None``, and what it has left.
-
-    *run* may be the beginning of its id. One that has failed and was taken back is meant only if it is named.
-    Raises ``SnapshotNotFoundError``.
-    """
-    states = [item for item in kept_states(settings) if run is not None or not item.taken_back]
-    wanted = None if run is None else run.strip().lower().replace("-", "")
-    runs = list(dict.fromkeys(item.run for item in states if wanted is None or item.run.startswith(wanted)))
-    if not runs:
-        what = "Nothing is kept of any restore" if wanted is None else f"Nothing is kept of a restore {run!r}"
-        raise SnapshotNotFoundError(
-            f'{what}: there was none, or what it replaced is gone, which SNAPSHOTS["SAFETY_KEEP"] sets. '
-            "`manage.py snapshots undo --list` shows what there is."
+    if problems := contradiction(request):
+        raise SnapshotPreflightError(" ".join(problems))
+    found, named = look(settings), request.undo
+    missed = found.missed(request)
+    if named is None and missed:
+        raise SnapshotPreflightError(
+            f"Which restore was the latest can't be told now, because {_listed(missed)} can't be asked. Nothing was "
+            "touched. Name the restore that is to be undone; `manage.py snapshots undo --list` shows those that are "
+            "seen."
         )
-    if wanted is not None and len(runs) > 1:
-        raise SnapshotNotFoundError(f"{run!r} begins the ids of {len(runs)} restores: {', '.join(runs)}.")
-    return runs[0], [item for item in states if item.run == runs[0]]
+    states = [item for item in found.states if is_asked_for(item.type, item.subject, request)]
+    if named is None:
+        unmeant = ignored({item.run for item in states})
+        states = [item for item in states if not (item.taken_back or item.run in unmeant)]
+    runs = list(dict.fromkeys(item.run for item in states if named is None or item.run.startswith(named)))
+    if not runs:
+        raise SnapshotNotFoundError(_nothing(request, missed))
+    if named is not None and len(runs) > 1:
+        raise SnapshotNotFoundError(f"{named!r} begins the ids of {len(runs)} restores: {', '.join(runs)}.")
+    return runs[0], [item for item in states if item.run == runs[0]], missed
+
+
+def require_all(
+    run: str, states: Sequence[Kept], request: Request, replaced: Sequence[str] | None, missed: Sequence[Unasked]
+) -> None:
+    """Raise ``SnapshotNotFoundError`` unless *states* are known to be all that *request* asks for: the parts that it
+    names, or as many as the run has *replaced*, in words; ``None`` if nobody knows."""
+    if request.databases is not None or request.artifacts is not None:
+        if absent := _absent(states, request):
+            why = f" Not asked, because that is not possible now: {_listed(missed)}." if missed else ""
+            raise SnapshotNotFoundError(f"Of the restore {run} nothing is found of {', '.join(absent)}.{why}")
+        return
+    if len(states) < len(replaced or ()) or (replaced is None and missed):
+        raise SnapshotNotFoundError(_half(run, states, replaced or (), missed))
+
+
+def _absent(states: Sequence[Kept], request: Request) -> list[str]:
+    types, aliases = {item.type for item in states}, {item.subject for item in states if item.type == "database"}
+    return [
+        *(f"the database {alias!r}" for alias in request.databases or () if alias not in aliases),
+        *(f"the artifact {kind!r}" for kind in request.artifacts or () if kind not in types),
+    ]
+
+
+def _nothing(request: Request, missed: Sequence[Unasked]) -> str:
+    what = (
+        "Nothing is kept of any restore" if request.undo is None else f"Nothing is kept of a restore {request.undo!r}"
+    )
+    if request.databases is not None or request.artifacts is not None:
+        named = [*(f"database {name!r}" for name in request.databases or ()), *map(repr, request.artifacts or ())]
+        what += f", as far as {', '.join(named)} goes"
+    if missed:
+        return f"{what}, as far as is seen now: {_listed(missed)} can't be asked."
+    return (
+        f'{what}: there was none, or what it replaced is gone, which SNAPSHOTS["SAFETY_KEEP"] sets. '
+        "`manage.py snapshots undo --list` shows what there is."
+    )
+
+
+def _half(run: str, states: Sequence[Kept], replaced: Sequence[str], missed: Sequence[Unasked]) -> str:
+    """Half of a restore is not taken back without a word: what to say."""
+    found = ", ".join(f"{state.type} {state.subject}" for state in states)
+    more = f"It has replaced {', '.join(replaced)}. " if replaced else ""
+    unasked = (
+        f"{_listed(missed)} can't be asked. " if missed else "Is a server or a disk away, or a part undone already? "
+    )
+    return (
+        f"The restore {run} may have replaced more than is found now. {more}Found is what was before of: {found}. "
+        f"{unasked}Nothing was touched. To put back on purpose what is found, and no more, name it: `manage.py "
+        f"snapshots undo {run} {_named(states)}`."
+    )
+
+
+def _named(states: Sequence[Kept]) -> str:
+    """The options that name just these parts."""
+    databases = [f"--database {item.subject}" for item in states if item.type == "database"]
+    others = [f"--artifact {item.type}" for item in states if item.type != "database"]
+    return " ".join(dict.fromkeys([*databases, *(["--artifact database"] if databases and others else []), *others]))
+
+
+def _listed(unasked: Sequence[Unasked]) -> str:
+    return ", ".join(map(str, unasked))
 
 
 def targets(settings: Settings, states: Sequence[Kept]) -> list[Target]:
@@ -144,11 +267,10 @@ def require_confirmation(run: str, found: Sequence[Target], confirmed: Sequence[
         )
 
 
-def undo(settings: Settings, attempt: RestoreAttempt) -> UndoReport:
-    """Undo the restore that ``attempt.request.undo`` names. Raises ``SnapshotError``."""
+def undo(settings: Settings, attempt: RestoreAttempt, run: str, states: Sequence[Kept]) -> UndoReport:
+    """Put *states*, which the restore *run* has left, back in their places. Raises ``SnapshotError``."""
     if problems := forbidden(settings, attempt.request):
         raise SnapshotError(" ".join(problems))
-    run, states = chosen(settings, attempt.request.undo)
     found = targets(settings, states)
     require_confirmation(run, found, attempt.request.confirm)
     notes: list[str] = []
@@ -180,14 +302,17 @@ def _change(
         raise SnapshotPreflightError(f"{only_the_whole(item.subject, item.tables)} The copy is {item.place}.")
     request = request_of(settings, attempt, item.type, item.subject, target, mark, item.snapshot, notes)
     request = partial_restore.only(request, item.tables)
+    keeps = keeps_of(kind, item.subject, item.tables)
     change = Change(
         type=item.type,
         subject=item.subject,
         target=target,
         mark=mark,
-        keeps=keeps_of(kind, item.subject, item.tables),
+        keeps=keeps,
         request=request,
         prepare=lambda wanted: bring_back_of(kind, item.subject, item.mark, wanted),
+        bring_back=partial(bring_back_of, kind, item.subject, mark) if keeps else None,
+        about_back=_about_back(item),
     )
     if not item.snapshot:
         return change
@@ -197,12 +322,24 @@ def _change(
     return replace(change, prepare=lambda wanted: kind.prepare(item.subject, source, wanted))
 
 
-def _beside(settings: Settings) -> Iterator[Kept]:
+def _about_back(item: Kept) -> Mapping[str, object]:
+    """What is said of a kept state that was put back, if the undo fails and takes it away again: it is still what its
+    restore has replaced, and goes when it was to go. A safety copy stays where it is all the time."""
+    return {**item.about, KEPT_OF: item.run} if item.mark else {TAKEN_BACK: True, "snapshot": ""}
+
+
+def _beside(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]:
+    """What lies beside the targets; *unasked* hears of those that can't be asked."""
     for artifact in settings.artifacts:
         kind = settings.kind(artifact)
         for subject in (*kind.subjects(), *(known() if artifact == "database" else ())):
-            for item in beside_of(kind, subject):
-                if item.kept and len(item.mark) > _RUN:
+            try:
+                found = beside_of(kind, subject)
+            except Exception as error:  # noqa: BLE001 - a connector raises what it likes, and others are still to come
+                unasked.append(Unasked(type=artifact, subject=subject, why=redact(str(error)).strip()))
+                continue
+            for item in found:
+                if item.kept and _ID.fullmatch(item.mark[:_RUN]):
                     yield _of(item, artifact, subject)
 
 
@@ -216,8 +353,9 @@ def _once(found: Iterable[Kept]) -> Iterable[Kept]:
 
 
 def _of(item: Beside, artifact: str, subject: str) -> Kept:
+    kept_of = item.about.get(KEPT_OF)
     return Kept(
-        run=item.mark[:_RUN],
+        run=kept_of if isinstance(kept_of, str) and _ID.fullmatch(kept_of) else item.mark[:_RUN],
         type=artifact,
         subject=subject,
         replaced_at=item.kept_at or _moment(item.about.get("replaced_at")),
@@ -227,14 +365,22 @@ def _of(item: Beside, artifact: str, subject: str) -> Kept:
         brought=str(item.about.get("snapshot") or ""),
         restored=str(item.about.get("subject") or ""),
         taken_back=item.about.get(TAKEN_BACK) is True,
+        about=item.about,
         tables=partial_restore.told_by(item.about),
     )
 
 
-def _safety_copies(settings: Settings) -> Iterator[Kept]:
-    for entry in Catalog(settings.storage).entries():
+def _safety_copies(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]:
+    try:
+        entries = Catalog(settings.storage).entries()
+    except Exception as error:  # noqa: BLE001 - a storage raises what it likes; what lies on servers doesn't need it
+        unasked.append(Unasked(type="", subject="", why=redact(str(error)).strip()))
+        return
+    for entry in entries:
         snapshot = entry.snapshot
-        if snapshot is not None and snapshot.safety is not None and _is_ours(settings, snapshot):
+        if snapshot is None or snapshot.safety is None or not _ID.fullmatch(snapshot.safety.restore):
+            continue
+        if _is_ours(settings, snapshot):
             (record,) = snapshot.artifacts
             yield Kept(
                 run=snapshot.safety.restore,

@@ -68,6 +68,14 @@ def cancel_run(run: uuid.UUID | str, *, by: str = "") -> Run:
     return found
 
 
+def give_up_run(run: uuid.UUID | str, *, by: str = "") -> Run:
+    """End a restore or undo of which it can't be told what became of its targets; return it as it is then. Raises
+    ``SnapshotError``."""
+    found = execution.give_up_run(run, by=by)
+    aside("result", lambda: store_result(found))
+    return found
+
+
 def prune_after(run: Run) -> None:
     """Prune the likes of a snapshot that was asked for with a retention policy, once it is there."""
     request = Request.from_json(run.request)

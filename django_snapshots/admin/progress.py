@@ -120,6 +120,8 @@ def _drilled(run: Run, result: Mapping[str, Any]) -> list[str]:
 def _pruned(result: Mapping[str, Any]) -> list[str]:
     """What a retention policy decided of each snapshot, and why."""
     verb = "would be deleted" if result.get("dry_run") else "deleted"
+    if removed := texts_of(result.get("removed")):
+        return [f"Removed, because its time is over: {place}" for place in removed]
     return [
         f"{text_of(item.get('name'))} {what}: {'; '.join(texts_of(item.get('reasons')))}"
         for what, key in ((verb, "deleted"), ("kept", "kept"))

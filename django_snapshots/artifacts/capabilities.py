@@ -17,6 +17,7 @@ from django_snapshots.replaced import (
     Outcome,
     Preflights,
     RestoresTables,
+    SetsAside,
 )
 from django_snapshots.transfer import EndsSessions, Identified, Prepared, RestoreRequest, Source
 
@@ -85,3 +86,8 @@ def restores_tables_of(kind: ArtifactKind, subject: str) -> bool:
 def drills_of(kind: ArtifactKind, subject: str) -> bool:
     """Whether *subject* can be restored only to be looked at."""
     return isinstance(kind, Drills) and kind.drills(subject)
+
+
+def sets_aside_of(kind: ArtifactKind, subject: str) -> bool:
+    """Whether a restore of *subject* loses what others write to preserved tables meanwhile."""
+    return isinstance(kind, SetsAside) and kind.sets_aside(subject)

@@ -23,6 +23,7 @@ from django_snapshots.replaced import (
     Outcome,
     Preflights,
     RestoresTables,
+    SetsAside,
 )
 from django_snapshots.transfer import (
     Dump,
@@ -131,6 +132,11 @@ class DatabaseArtifact:
         """Whether the alias's connector can build a state only to be looked at."""
         connector = self.connector(subject)
         return connector.drills(subject) if isinstance(connector, Drills) else isinstance(connector, KeepsReplaced)
+
+    def sets_aside(self, subject: str) -> bool:
+        """Whether the alias's connector takes the rows that are to stay out of the database, and puts them back."""
+        connector = self.connector(subject)
+        return isinstance(connector, SetsAside) and connector.sets_aside(subject)
 
     # What restores leave beside the alias's database; nothing where its connector keeps nothing.
 

@@ -31,7 +31,19 @@ from typing import Any
 
 from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotBusyError, SnapshotError, SnapshotNotFoundError
-from django_snapshots.marked import PREFIX, Marked, Shelf, Stage, is_in_use, kept_now, key, taken, was_here
+from django_snapshots.marked import (
+    PREFIX,
+    Marked,
+    Shelf,
+    Stage,
+    inode,
+    is_in_use,
+    kept_now,
+    kept_record,
+    key,
+    taken,
+    was_here,
+)
 from django_snapshots.replaced import Beside, Outcome
 
 NEW, OLD, LATE = "new", "old", "late"
@@ -69,7 +81,7 @@ def settle(root: Path, mark: str, noted: Mapping[str, Any]) -> Outcome:
             with taken(shelf, mark, stage) as marked:
                 if marked is not None:
                     return settle_directory(root, marked)
-    here = was_here(noted) and (not noted.get("inside") or noted.get("root") == inode(root))
+    here = was_here(noted, root.parent) and (not noted.get("inside") or noted.get("root") == inode(root))
     return Outcome.BEFORE if here else Outcome.UNSEEN
 
 
@@ -114,14 +126,6 @@ def is_switched(directory: Path, record: Mapping[str, Any]) -> bool:
         f"It can't be told what a restore has done: {directory} holds neither the tree that it built nor the one that "
         "it replaced. Look at it by hand."
     )
-
-
-def inode(path: Path) -> int | None:
-    """The number of the file; ``None`` if it is missing."""
-    try:
-        return path.lstat().st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
@@ -230,18 +234,12 @@ def take_kept(root: Path, mark: str, new_mark: str, record: Mapping[str, Any]) -
     for shelf in shelves(root):
         with taken(shelf, mark, Stage.KEPT) as marked:
             if marked is not None:
-                former = {"mark": mark, "record": _plain(marked.read_record())}
+                former = {"mark": mark, "record": kept_record(marked.read_record())}
                 if not (marked.path / NEW).is_dir() or (marked.path / NEW).is_symlink():
                     raise SnapshotArtifactError(f"{marked.path} should hold what {mark!r} has replaced, and does not.")
                 marked.write_record({**record, "brought_back": former})
                 return shelf.relabel(mark, Stage.KEPT, new_mark)
     raise SnapshotNotFoundError(f"Nothing that {mark!r} has replaced is kept beside the media directory {root}.")
-
-
-def _plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The kept state's own record, also if somebody died between writing the next one and the renaming."""
-    former = record.get("brought_back")
-    return former["record"] if isinstance(former, dict) and isinstance(former.get("record"), dict) else record
 
 
 def remove(root: Path, mark: str) -> None:

@@ -29,7 +29,7 @@ from django_snapshots.artifacts.file_system import (
 )
 from django_snapshots.artifacts.media_walk import STAGING_PREFIX, is_own_name
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError, SnapshotPreflightError
-from django_snapshots.marked import Marked, Shelf, new_record, where_we_are
+from django_snapshots.marked import Marked, Shelf, inode, new_record, where_we_are
 from django_snapshots.transfer import RestoreRequest
 
 _NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
@@ -56,6 +56,7 @@ class Staging:
         self._undo: Callable[[], None] | None = None
         self._stuck = False
         self._begun = False
+        self._ended = False
         self._parents: list[Path] = []
         self._marked: Marked | None = None
         self._directory = self._take(kept) if kept else self._make()
@@ -84,7 +85,7 @@ class Staging:
         Raises ``SnapshotArtifactError``, which says in what state the root is.
         """
         self._fence()
-        self._write_down(root=media_kept.inode(self.root), new=media_kept.inode(self.new))
+        self._write_down(root=inode(self.root), new=inode(self.new))
         # Whatever interrupts the next lines (a signal's exception too) must not let ``discard`` remove old files.
         self._stuck = self._begun = True
         _reached("begun")
@@ -132,6 +133,8 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the directory with all that is in it, and parents that were made for nothing. Never raises."""
+        if self._ended:
+            return
         if self._marked is not None:
             self._end(self._marked)
             return
@@ -146,7 +149,7 @@ class Staging:
 
     def _end(self, marked: Marked) -> None:
         """Whatever has interrupted a switch, what is in the directory tells what came of it."""
-        self._marked = None
+        self._marked, self._ended = None, True
         try:
             if marked.is_still_there:
                 media_kept.settle_directory(self.root, marked)
@@ -162,7 +165,7 @@ class Staging:
     def _take(self, kept: str) -> Path:
         """The directory of a kept tree."""
         self._refuse_mounts_below()
-        self._request.note({**where_we_are(), "inside": False})
+        self._request.note({**where_we_are(self.root.parent), "inside": False})
         record = new_record(self._request.about, file=self.root.name)
         if not self.root.exists():
             raise SnapshotPreflightError(f"{self.root} is missing; make it (or mount its disk) first.")
@@ -182,7 +185,9 @@ class Staging:
         if not self._request.mark:
             return Path(tempfile.mkdtemp(prefix=unmarked_prefix, dir=shelf.parent))
         inside = shelf.parent == self.root
-        self._request.note({**where_we_are(), "inside": inside, "root": media_kept.inode(self.root)})
+        # Directories that are made for a missing root are gone again where nothing was switched.
+        parent = None if self._parents else self.root.parent
+        self._request.note({**where_we_are(parent), "inside": inside, "root": inode(self.root)})
         parents = [str(path) for path in self._parents]
         record = new_record(self._request.about, file=self.root.name, parents=parents)
         self._marked = shelf.make(self._request.mark, record)

@@ -91,6 +91,10 @@ class FileConnectorAdapter:
             return _PreparedFile(self.connector, subject, path, preserved, stack.pop_all())
         raise AssertionError  # an ExitStack that swallows an error would be a defect
 
+    def sets_aside(self, subject: str) -> bool:
+        """Always: the connector may replace every table."""
+        return True
+
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
         """What such a restore can't promise."""
         name = type(self.connector).__name__
@@ -109,9 +113,10 @@ class FileConnectorAdapter:
 
 
 _JOURNAL_IS_IN_IT = (
-    "The runs of this package are in {subject!r} too. Their rows are saved right before the restore and written back "
-    "after it. If the restore replaces those tables, what other workers and beat write about other runs in between is "
-    "lost. Let no other run be active, or move them to an alias of their own."
+    "The tables of this package are preserved in {subject!r}: their rows are saved right before the restore and "
+    "written back after it. If it is the database of the runs, the restore is refused while another run is at work, "
+    "and none begins before its end; what is asked for meanwhile may be lost, and has to be asked for again. Better "
+    "keep the runs in an alias of their own."
 )
 
 

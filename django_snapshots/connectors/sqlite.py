@@ -341,7 +341,7 @@ def _directory_beside(place: Place, request: RestoreRequest, facts: Mapping[str,
     shelf = sqlite_kept.shelf_of(place)
     if not shelf.parent.is_dir():
         raise SnapshotConnectorError(f"The directory {shelf.parent} does not exist; make it (or mount it) first.")
-    request.note(where_we_are())
+    request.note(where_we_are(shelf.parent))
     with explained(place, "prepare the restore of"):
         return shelf.make(request.mark, new_record(request.about, file=place.real.name, **facts))
 

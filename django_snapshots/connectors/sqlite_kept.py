@@ -19,6 +19,8 @@ replacing a file that is no database   the old file gets a second name in the di
                                        old file is still in its place, and its logs are moved back: BEFORE.
 rolling back                           the same transaction the other way: the label goes with the content. BEFORE.
 while it ends (discard)                the directory is called kept before the label goes; either proves the switch.
+and somebody has put another file      it has neither the label of the switch nor the one from before it
+in the place of the live one since     (``begun``). Nothing is decided, and nothing removed.
 =====================================  ================================================================================
 
 ``settle`` takes the write lock of the live database, renames the directory while it has it, and then looks for the
@@ -88,7 +90,7 @@ def _without_directory(place: Place, mark: str, noted: Mapping[str, Any], second
     with _locked(place, seconds) as live:
         if live is not None and mark in labels.read(live):
             return Outcome.SWITCHED
-    return Outcome.BEFORE if was_here(noted) else Outcome.UNSEEN
+    return Outcome.BEFORE if was_here(noted, place.real.parent) else Outcome.UNSEEN
 
 
 def settle_directory(place: Place, marked: Marked, seconds: float) -> Outcome:
@@ -101,16 +103,23 @@ def settle_directory(place: Place, marked: Marked, seconds: float) -> Outcome:
             if _is_switched(place, seen, marked):
                 _keep(marked)
                 if seen is not None:
-                    labels.write(seen, labels.read(seen) - {marked.mark})
+                    _without(seen, marked.mark)
                 return Outcome.SWITCHED
+            if seen is not None and labels.begun(marked.mark) in labels.read(seen):
+                _without(seen, marked.mark)
     give_logs_back(place, marked)
     marked.remove()
     return Outcome.BEFORE
 
 
+def _without(live: sqlite3.Connection, mark: str) -> None:
+    """Take the labels of *mark* out of the live database."""
+    labels.write(live, labels.read(live) - {mark, labels.begun(mark)})
+
+
 def _is_switched(place: Place, live: sqlite3.Connection | None, marked: Marked) -> bool:
     if live is not None:
-        return marked.mark in labels.read(live)
+        return _says_switched(place, labels.read(live), marked)
     kept, broken = marked.path / KEPT, marked.path / BROKEN
     if broken.exists() and place.real.exists() and broken.samefile(place.real):
         return False
@@ -120,6 +129,21 @@ def _is_switched(place: Place, live: sqlite3.Connection | None, marked: Marked) 
     raise SnapshotConnectorError(
         f"{place.real} {state}, so it can't be told whether it was replaced. The state from before is kept in "
         f"{marked.path}; bring the file back, or put the kept one in its place by hand."
+    )
+
+
+def _says_switched(place: Place, found: set[str], marked: Marked) -> bool:
+    """By the labels *found* in the live database. One that has none of the attempt's, although that had kept the state
+    before the switch, is another one than it knew."""
+    if marked.mark in found or labels.begun(marked.mark) in found:
+        return marked.mark in found
+    held = [marked.path / name for name in (KEPT, BROKEN) if (marked.path / name).exists()]
+    if not held or _was_missing(marked):
+        return False
+    raise SnapshotConnectorError(
+        f"{place.real} is not the file that a restore was replacing: somebody has put another one in its place since. "
+        f"It was not touched. What was there before the restore is kept as {held[0]}; bring it back by hand if you "
+        f"need it. Then, or if you don't, remove {marked.path}."
     )
 
 
@@ -166,7 +190,7 @@ def _take_label_away(place: Place, mark: str, seconds: float) -> None:
         if mark in (_labels_seen(place) or ()):
             with _locked(place, min(seconds, 1.0)) as live:
                 if live is not None:
-                    labels.write(live, labels.read(live) - {mark})
+                    _without(live, mark)
 
 
 @contextlib.contextmanager
@@ -226,8 +250,9 @@ def beside(place: Place) -> Sequence[Beside]:
 def _is_kept(shelf: Shelf, mark: str, stage: Stage, seen: set[str] | None) -> bool:
     if stage in (Stage.KEPT, Stage.GONE):
         return stage is Stage.KEPT
-    if seen is not None:
+    if seen is not None and (mark in seen or labels.begun(mark) in seen):
         return mark in seen
+    # It can't be told, or the file is another one: better one too many.
     return any((shelf.path(mark, stage) / name).exists() for name in (KEPT, BROKEN))
 
 

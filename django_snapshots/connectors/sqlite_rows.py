@@ -6,7 +6,8 @@ until the commit (with a write-ahead log also through it). Who can die when, and
 =====================================  ================================================================================
 the attempt dies, or sleeps            then
 =====================================  ================================================================================
-before the transaction                 nothing was touched. ``settle`` finds no label in the live database: BEFORE.
+before the transaction                 nothing was touched but the label ``begun``. ``settle`` finds no other one in the
+                                       live database: BEFORE.
 within it                              the whole live database as it was, whose kept copy is on the disk before the
                                        first row goes; SQLite takes the rest back when the file is next opened. No
                                        label: BEFORE. Who only sleeps has the lock: ``settle`` waits a bounded time.
@@ -40,7 +41,7 @@ from django_snapshots.connectors.sqlite_files import (
     pragma,
     quoted,
 )
-from django_snapshots.connectors.sqlite_switch import copied
+from django_snapshots.connectors.sqlite_switch import begin, copied
 from django_snapshots.connectors.sqlite_tables import LIVE, RESTORED, Shape
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError
 from django_snapshots.processes import Processes
@@ -79,6 +80,9 @@ class RowSwitch:
         The live database carries *label* then, and every label that it had but for *without*. When this raises, it is
         as it was.
         """
+        if label and self._place.path is not None:
+            begin(self._place, label, self._fence, self._patience())
+            _reached("begun")
         with opened(self._place, origin, self._patience()) as live, self._transaction(live, kept):
             self._fence()
             _reached("locked")
@@ -89,7 +93,7 @@ class RowSwitch:
                     copied(reader, kept, self._patience(), durably=bool(label))
             _reached("kept")
             self._replace(live)
-            labels.write(live, {label, *labels.read(live)} - {"", without})
+            labels.write(live, labels.after(labels.read(live), come=label, go=without))
             _reached("replaced")
         _reached("switched")
 

@@ -77,6 +77,9 @@ class Switch:
         database is as it was.
         """
         self._come, self._go = label, without
+        if label and self._place.path is not None:
+            begin(self._place, label, self._fence, self._patience())
+            _reached("begun")
         opened = open_memory(self._place) if self._place.path is None else open_file(self._place)
         with opened as live, open_private(self._place.alias, staged_path) as staged:
             mode, page_size = (self._ask(live, name) for name in ("journal_mode", "page_size"))
@@ -147,7 +150,7 @@ class Switch:
                 f"{self._place.title} is damaged, so the rows of {', '.join(self._preserve)} could not be taken along "
                 f"({error}). They are in the state that was replaced, as far as they can be read."
             )
-        labels.write(staged, {self._come, *self._labels(live)} - {"", self._go})
+        labels.write(staged, labels.after(self._labels(live), come=self._come, go=self._go))
         copied(live, kept, self._patience(), durably=bool(self._come))
         _reached("kept")
 
@@ -161,6 +164,19 @@ class Switch:
 
     def _patience(self) -> Patience:
         return Patience(self._place, self._seconds, self._processes)
+
+
+def begin(place: Place, mark: str, fence: Callable[[], None], patience: Patience) -> None:
+    """Label the live database as the one which the attempt *mark* is about to change, in a transaction of its own.
+
+    *fence* raises if that has no right to change it any more.
+    """
+    with open_file(place) as live:
+        patience.execute(live, "PRAGMA synchronous=FULL")
+        patience.execute(live, "BEGIN IMMEDIATE")
+        fence()
+        labels.write(live, {*labels.read(live), labels.begun(mark)})
+        patience.execute(live, "COMMIT")
 
 
 def copied(live: sqlite3.Connection, path: Path, patience: Patience, *, durably: bool) -> None:

@@ -1,20 +1,25 @@
-"""When what restores have replaced goes: after its time, and when two newer states of its target are kept.
+"""When what restores have replaced goes: after its time, or when two newer states of its target are kept.
 
 So the last restore can be undone, and that undo, too. Whoever collects garbage does it, and whoever has ended a
-restore. Nothing is removed while a run works with the target.
+restore. Nothing is removed while a run works with the target, and no run begins to while it is removed: whoever removes
+has the target's lock, under a run of its own.
+
+Who can die when, and what then holds: dies whoever removes, its lock goes with its run; what is left of a state that
+was half removed has a name by which the next one finishes that (``KeepsReplaced.remove``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import partial
 
 from django_snapshots import runs
 from django_snapshots import undo as undoing
 from django_snapshots.artifacts.capabilities import identity_of, remove_of
+from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.backup import utc_now
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
@@ -25,22 +30,28 @@ from django_snapshots.undo import Kept
 logger = logging.getLogger("django_snapshots")
 
 GENERATIONS = 2
-"""So many kept states of one target stay, whatever their time."""
+"""With so many newer states of its target a kept state goes, also before its time."""
 
 
 def expire(settings: Settings, run: uuid.UUID | None = None) -> list[str]:
     """Remove what is too old; return it in words. What can't be removed is logged and left for the next time.
 
-    *run* is the caller's own, which may hold locks.
+    *run* is the caller's own, which takes the locks; without one it is only looked whether somebody else has them.
     """
-    return [item.place for item in _superfluous(settings, utc_now()) if _removed(settings, item, run)]
+    return [item.place for item in superfluous(settings) if _removed(settings, item, run)]
+
+
+def superfluous(settings: Settings) -> list[Kept]:
+    """What is too old."""
+    return list(_superfluous(settings, utc_now()))
 
 
 def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
-    seen: dict[tuple[str, str, bool], int] = {}
+    # What was taken back is nothing that anybody has lost, and what single tables were replaced by is not what brings a
+    # whole database back: neither pushes out what a restore has replaced.
+    seen: dict[tuple[str, str, bool, bool], int] = {}
     for item in undoing.kept_states(settings):
-        # What single tables were replaced by is not what brings a whole database back.
-        target = (item.type, item.subject, bool(item.tables))
+        target = (item.type, item.subject, item.taken_back, bool(item.tables))
         seen[target] = seen.get(target, 0) + 1
         if seen[target] > GENERATIONS or (item.expires_at is not None and item.expires_at < now):
             yield item
@@ -49,18 +60,32 @@ def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
 def _removed(settings: Settings, item: Kept, run: uuid.UUID | None) -> bool:
     kind = settings.kind(item.type)
     try:
-        if runs.available():
-            what = f"{item.type} {item.subject}"
-            runs.require_free(runs.Wanted(key=identity_of(kind, item.subject), what=what), besides=run)
+        with _locked(run, _wanted(kind, item)):
             if item.snapshot:
-                runs.require_free(runs.snapshot_lock(item.snapshot, exclusive=True), besides=run)
-        remove: Callable[[], None] = partial(remove_of, kind, item.subject, item.mark)
-        if item.snapshot:
-            remove = partial(Catalog(settings.storage).delete, item.snapshot, run=item.run)
-        remove()
+                Catalog(settings.storage).delete(item.snapshot, run=item.run)
+            else:
+                remove_of(kind, item.subject, item.mark)
     except SnapshotBusyError:
         return False
     except Exception as error:  # noqa: BLE001 - a storage or a connector raises what it likes
         logger.warning("%s could not be removed: %s", item.place, redact(str(error)))
         return False
     return True
+
+
+def _wanted(kind: ArtifactKind, item: Kept) -> list[runs.Wanted]:
+    target = runs.Wanted(key=identity_of(kind, item.subject), what=f"{item.type} {item.subject}")
+    return [target, runs.snapshot_lock(item.snapshot, exclusive=True)] if item.snapshot else [target]
+
+
+@contextlib.contextmanager
+def _locked(run: uuid.UUID | None, wanted: Sequence[runs.Wanted]) -> Iterator[None]:
+    """Hold what is *wanted*, beside what *run* holds anyway. Raises ``SnapshotBusyError``."""
+    with contextlib.ExitStack() as stack:
+        for item in (one for one in wanted if one.key and runs.available()):
+            if run is None:
+                runs.require_free(item)
+            elif not runs.has(run, item.key):
+                runs.add(run, item)
+                stack.callback(runs.drop, run, item.key)
+        yield

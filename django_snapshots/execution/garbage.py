@@ -20,11 +20,13 @@ from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.catalog import Catalog, Leftover
 from django_snapshots.conf import Settings, get_settings
 from django_snapshots.drill import Mark
-from django_snapshots.exceptions import SnapshotBusyError
-from django_snapshots.execution.expiry import expire
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotError
+from django_snapshots.execution.expiry import superfluous
+from django_snapshots.execution.inline import run_inline
 from django_snapshots.execution.leftovers import settle_leftovers
 from django_snapshots.execution.restoring import meet_derived_aliases
 from django_snapshots.models import Kind
+from django_snapshots.plan import Request
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import Beside
 from django_snapshots.temporary import remove_abandoned
@@ -41,8 +43,20 @@ def collect() -> list[str]:
     removed += [f"the rest of {name}" for name in _half_deleted(catalog, storage_id, settings)]
     removed += [f"the scratch database of drill {mark.run} at {alias}" for alias, mark in _scratch(settings)]
     meet_derived_aliases()
-    removed += [*settle_leftovers(settings), *expire(settings)]
+    removed += [*settle_leftovers(settings), *_expired(settings)]
     return [*removed, *(str(path) for path in remove_abandoned(settings.temporary_directory))]
+
+
+def _expired(settings: Settings) -> list[str]:
+    """What restores have kept, and that is too old, removed by a run of its own, which has the targets' locks."""
+    if not superfluous(settings):
+        return []
+    try:
+        removed = run_inline(Kind.PRUNE, Request(kept=True), requester=runs.Requester(source="sweep"))["removed"]
+    except SnapshotError as error:
+        logger.warning("What restores have kept could not be removed: %s", redact(str(error)))
+        return []
+    return list(removed)
 
 
 def _leftovers(catalog: Catalog, storage_id: str, grace: float) -> Iterator[Leftover]:

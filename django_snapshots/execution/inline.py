@@ -121,6 +121,8 @@ def restore_snapshot(
 def undo_restore(
     run: str | None = None,
     *,
+    databases: Sequence[str] | None = None,
+    artifacts: Sequence[str] | None = None,
     confirm: Sequence[str] = (),
     wait: float | None = None,
     requester: runs.Requester | None = None,
@@ -128,10 +130,14 @@ def undo_restore(
 ) -> dict[str, Any]:
     """Put back, in this process, what the restore *run*, or the latest, has replaced; return the report as plain JSON.
 
-    *run* is the restore's id, or the beginning of it. *confirm* holds the name of every target that is replaced. What
-    is there now is kept in its turn, so that the undo can be undone. Raises ``SnapshotError``.
+    *run* is the restore's id, or the beginning of it. *databases*, aliases as they were restored into, and *artifacts*
+    name parts of it, which alone are put back then; without them it is all of the restore or nothing. *confirm* holds
+    the name of every target that is replaced. What is there now is kept in its turn, so that the undo can be undone.
+    Raises ``SnapshotError``.
     """
-    request = Request.from_json({"undo": run, "confirm": confirm, "wait": wait})
+    request = Request.from_json(
+        {"undo": run, "databases": databases, "artifacts": artifacts, "confirm": confirm, "wait": wait}
+    )
     return run_request(Kind.UNDO, request, requester=requester, hooks=hooks)
 
 
@@ -245,6 +251,17 @@ def cancel_run(run: uuid.UUID | str, *, by: str = "") -> Run:
     """``django_snapshots.cancel_run``, but for telling whoever waits for the task's result."""
     found = runs.find(str(run))
     runs.request_cancel(found.pk, by)
+    finish(found.pk)
+    return runs.get(found.pk)
+
+
+def give_up_run(run: uuid.UUID | str, *, by: str = "") -> Run:
+    """End a restore or undo of which it can't be told what became of its targets, and free what it has locked.
+
+    For an operator who has looked at the targets. Raises ``SnapshotError`` if nothing waits to be settled, or somebody
+    is settling it.
+    """
+    found = runs.give_up_settling(runs.find(str(run)).pk, by)
     finish(found.pk)
     return runs.get(found.pk)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from django_snapshots.switching import Change
+from django_snapshots.switching import Change, back_mark
 
 _KEY = "restore"
 
@@ -31,6 +31,10 @@ class Entry:
     """The name of its safety copy, if one was taken."""
     tables: Sequence[str] = ()
     """The only tables of it that are replaced; empty for the whole."""
+    back: Mapping[str, Any] = field(default_factory=dict)
+    """What is written with the state that the attempt has brought, if that is taken back."""
+    backs: tuple[str, ...] = ()
+    """The marks under which it was to be brought back; each may have the kept state in its hands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class Ledger:
     """This app's applied migrations in each alias, before."""
     switching: bool = False
     """Whether the point of no return is passed."""
+    cause: str = ""
+    """Why somebody else has to settle it, in whole sentences, as far as that is known."""
 
     def to_record(self) -> dict[str, Any]:
         """As the step's record."""
@@ -57,9 +63,10 @@ class Ledger:
             return None
         return cls(
             name=str(data["name"]),
-            entries=tuple(Entry(**item) for item in data["entries"]),
+            entries=tuple(Entry(**{**item, "backs": tuple(item.get("backs", ()))}) for item in data["entries"]),
             recorded=data["recorded"],
             switching=bool(data["switching"]),
+            cause=str(data.get("cause", "")),
         )
 
     def announced(self, changes: Sequence[Change], provable: Mapping[str, bool]) -> Self:
@@ -76,6 +83,8 @@ class Ledger:
                     provable=provable[change.mark],
                     empty=change.target.empty,
                     tables=sorted(change.request.tables),
+                    back=dict(change.about_back),
+                    backs=(back_mark(change.mark),),
                 )
                 for change in changes
             ),
@@ -88,6 +97,18 @@ class Ledger:
     def saved(self, mark: str, name: str) -> Self:
         """With the safety copy *name* of the target of *mark*."""
         return self._changed(mark, lambda entry: replace(entry, safety=name))
+
+    def to_be_brought_back(self, mark: str, as_mark: str) -> Self:
+        """With the mark under which somebody is about to bring the target of *mark* back."""
+        return self._changed(mark, lambda entry: replace(entry, backs=(*entry.backs, as_mark)))
+
+    def nobody_brings_back(self) -> Self:
+        """With no mark any more under which somebody may still be bringing a target back: all were settled."""
+        return replace(self, entries=tuple(replace(entry, backs=()) for entry in self.entries))
+
+    def because(self, cause: str) -> Self:
+        """With why somebody else has to settle it; the first cause stays."""
+        return replace(self, cause=self.cause or cause)
 
     def with_migrations(self, recorded: Mapping[str, Sequence[str]]) -> Self:
         """With this app's applied migrations in each alias."""

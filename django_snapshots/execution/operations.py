@@ -16,6 +16,7 @@ from django_snapshots.exceptions import (
     SnapshotConfigurationError,
     SnapshotError,
 )
+from django_snapshots.execution.expiry import expire
 from django_snapshots.execution.place import place_of
 from django_snapshots.plan import Request
 from django_snapshots.proof import not_relied_on
@@ -25,6 +26,8 @@ from django_snapshots.retention import Policy
 def prune_with_journal(
     settings: Settings, request: Request, *, check: Callable[[], None], run: uuid.UUID
 ) -> dict[str, Any]:
+    if request.kept:
+        return {"removed": expire(settings, run)}
     wanted, catalog = _prune_request(settings, request), Catalog(settings.storage)
     if request.dry_run:
         return pruning.plan_prune(catalog, wanted).to_json()

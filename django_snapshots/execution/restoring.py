@@ -23,7 +23,7 @@ from django_snapshots import undo as undoing
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.conf import Settings
 from django_snapshots.connectors.derived import beside, ensure
-from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
+from django_snapshots.exceptions import SnapshotError
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.expiry import expire
 from django_snapshots.execution.ledger import Ledger
@@ -123,8 +123,7 @@ def restore_with_journal(
         observe=observe,
     )
     meet_derived_aliases()
-    journey = undoing.undo if kind == Kind.UNDO else restoring.restore
-    report = journey(settings, attempt).to_json()
+    report = _undone(settings, attempt) if kind == Kind.UNDO else restoring.restore(settings, attempt).to_json()
     with contextlib.suppress(Exception):  # all is restored; the collector comes again
         expire(settings, uuid.UUID(hears.run))
     return hears.told(report)
@@ -218,36 +217,42 @@ def meet_derived_aliases() -> None:
     """Make the databases that restores were asked to fill beside the originals known to this process."""
     if not runs.available():
         return
-    for request in runs.requests_of(Kind.RESTORE):
+    for request in runs.requests_with(Kind.RESTORE, "database_names"):
         for alias, name in (request.get("database_names") or {}).items():
             with contextlib.suppress(SnapshotError):
                 beside((request.get("into") or {}).get(alias, alias), name)
 
 
+def _undone(settings: Settings, attempt: restoring.RestoreAttempt) -> dict[str, Any]:
+    # Looked for once more: a server that answered when the run began may be away now.
+    undone, states = undo_states(settings, attempt.request)
+    return undoing.undo(settings, attempt, undone, states).to_json()
+
+
 def undo_states(settings: Settings, request: Request) -> tuple[str, list[undoing.Kept]]:
     """The restore that an undo is of, and every state that it puts back.
 
-    Raises ``SnapshotNotFoundError``, also if the journal knows of more than is found: half of a restore is not taken
-    back without a word.
+    Raises ``SnapshotNotFoundError``, also if there may be more of it than is found: half of a restore is not taken back
+    unless *request* names that half.
     """
     meet_derived_aliases()
-    run, states = undoing.chosen(settings, request.undo)
-    replaced = _replaced_by(run)
-    if len(states) < len(replaced):
-        found = ", ".join(f"{state.type} {state.subject}" for state in states)
-        raise SnapshotNotFoundError(
-            f"The restore {run} has replaced more than is found now: {', '.join(replaced)}. Found is what was there "
-            f"before of: {found}. Is a server or a disk away? If the rest is gone for good, what is found can be put "
-            "back by hand: `manage.py snapshots undo --list` says where it is."
-        )
+    run, states, missed = undoing.chosen(settings, request, _changed_nothing)
+    undoing.require_all(run, states, request, _replaced_by(run), missed)
     return run, states
 
 
-def _replaced_by(run: str) -> list[str]:
-    """What the restore or undo *run* has kept, as the journal tells it; nothing if that doesn't know it."""
+def _changed_nothing(found: set[str]) -> set[str]:
+    """Those of the runs *found* that have ended before their first switch, as far as the journal knows them."""
     if not runs.available():
-        return []
-    result = runs.result_of(uuid.UUID(run)) or {}
+        return set()
+    return {run.hex for run in runs.changed_nothing({uuid.UUID(run) for run in found})}
+
+
+def _replaced_by(run: str) -> list[str] | None:
+    """What the restore or undo *run* has kept, as the journal tells it; ``None`` if that doesn't know it."""
+    result = runs.result_of(uuid.UUID(run)) if runs.available() else None
+    if result is None:
+        return None
     return [str(item) for key in ("kept", "safety", "targets") for item in result.get(key) or ()]
 
 

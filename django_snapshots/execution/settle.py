@@ -1,17 +1,21 @@
-"""What becomes of a restore whose worker is dead, or has lost its right.
+"""What becomes of a restore that its own worker did not bring to its end.
 
 Its step is claimed by another worker with a higher token. That one ends the server sessions of the attempts before
 it, and has every target settled by its mark: from then on the old attempt can change nothing, even if it only slept.
 Then the restore is what its targets say: all switched, it has succeeded; none, it has failed and everything is as it
-was; some, these are brought back, and it has failed; single tables stay where only their safety copy could bring them
-back, which is what an undo does. Dies the one that settles, the next does the same again: it first
-settles, target by target, what the ones before it were bringing back. What can't be settled now, because a server is
-away or a database is locked, is tried again later; the run does not end before.
+was; some, these are brought back, each on its own, and it has failed. Single tables stay where only their safety copy
+could bring them back, which is what an undo does.
+
+Who can die when, and what then holds: dies the one that settles, the next does the same again. Every mark under which
+somebody is about to bring a target back is in the journal before (``Entry.backs``), so the next one first settles what
+those before it were bringing back. A target that is brought back stays so, whatever becomes of the others. What can't
+be settled now, because a server is away or a database is locked, is tried again later; the run does not end before,
+and has its locks until then, so that nobody works with a target of which nobody knows what it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,12 +31,9 @@ from django_snapshots.execution.restoring import Listeners, make_fit
 from django_snapshots.manifest import to_iso
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
-from django_snapshots.replaced import Outcome, SnapshotUnsettled
+from django_snapshots.replaced import TAKEN_BACK, Outcome, SnapshotUnsettled
 from django_snapshots.switching import Change, Moves, carry_out, request_for
 from django_snapshots.transfer import Target
-from django_snapshots.undo import TAKEN_BACK
-
-_KILLED = "Its worker was killed, or its machine stopped, in the middle of it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +48,19 @@ class Settling:
     run: str
     token: int
     migrate: bool
+    cause: str
+    """Why its own worker did not bring it to its end, in whole sentences, as far as that is known."""
+    write: Callable[[Mapping[str, Any]], None] = lambda _record: None
+    """Puts the ledger into the journal; raises if the right to that is lost."""
 
     def settle(self, ledger: Ledger | None, kind: str) -> dict[str, Any]:
         """The report of a restore or undo (*kind*) that has succeeded after all; raises ``SnapshotError`` that says
         what state each target is in, and ``SnapshotUnsettled`` if that can't be told yet."""
         if ledger is None:
-            raise SnapshotError(f"{_KILLED} Nothing was changed: it had not begun to build. Ask again.")
-        outcomes = {entry.mark: self._settled(entry, position) for position, entry in enumerate(ledger.entries)}
+            raise SnapshotError(f"{self.cause} Nothing was changed: it had not begun to build. Ask again.")
+        outcomes = {entry.mark: self._settled(entry) for entry in ledger.entries}
         if not ledger.switching:
-            raise SnapshotError(f"{_KILLED} Nothing was changed: {_all_of(ledger)} as before. Ask again.")
+            raise SnapshotError(f"{self.cause} Nothing was changed: {_all_of(ledger)} as before. Ask again.")
         switched = [entry for entry in ledger.entries if outcomes[entry.mark] == Outcome.SWITCHED]
         unknown = [entry for entry in ledger.entries if not entry.provable]
         proved = [entry for entry in ledger.entries if entry.provable]
@@ -65,12 +70,13 @@ class Settling:
             hears.after(ledger)
             return hears.told(self._report(ledger, kind))
         parts = [entry for entry in switched if entry.tables and not self._keeps(entry)]
-        self._bring_back(ledger, [entry for entry in switched if entry not in parts])
-        raise SnapshotError(_told(ledger, unknown, parts, self.run))
+        brought = [entry.mark for entry in switched if entry not in parts]
+        stay = self._bring_back(ledger.nobody_brings_back(), brought)
+        raise SnapshotError(f"{self.cause} {_told(ledger, unknown, parts, stay, self.run)}")
 
-    def _settled(self, entry: Entry, position: int) -> Outcome:
+    def _settled(self, entry: Entry) -> Outcome:
         try:
-            outcome = self._ended(entry, position)
+            outcome = self._ended(entry)
         except Exception as error:
             raise SnapshotUnsettled(
                 f"What became of {entry.description} can't be told now: {redact(str(error)).strip()}"
@@ -82,38 +88,38 @@ class Settling:
             )
         return outcome
 
-    def _ended(self, entry: Entry, position: int) -> Outcome:
+    def _ended(self, entry: Entry) -> Outcome:
         kind = self.settings.kind(entry.type)
         if entry.type == "database":
             ensure(entry.subject)
         end_sessions_of(kind, entry.subject, self.labels)
-        # Who settled before, and died, may have been bringing this very state back: it has that state in its hands.
-        for mark in (self._mark(token, position) for token in range(1, self.token)):
-            if mark != entry.mark:
-                settle_of(kind, entry.subject, mark, {})
+        # Who was bringing this very state back, and died, has it in its hands.
+        for mark in entry.backs:
+            settle_of(kind, entry.subject, mark, {})
         return settle_of(kind, entry.subject, entry.mark, entry.noted)
 
-    def _mark(self, token: int, position: int) -> str:
-        """What an attempt of *token* at bringing the target of *position* back is marked with."""
-        return f"{self.run}_{token}_{position}"
+    def _bring_back(self, ledger: Ledger, switched: Sequence[str]) -> dict[str, str]:
+        """What was switched, by mark, back, the last one first; what it brought is kept in its place. Return why some
+        of it can't be brought back."""
+        stay: dict[str, str] = {}
+        for position, entry in reversed(list(enumerate(ledger.entries))):
+            if entry.mark not in switched:
+                continue
+            mark = f"{self.run}_{self.token}_{position}"
+            ledger = ledger.to_be_brought_back(entry.mark, mark)
+            self.write(ledger.to_record())
+            try:
+                carry_out([self._change(entry, mark)], Moves())
+            except SnapshotNotFoundError as error:
+                stay[entry.mark] = str(error)
+            except SnapshotError as error:
+                raise SnapshotUnsettled(f"What was switched could not be brought back yet: {error}") from error
+        return stay
 
     def _keeps(self, entry: Entry) -> bool:
         return keeps_of(self.settings.kind(entry.type), entry.subject, entry.tables)
 
-    def _bring_back(self, ledger: Ledger, entries: Sequence[Entry]) -> None:
-        """What was switched, back, the last one first; what it brought is kept in its place."""
-        if not entries:
-            return
-        changes = [self._change(entry, ledger.entries.index(entry)) for entry in reversed(entries)]
-        try:
-            carry_out(changes, Moves())
-        except SnapshotNotFoundError as error:
-            names = ", ".join(entry.description for entry in entries)
-            raise SnapshotError(f"{_KILLED} {names} could not be brought back: {error}") from error
-        except SnapshotError as error:
-            raise SnapshotUnsettled(f"What was switched could not be brought back yet: {error}") from error
-
-    def _change(self, entry: Entry, position: int) -> Change:
+    def _change(self, entry: Entry, mark: str) -> Change:
         kind = self.settings.kind(entry.type)
         preserve = runs.tables() if entry.type == "database" else frozenset()
         now = utc_now()
@@ -123,7 +129,7 @@ class Settling:
             label=self.label,
             report=lambda _: None,
             preserve_tables=preserve,
-            mark=self._mark(self.token, position),
+            mark=mark,
             about={
                 "run": self.run,
                 "type": entry.type,
@@ -131,7 +137,7 @@ class Settling:
                 "target": entry.name,
                 "replaced_at": to_iso(now),
                 "expires_at": to_iso(now + timedelta(seconds=self.settings.limits.safety_keep)),
-                TAKEN_BACK: True,
+                **(entry.back or {TAKEN_BACK: True}),
             },
         )
         request = partial_restore.only(request, entry.tables)
@@ -146,7 +152,7 @@ class Settling:
         )
 
     def _report(self, ledger: Ledger, kind: str) -> dict[str, Any]:
-        notes = [f"{_KILLED} Every target had been switched by then; another worker has brought it to its end."]
+        notes = [f"{self.cause} Every target had been switched by then; another worker has brought it to its end."]
         targets = [entry.description for entry in ledger.entries]
         if kind == "undo":
             return {"undone": ledger.name, "undo": self.run, "targets": targets, "notes": notes}
@@ -175,11 +181,15 @@ def _all_of(ledger: Ledger) -> str:
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
-def _told(ledger: Ledger, unknown: Sequence[Entry], parts: Sequence[Entry], run: str) -> str:
-    known = [entry for entry in ledger.entries if entry not in (*unknown, *parts) and entry.provable]
-    sentences = [_KILLED]
+def _told(ledger: Ledger, unknown: Sequence[Entry], parts: Sequence[Entry], stay: Mapping[str, str], run: str) -> str:
+    known = [entry for entry in ledger.entries if entry.provable and entry.mark not in stay and entry not in parts]
+    sentences = []
     if known:
         sentences.append(f"As it was before: {', '.join(entry.description for entry in known)}.")
+    for entry in ledger.entries:
+        if why := stay.get(entry.mark):
+            before = "It was empty or missing before." if entry.empty else f"It could not be brought back: {why}"
+            sentences.append(f"{entry.description} holds what was put there. {before}")
     for entry in unknown:
         sentences.append(
             f"{entry.description} is replaced in place, and may be as before, restored, or half of each: "
@@ -193,6 +203,6 @@ def _told(ledger: Ledger, unknown: Sequence[Entry], parts: Sequence[Entry], run:
         f"Restored already is {entry.description}; `manage.py snapshots undo {run}` brings back what it was."
         for entry in parts
     )
-    if not unknown and not parts:
+    if not (unknown or parts or stay):
         sentences.append("Nothing is changed. Ask again.")
     return " ".join(sentences)

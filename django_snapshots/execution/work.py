@@ -15,9 +15,11 @@ from django.db import Error as DatabaseError
 from django.utils import timezone
 
 from django_snapshots import backup, runs
-from django_snapshots.artifacts.capabilities import end_sessions_of, identity_of
+from django_snapshots.artifacts.capabilities import end_sessions_of, identity_of, sets_aside_of
+from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings, get_limits, get_settings
+from django_snapshots.connectors.identity import database_identity
 from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotNotFoundError,
@@ -99,8 +101,8 @@ class _Attempt:
         try:
             # From the switch itself, too: then another attempt finds out what became of the targets.
             if self.keeper.shielded and isinstance(error, SnapshotUnsettled):
-                again = self.keeper.through_outages(lambda: runs.put_off(self.claimed, cause))
-                return None if again else self.step.run.pk
+                self.keeper.through_outages(lambda: runs.put_off(self.claimed, cause))
+                return None
             ended = self.keeper.through_outages(lambda: runs.fail(self.claimed, cause))
         except DatabaseError as away:
             logger.warning("The journal is away, so it can't be told that %s: %s", cause, redact(str(away)).strip())
@@ -111,7 +113,7 @@ class _Attempt:
         """The process is told to end: the next worker goes on, if there is to be one."""
         run = self.step.run
         if self._another_goes_on():
-            runs.release(self.claimed)
+            runs.release(self.claimed, "its worker was told to end" if run.kind in runs.SETTLED else "")
             return
         what = "was interrupted" if run.inline else "was ended: its worker was shut down in the middle of it"
         runs.fail(self.claimed, self.keeper.must_end or SnapshotError(f"{self.step} {what}."))
@@ -187,11 +189,20 @@ class _Attempt:
         """Lock what is replaced as it is seen now. The run's own locks are of the time when it began: a server may have
         been away then, so that its database went by another name, or what is kept beside it was not found."""
         settings = get_settings()
+        if any(self._sets_the_journal_aside(settings.kind(change.type), change) for change in changes):
+            self.keeper.through_outages(partial(runs.only_run, self.step.run.pk))
         for change in changes:
             key = identity_of(settings.kind(change.type), change.subject)
             wanted = runs.Wanted(key=key, what=f"{change.type.capitalize()} {change.subject}")
             if key:
                 self.keeper.through_outages(partial(runs.add, self.step.run.pk, wanted))
+
+    @staticmethod
+    def _sets_the_journal_aside(kind: ArtifactKind, change: Change) -> bool:
+        """Whether what other runs write while *change* is made would be lost."""
+        if change.type != "database" or not sets_aside_of(kind, change.subject):
+            return False
+        return database_identity(change.subject) == database_identity(runs.alias())
 
     def _write(self, record: Mapping[str, Any]) -> None:
         """Into the step's record, unless the step is another attempt's by now."""
@@ -200,6 +211,10 @@ class _Attempt:
     def _settle(self, settings: Settings, processes: Processes) -> dict[str, Any]:
         """End what a restore before this attempt has begun; nothing else may end half-way, so nothing ends this."""
         self.keeper.shield()
+        cause, ledger = runs.cause_of(self.step), Ledger.of(self.step.record)
+        if ledger is not None and not ledger.cause:
+            ledger = ledger.because(cause)
+            self._write(ledger.to_record())
         settling = Settling(
             settings=settings,
             processes=processes,
@@ -208,8 +223,10 @@ class _Attempt:
             run=self.step.run.pk.hex,
             token=self.claimed.token,
             migrate=Request.from_json(self.step.run.request).migrate,
+            cause=ledger.cause if ledger else cause,
+            write=self._write,
         )
-        return settling.settle(Ledger.of(self.step.record), str(self.step.run.kind))
+        return settling.settle(ledger, str(self.step.run.kind))
 
     def _prove(self, settings: Settings, request: Request, processes: Processes) -> dict[str, Any]:
         """A verify or a drill."""

@@ -83,6 +83,7 @@ def _add_undo(commands: Any) -> ArgumentParser:
     undo = _command(commands, "undo", "put back what a restore has replaced")
     undo.add_argument("run", nargs="?", help="the restore's run, or the beginning of its id; the default is the latest")
     undo.add_argument("--list", action="store_true", help="only show what restores have kept")
+    _add_parts(undo, "put back")
     undo.add_argument(
         "--confirm",
         action="append",
@@ -169,6 +170,11 @@ def _add_cancel(commands: Any) -> ArgumentParser:
     cancel = _command(commands, "cancel", "cancel a run, wherever it is at work")
     cancel.add_argument("run", help="its id, or the beginning of it")
     cancel.add_argument("--wait", type=float, metavar="SECONDS", help="wait so long, at most, until it has ended")
+    cancel.add_argument(
+        "--give-up",
+        action="store_true",
+        help="end a restore or undo that can't be settled, once you have looked at its targets yourself",
+    )
     return cancel
 
 

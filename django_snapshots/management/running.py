@@ -86,3 +86,8 @@ def cancel(text: str, *, patience: float | None) -> Run:
             "gone, the next sweep ends it."
         )
     return run
+
+
+def give_up(text: str) -> Run:
+    """End the run whose id begins with *text*, whose targets can't be settled. Raises ``SnapshotError``."""
+    return working.give_up_run(text, by=_user())

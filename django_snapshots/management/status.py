@@ -38,7 +38,18 @@ def silent_workers() -> Iterator[str]:
     yield from worker_report(current_app).problems
 
 
-TROUBLES: tuple[Callable[[], Iterable[str]], ...] = (late_sweep, silent_workers)
+def unsettled_restores() -> Iterator[str]:
+    """Says which restores nobody could settle so far."""
+    for step in runs.long_unsettled():
+        run = step.run
+        yield (
+            f"The {run.kind} run {run.pk} could not be settled in {step.attempts} attempts: {step.error} What it works "
+            "with stays locked until it is. Remove the cause; or look at its targets yourself, and then end it: "
+            f"`manage.py snapshots cancel {run.pk} --give-up`."
+        )
+
+
+TROUBLES: tuple[Callable[[], Iterable[str]], ...] = (late_sweep, silent_workers, unsettled_restores)
 """Each looks for one thing that is wrong with what looks after the runs, and says it in a sentence."""
 
 

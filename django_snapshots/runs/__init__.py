@@ -8,9 +8,9 @@ may move them, are a table in ``docs/explanation/runs.md``.
 """
 
 from django_snapshots.runs.begin import Requester, begin, planned, remember, start, steps_of, touch, wait
-from django_snapshots.runs.cancel import can_be_cancelled, find, get, request_cancel
+from django_snapshots.runs.cancel import can_be_cancelled, find, get, give_up_settling, request_cancel
 from django_snapshots.runs.clock import DatabaseNow, Lease, seconds_since_boot
-from django_snapshots.runs.dead import BEGUN_ANEW, SETTLED, dead_steps, end_dead_steps, give_up
+from django_snapshots.runs.dead import BEGUN_ANEW, SETTLED, cause_of, dead_steps, end_dead_steps, give_up
 from django_snapshots.runs.errors import describe, rebuild
 from django_snapshots.runs.finish import (
     Finish,
@@ -28,6 +28,7 @@ from django_snapshots.runs.finish import (
     told,
 )
 from django_snapshots.runs.history import (
+    changed_nothing,
     ended_before,
     is_lost_attempt,
     judged,
@@ -35,11 +36,21 @@ from django_snapshots.runs.history import (
     lately,
     live,
     published,
-    requests_of,
+    requests_with,
     reserved_by,
     result_of,
 )
-from django_snapshots.runs.locks import InTheWay, Wanted, add, drop, require_free, require_unwanted, snapshot_lock
+from django_snapshots.runs.locks import (
+    InTheWay,
+    Wanted,
+    add,
+    drop,
+    has,
+    only_run,
+    require_free,
+    require_unwanted,
+    snapshot_lock,
+)
 from django_snapshots.runs.place import (
     alias,
     available,
@@ -70,6 +81,7 @@ from django_snapshots.runs.sweep import (
     is_due,
     is_late,
     is_unsettled,
+    long_unsettled,
     since_sweep,
     sweep,
     sweep_run,
@@ -95,6 +107,8 @@ __all__ = [
     "begin",
     "can_be_cancelled",
     "cancelled",
+    "cause_of",
+    "changed_nothing",
     "claim",
     "claim_finish",
     "close_the_way_back",
@@ -112,6 +126,8 @@ __all__ = [
     "first_failure",
     "get",
     "give_up",
+    "give_up_settling",
+    "has",
     "hinted",
     "holder",
     "is_being_finished",
@@ -124,7 +140,9 @@ __all__ = [
     "known_storage_id",
     "lately",
     "live",
+    "long_unsettled",
     "note",
+    "only_run",
     "planned",
     "published",
     "put_off",
@@ -137,7 +155,7 @@ __all__ = [
     "renew",
     "renew_finish",
     "request_cancel",
-    "requests_of",
+    "requests_with",
     "require_free",
     "require_no_transaction",
     "require_unwanted",

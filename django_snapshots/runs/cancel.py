@@ -5,11 +5,12 @@ from __future__ import annotations
 import uuid
 
 from django.core.exceptions import ValidationError
+from django.db.models import F
 from django.utils import timezone
 
 from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
 from django_snapshots.models import FINAL_STATES, Run, State, Step
-from django_snapshots.runs.dead import NOT_TO_BE_SETTLED
+from django_snapshots.runs.dead import NOT_TO_BE_SETTLED, SETTLED, end_dead_steps
 from django_snapshots.runs.errors import describe
 from django_snapshots.runs.finish import refuse
 from django_snapshots.runs.place import alias
@@ -59,6 +60,32 @@ def request_cancel(run: uuid.UUID, by: str) -> Run:
         raise SnapshotError(f"The {found.kind} run {found.pk} {what}; there is nothing to cancel.")
     drop_waiting(found)
     return get(run)
+
+
+def give_up_settling(run: uuid.UUID, by: str) -> Run:
+    """End a restore or undo of which it can't be told what became of its targets: somebody has looked at them.
+
+    Its locks are free with its end. Raises ``SnapshotError`` for a run of which nothing is to be settled, and while
+    somebody is settling it.
+    """
+    found = get(run)
+    if found.state == State.RUNNING:
+        end_dead_steps(found)
+    step = Step.objects.using(alias()).filter(run=run, token__gt=0).first() if found.kind in SETTLED else None
+    if found.state != State.RUNNING or step is None or step.state in FINAL_STATES:
+        raise SnapshotError(
+            f"Of the {found.kind} run {found.pk} nothing waits to be settled; there is nothing to give up."
+        )
+    error = SnapshotError(
+        f"Given up by {by or 'somebody'} after {step.attempts} attempts: what became of its targets was not found out, "
+        f"and each may be as before, restored, or half of each. {step.error}"
+    )
+    waiting = Step.objects.using(alias()).filter(pk=step.pk, token=step.token, state=State.QUEUED)
+    if not waiting.update(
+        state=State.FAILED, token=F("token") + 1, finished_at=timezone.now(), lease_until=None, **describe(error)
+    ):
+        raise SnapshotError(f"A worker is settling the {found.kind} run {found.pk} at this moment; look again later.")
+    return found
 
 
 def drop_waiting(run: Run) -> None:

@@ -24,8 +24,9 @@ from django_snapshots.runs.place import alias
 BEGUN_ANEW = (Kind.SNAPSHOT, Kind.VERIFY, Kind.DRILL, Kind.DELETE, Kind.PRUNE)
 """What another worker begins anew when one is lost."""
 SETTLED = (Kind.RESTORE, Kind.UNDO)
-"""What isn't begun anew: another worker finds out what became of each target, and brings that to its end."""
-_MOST_SETTLINGS = 20
+"""What isn't begun anew: another worker finds out what became of each target, and brings that to its end. However
+often that takes: the run has its locks until then, or until somebody gives it up (``give_up_settling``)."""
+_LOOKED_AT = "what became of its targets is looked at"
 _LONGEST_PAUSE = 300.0
 _MOST_DOUBLINGS = 10
 NOT_TO_BE_SETTLED = ~Q(run__kind__in=SETTLED, token__gt=0)
@@ -52,7 +53,7 @@ def _take_from(run: Run, step: Step, limits: Limits) -> bool:
     held = Step.objects.using(alias()).filter(_DEAD, pk=step.pk, token=step.token, state=State.RUNNING)
     silence = f"{step}: its worker {step.holder} gave no sign of life for {limits.lease:.0f} s"
     if _gets_another_attempt(run, step, limits):
-        goes_on = "what became of its targets is looked at" if run.kind in SETTLED else "begun anew"
+        goes_on = _LOOKED_AT if run.kind in SETTLED else "begun anew"
         # What a dead restore has left stands in the way of everybody: it is looked at without a pause.
         at_once = run.kind in SETTLED and step.attempts == 1
         pause = None if at_once else later(step.attempts)
@@ -67,7 +68,7 @@ def _take_from(run: Run, step: Step, limits: Limits) -> bool:
 
 def _gets_another_attempt(run: Run, step: Step, limits: Limits) -> bool:
     if run.kind in SETTLED:
-        return another_settles(step)
+        return True
     return (
         run.kind in BEGUN_ANEW
         and not run.inline
@@ -77,11 +78,6 @@ def _gets_another_attempt(run: Run, step: Step, limits: Limits) -> bool:
 
 
 def _why_not_again(run: Run, step: Step) -> str:
-    if run.kind in SETTLED:
-        return (
-            f", like that of each of its {step.attempts} attempts: look at the targets. What was replaced lies beside "
-            "them or is a safety copy in the storage; `manage.py snapshots undo --list` shows it."
-        )
     if run.inline:
         return ": it was killed, or its machine stopped. Ask again."
     if run.cancel_requested_at is not None:
@@ -97,9 +93,15 @@ def is_to_be_settled(step: Step) -> bool:
     return step.run.kind in SETTLED and step.token > 0
 
 
-def another_settles(step: Step) -> bool:
-    """Whether it is looked at once more what an attempt has left."""
-    return step.attempts < _MOST_SETTLINGS
+def cause_of(step: Step) -> str:
+    """Why *step*, which waits to be settled, was not brought to its end by its own worker, as far as that is known."""
+    if step.error.endswith(_LOOKED_AT + "."):
+        silence = step.error.removesuffix(f"; {_LOOKED_AT}.")
+        return f"{silence}: it was killed or stopped, or its machine was, or it could not reach the journal."
+    said = step.error.strip() or "nothing is known of it"
+    return (
+        f"{step} stopped in the middle: {said}{'' if said.endswith('.') else '.'}" if said else f"{step} was given up."
+    )
 
 
 def hand_to_workers(run: uuid.UUID) -> None:

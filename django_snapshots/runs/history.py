@@ -98,13 +98,16 @@ def live(limit: int = 50) -> list[Run]:
     return list(rows.order_by("created_at")[:limit])
 
 
-def requests_of(kind: Kind) -> list[dict[str, Any]]:
-    """What was asked for in the latest runs of *kind*."""
-    rows = Run.objects.using(alias()).filter(kind=kind).order_by("-created_at")
-    return list(rows.values_list("request", flat=True)[:_LATEST])
+def requests_with(kind: Kind, key: str) -> list[dict[str, Any]]:
+    """What was asked for in every run of *kind* whose request says something under *key*."""
+    rows = Run.objects.using(alias()).filter(kind=kind, request__has_key=key).order_by("-created_at")
+    return list(rows.values_list("request", flat=True))
 
 
-_LATEST = 200
+def changed_nothing(wanted: Set[uuid.UUID]) -> set[uuid.UUID]:
+    """Those restores and undos of *wanted* that have ended before they had switched anything."""
+    ended = Run.objects.using(alias()).filter(pk__in=wanted, state__in=FINAL_STATES, publishing_at=None)
+    return set(ended.exclude(state=State.SUCCEEDED).values_list("pk", flat=True))
 
 
 def result_of(run: uuid.UUID) -> dict[str, Any] | None:

@@ -16,11 +16,13 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotCancelled, SnapshotError
-from django_snapshots.models import FINAL_STATES, Housekeeping, Kind, Lock, Run, State
+from django_snapshots.models import FINAL_STATES, Housekeeping, Kind, Lock, Run, State, Step
 from django_snapshots.runs.clock import DatabaseNow
+from django_snapshots.runs.dead import SETTLED
 from django_snapshots.runs.place import alias
 
 _KEY_LENGTH = 255
+_JOURNAL = "journal:"
 _READING = (Kind.RESTORE, Kind.VERIFY, Kind.DRILL)
 
 
@@ -56,6 +58,29 @@ def snapshot_lock(name: str, *, exclusive: bool) -> Wanted:
     return Wanted(key=f"snapshot:{name}", what=f"Snapshot {name!r}", exclusive=exclusive)
 
 
+def journal_lock() -> Wanted:
+    """The lock on the journal's own rows: exclusively for a restore that sets them aside; every other run is let in
+    only while nobody has that."""
+    return Wanted(key=_JOURNAL, what="The journal")
+
+
+def only_run(run: uuid.UUID) -> None:
+    """Let no other run begin before *run* has ended. Raises ``SnapshotBusyError`` while another one is at work."""
+    try:
+        with transaction.atomic(using=alias()):
+            take_turn()
+            others = Run.objects.using(alias()).filter(state=State.RUNNING).exclude(pk=run).order_by("created_at")
+            if (rival := others.first()) is not None:
+                raise SnapshotBusyError(
+                    "The restore would set the rows of all runs aside for its time, and what the "
+                    f"{rival.kind} run {rival.pk} writes meanwhile would be lost. Nothing was changed. "
+                    f"{_what_to_do(rival)}"
+                )
+            take(run, [journal_lock()])
+    except InTheWay as busy:
+        raise busy.error from None
+
+
 def take_turn() -> None:
     """Inside of a transaction: wait until nobody else looks at the locks, until the transaction ends."""
     rows = Housekeeping.objects.using(alias()).filter(pk=1)
@@ -69,6 +94,9 @@ def take_turn() -> None:
 
 def take(run: uuid.UUID, wanted: Sequence[Wanted]) -> None:
     """Give *run* its locks, all or none; inside of a transaction that has its turn. Raises ``InTheWay``."""
+    rows = Lock.objects.using(alias()).filter(key=_JOURNAL).exclude(run=run).select_related("run")
+    if (holder := rows.exclude(run__state__in=FINAL_STATES).first()) is not None:
+        raise InTheWay(holder.run, _busy(holder.run, journal_lock()), "The journal")
     for item in _strongest(wanted):
         key = _short(item.key)
         others = Lock.objects.using(alias()).filter(key=key).exclude(run=run).select_related("run")
@@ -95,6 +123,11 @@ def add(run: uuid.UUID, wanted: Wanted) -> None:
             take(run, [wanted])
     except InTheWay as busy:
         raise busy.error from None
+
+
+def has(run: uuid.UUID, key: str) -> bool:
+    """Whether *run* has this already, for itself alone."""
+    return Lock.objects.using(alias()).filter(run=run, key=_short(key), exclusive=True).exists()
 
 
 def drop(run: uuid.UUID, key: str) -> None:
@@ -129,8 +162,21 @@ def _busy(run: Run, wanted: Wanted) -> SnapshotBusyError:
     age = max(0, int((timezone.now() - run.created_at).total_seconds()))
     return SnapshotBusyError(
         f"{wanted.what} is in use by {run.kind} run {run.pk}{f' of {run.name!r}' if run.name else ''}, which was asked "
-        f"for {age} s ago. Wait for its end, cancel it (`manage.py snapshots cancel {run.pk}`), or ask to wait for it "
-        "(wait=SECONDS, or --wait)."
+        f"for {age} s ago. {_what_to_do(run)}"
+    )
+
+
+def _what_to_do(run: Run) -> str:
+    """One that has to be settled first can't be cancelled."""
+    waiting = Step.objects.using(alias()).filter(run=run, token__gt=0, state=State.QUEUED)
+    if run.kind in SETTLED and (step := waiting.first()) is not None:
+        return (
+            f"What became of its targets has to be found out first. {step.error} A worker, or `manage.py snapshots "
+            f"sweep`, tries that again; `manage.py snapshots status {run.pk}` says how it goes."
+        )
+    return (
+        f"Wait for its end, cancel it (`manage.py snapshots cancel {run.pk}`), or ask to wait for it (wait=SECONDS, or "
+        "--wait)."
     )
 
 

@@ -19,7 +19,6 @@ from django_snapshots.models import FINAL_STATES, Run, State, Step
 from django_snapshots.runs.clock import DatabaseNow, Lease, seconds_since_boot
 from django_snapshots.runs.dead import (
     anew,
-    another_settles,
     begin_later_phases_anew,
     drop_siblings,
     end_dead_steps,
@@ -166,13 +165,13 @@ def fail(claimed: Claim, error: BaseException) -> bool:
     return bool(changed)
 
 
-def release(claimed: Claim) -> bool:
-    """Give a step back for the next worker, at once; false if it was not ours any more.
+def release(claimed: Claim, why: str = "") -> bool:
+    """Give a step back for the next worker, at once; false if it was not ours any more. *why* is for that worker.
 
     For a worker that is told to end: that is no fault of the step, and counts as no attempt.
     """
     with transaction.atomic(using=alias()):
-        changed = _held(claimed).update(**anew(), not_before=None, attempts=F("attempts") - 1)
+        changed = _held(claimed).update(**anew(), not_before=None, attempts=F("attempts") - 1, error=why)
         if changed:
             begin_later_phases_anew(Step.objects.using(alias()).get(pk=claimed.step))
             hand_to_workers(run_of(claimed.step))
@@ -181,12 +180,9 @@ def release(claimed: Claim) -> bool:
 
 
 def put_off(claimed: Claim, why: BaseException) -> bool:
-    """Give back what can't be settled here or now; false if it was tried often enough, and the step has failed."""
+    """Give back what can't be settled here or now; false if it was not ours any more."""
     with transaction.atomic(using=alias()):
-        step = Step.objects.using(alias()).select_related("run").get(pk=claimed.step)
-        if not another_settles(step):
-            fail(claimed, SnapshotError(f"{why} It was looked at {step.attempts - 1} times; look at it by hand."))
-            return False
+        step = Step.objects.using(alias()).get(pk=claimed.step)
         changed = _held(claimed).update(**anew(), not_before=later(step.attempts), error=str(why))
         if changed:
             hand_to_workers(step.run_id)

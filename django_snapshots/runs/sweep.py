@@ -26,6 +26,7 @@ from django_snapshots.runs.place import alias
 _LONGEST_PAUSE = 600.0
 _MOST_DOUBLINGS = 10
 _LATE = 5
+_OFTEN = 5
 
 
 @dataclass(kw_only=True)
@@ -113,6 +114,12 @@ def unsettled(run: Run) -> list[int]:
 def is_unsettled(step: int) -> bool:
     """Whether a step is of a restore whose targets have to be looked at."""
     return Step.objects.using(alias()).filter(pk=step, run__kind__in=SETTLED, token__gt=0, state=State.QUEUED).exists()
+
+
+def long_unsettled() -> list[Step]:
+    """Steps of restores of which it was tried often, and in vain, to find out what became of their targets."""
+    rows = Step.objects.using(alias()).filter(state=State.QUEUED, attempts__gt=_OFTEN, run__kind__in=SETTLED)
+    return list(rows.filter(run__state=State.RUNNING).select_related("run"))
 
 
 def _sweep_inline(run: Run) -> None:

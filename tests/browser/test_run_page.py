@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import Site, make_operator, picture
 from tests.browser.test_admin import ended_well, snapshots, status
-from tests.integration.sqlite_projects import query, sqlite_project
+from tests.integration.sqlite_projects import content, query, sqlite_project
 from tests.projects import Project, WorkerProcess, wait_until
 
 
@@ -122,3 +122,37 @@ def test_a_run_at_work_is_cancelled_by_its_button(project: Project, request: pyt
     expect(page.locator("#snapshots-error")).to_have_text("Cancelled by olga.")
     wait_until(lambda: site.project.stored() == [], "the objects to be removed")
     assert query(project, "default", "SELECT state FROM django_snapshots_run") == [("cancelled",)]
+
+
+def test_a_restore_is_undone_by_the_button_on_its_page(page: Page, site: Site, worker: WorkerProcess) -> None:
+    """From the admin alone: taken, restored, undone; the rows that the restore has replaced are back."""
+    snapshots(page)
+    page.get_by_role("link", name="Take a snapshot").click()
+    page.get_by_label("Name:").fill("before")
+    page.get_by_role("button", name="Take the snapshot").click()
+    ended_well(page)
+    query(site.project, "local", "INSERT INTO auth_group (name) VALUES ('came later')")
+    page.get_by_role("link", name="Snapshot before").click()
+    page.get_by_role("link", name="Restore", exact=True).click()
+    for part in ("database default", "media", "environment requirements"):
+        page.get_by_label(f"Restore {part}").uncheck()
+    target = str(site.project.databases["local"]["NAME"])
+    page.get_by_label(f"Type {target} to replace it").fill(target)
+    page.get_by_role("button", name="Restore").click()
+    ended_well(page)
+    assert content(site.project, "local") == ["order in local"]
+
+    page.reload()
+    page.get_by_role("link", name="Undo", exact=True).click()
+    expect(page.get_by_role("heading", name="Undo the restore of before")).to_be_visible()
+    expect(page.get_by_text("What is there now is kept in its turn")).to_be_visible()
+    picture(page, "undo")
+    page.get_by_label(f"Type {target} to replace it").fill("wrong")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text(f"This is not {target}.")).to_be_visible()
+    assert content(site.project, "local") == ["order in local"]
+    page.get_by_label(f"Type {target} to replace it").fill(target)
+    page.get_by_role("button", name="Undo").click()
+    ended_well(page)
+    expect(page.get_by_text(f'SQLite database "{target}" is what it was before.')).to_be_visible()
+    assert content(site.project, "local") == ["came later", "order in local"]

@@ -32,7 +32,7 @@ from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.runs import DatabaseNow
 from django_snapshots.storage import DjangoStorageBackend
 from django_snapshots.testing import MemoryStorage
-from django_snapshots.undo import Kept
+from django_snapshots.undo import Found, Kept
 from tests.projects import wait_until
 
 
@@ -481,7 +481,7 @@ def test_a_safety_copy_that_an_undo_reads_can_not_be_deleted(journal, storage, m
         place="safety copy",
         snapshot="safety",
     )
-    monkeypatch.setattr(undoing, "kept_states", lambda _settings: [kept])
+    monkeypatch.setattr(undoing, "look", lambda _settings: Found(states=(kept,), unasked=()))
     run, _ = runs.begin(Kind.UNDO, Request(undo=made.run))
     execution.launch(run)
     assert expire(get_settings()) == []

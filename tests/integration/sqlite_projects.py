@@ -10,6 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from django.db import connections
+
+from django_snapshots.exceptions import SnapshotStorageError
+from django_snapshots.storage import LocalFileSystemBackend
+from django_snapshots.transfer import Target
 from tests.projects import Project
 
 BROKEN_CONNECTOR = "tests.integration.sqlite_projects.BrokenConnector"
@@ -26,6 +31,50 @@ class BrokenConnector:
 
     def restore(self, db_alias: str, src: Path) -> None:
         raise NotImplementedError
+
+
+class CopyConnector:
+    """A user's connector of two methods, which copies the file."""
+
+    def dump(self, db_alias: str, dest: Path) -> dict[str, Any]:
+        shutil.copyfile(connections[db_alias].settings_dict["NAME"], dest)
+        return {"format": "sqlite3"}
+
+    def restore(self, db_alias: str, src: Path) -> None:
+        connections[db_alias].close()
+        shutil.copyfile(src, connections[db_alias].settings_dict["NAME"])
+
+
+class StorageThatIsAway(LocalFileSystemBackend):
+    """One that answers nothing, like a bucket behind a network that is down."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("list", "recursive_list", "exists", "read", "stream_read", "write", "stream_write", "delete"):
+            raise SnapshotStorageError("The storage does not answer.")
+        return super().__getattribute__(name)
+
+
+class SilentKind:
+    """A kind of the project's own, of which it can't be told what restores have left."""
+
+    type = "silent"
+
+    def subjects(self) -> list[str]:
+        return ["silent"]
+
+    def target(self, subject: str) -> Target:
+        return Target(name="silent", description="the silent one", empty=False)
+
+    def keeps(self, subject: str) -> bool:
+        return True
+
+    def beside(self, subject: str) -> Any:
+        raise ConnectionError("the silent one does not answer")
+
+    def _nothing(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+    open_dump = prepare = settle = bring_back = remove = _nothing
 
 
 @functools.cache

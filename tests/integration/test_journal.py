@@ -77,6 +77,31 @@ def test_the_journals_rows_survive_the_restore_of_their_own_database(project):
     assert len(project.runs()) == 4
 
 
+def test_a_connector_that_may_replace_the_journal_restores_only_when_nobody_else_is_at_work(project):
+    copies = "tests.integration.sqlite_projects.CopyConnector"
+    project.snapshots["DATABASE_CONNECTORS"] = {"default": copies, "other": copies}
+    take(project)
+    write(project, "default", "changed")
+    write(project, "other", "changed")
+    at_work = (
+        "from django_snapshots.models import Run\nanswer = str(Run.objects.create(kind='verify', state='running').pk)"
+    )
+    other = project.call(at_work)
+    refused = project.call(
+        f"answer = django_snapshots.restore_snapshot('before', databases=['default'], confirm={targets(project)!r})"
+    )
+    assert refused["type"] == "SnapshotBusyError", refused
+    assert f"what the verify run {other} writes meanwhile would be lost" in refused["error"]
+    assert content(project) == ["changed"]
+    # The journal is not in this one.
+    restore(project, databases=["other"])
+    assert content(project, "other") == ["order in other"]
+    query(project, "default", "UPDATE django_snapshots_run SET state = 'failed' WHERE state = 'running'")
+    restore(project, databases=["default"])
+    assert content(project) == ["order in default"]
+    assert [run["state"] for run in project.runs()] == ["succeeded", "failed", "failed", "succeeded", "succeeded"]
+
+
 def test_the_journal_is_not_in_the_dump(project):
     take(project)
     take(project, "again")

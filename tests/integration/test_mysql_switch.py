@@ -253,6 +253,19 @@ def test_an_undo_that_dies_is_settled_and_loses_no_state(
     assert world.now() == (world.before if outcome is Outcome.BEFORE else world.restored)
 
 
+@pytest.mark.parametrize("phase", ["events dropped", "hidden", "moved", "revealed", "views made"])
+def test_a_database_in_the_middle_of_a_switch_is_not_dumped(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, phase)
+    with pytest.raises(SnapshotBusyError, match="stopped in the middle"):
+        dump(world.alias)
+    MySQLConnector().settle(world.alias, own, {})
+    dump(world.alias)
+    prepared.discard()
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_rollback_that_dies_is_settled(world: World, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     own = mark()

@@ -574,3 +574,16 @@ def test_what_a_killed_attempt_has_built_is_found_and_removed(
     connector.remove(alias, MARK)
     assert databases(postgres) == []
     del killed
+
+
+def test_a_kept_state_whose_comment_can_not_be_read_is_not_dropped(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """It may be of another target: only its comment says."""
+    put_back(connector, alias, source, mark=MARK)
+    kept = f"django_snapshots_kept_{MARK}"
+    with postgres_cursor(postgres) as cursor:
+        cursor.execute(sql.SQL("COMMENT ON DATABASE {} IS 'somebody wrote over it'").format(sql.Identifier(kept)))
+    with pytest.raises(SnapshotConnectorError, match=f"The comment of the database '{kept}' can't be read"):
+        connector.remove(alias, MARK)
+    assert databases(postgres) == [kept]

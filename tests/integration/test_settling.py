@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from django_snapshots.artifacts.capabilities import bring_back_of
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.conf import get_settings
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
@@ -23,8 +24,7 @@ from django_snapshots.execution.leftovers import settle_leftovers
 from django_snapshots.execution.settle import Settling
 from django_snapshots.models import Kind, Run, State
 from django_snapshots.processes import Processes
-from django_snapshots.replaced import SnapshotUnsettled
-from django_snapshots.undo import TAKEN_BACK
+from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, SnapshotUnsettled
 from tests.integration.media_attempt import attempt
 from tests.integration.test_media_switch import NEW, fill
 from tests.projects import wait_until
@@ -83,6 +83,7 @@ class World:
         self.ledger = Ledger(name="before", entries=(self.first.entry, self.second.entry), switching=True)
         self.limits = get_settings().limits
         self.temporary_directory = directory
+        self.written: list[Any] = []
 
     def kind(self, name: str) -> MediaArtifact:
         return self.first.kind if name == "media0" else self.second.kind
@@ -96,7 +97,15 @@ class World:
         here: Any = self
         with Processes() as processes:
             attempt_of_ours = Settling(
-                settings=here, processes=processes, labels=[], label="x", run=RUN, token=token, migrate=False
+                settings=here,
+                processes=processes,
+                labels=[],
+                label="x",
+                run=RUN,
+                token=token,
+                migrate=False,
+                cause="Its server was away.",
+                write=self.written.append,
             )
             return attempt_of_ours.settle(ledger or self.ledger, "restore")
 
@@ -107,8 +116,13 @@ def world(tmp_path: Path) -> World:
 
 
 def test_what_was_switched_is_brought_back(world: World) -> None:
-    with pytest.raises(SnapshotError, match="As it was before: media directory 0, media directory 1"):
+    with pytest.raises(SnapshotError, match="As it was before: media directory 0, media directory 1") as raised:
         world.settle(2)
+    assert str(raised.value).startswith("Its server was away. ")
+    # Before anything of it was done it is in the journal under which mark.
+    (written,) = map(Ledger.of, world.written)
+    assert written is not None
+    assert [entry.backs for entry in written.entries] == [(f"{RUN}_2_0",), ()]
     assert (world.first.state, world.second.state) == ("old", "old")
     (kept,) = world.first.kind.beside("media")
     # It goes after its time, and nobody takes it for what a restore has replaced.
@@ -119,12 +133,47 @@ def test_what_was_switched_is_brought_back(world: World) -> None:
 @pytest.mark.parametrize("phase", ["prepared", "begun", "switched", "before discard"])
 def test_who_settles_may_die_while_it_brings_back(world: World, phase: str) -> None:
     world.first.killed("bring back", world.first.mark, f"{RUN}_2_0", phase)
+    ledger = world.ledger.to_be_brought_back(world.first.mark, f"{RUN}_2_0")
     with pytest.raises(SnapshotError, match="As it was before: media directory 0, media directory 1") as raised:
-        world.settle(3)
+        world.settle(3, ledger)
     assert not isinstance(raised.value, SnapshotUnsettled)
     assert (world.first.state, world.second.state) == ("old", "old")
     (kept,) = world.first.kind.beside("media")
     assert kept.kept
+
+
+def test_what_an_undo_had_put_back_is_still_what_its_restore_has_replaced(world: World) -> None:
+    back = {KEPT_OF: "f" * 32, "expires_at": "2031-01-01T00:00:00Z"}
+    ledger = replace(world.ledger, entries=(replace(world.first.entry, back=back), world.second.entry))
+    with pytest.raises(SnapshotError, match="As it was before"):
+        world.settle(2, ledger)
+    (kept,) = world.first.kind.beside("media")
+    assert kept.about.items() >= back.items()
+    assert TAKEN_BACK not in kept.about
+
+
+def test_one_target_that_is_in_the_way_does_not_put_the_others_back_to_where_they_were(
+    world: World, monkeypatch: Any
+) -> None:
+    """Both are switched; the last one comes back, the first can't yet."""
+    world.second.killed("restore", world.archive, f"{RUN}_1_1x", "switched")
+    entries = (world.first.entry, replace(world.second.entry, mark=f"{RUN}_1_1x"))
+    unproved = replace(world.second.entry, type="media2", mark="x", provable=False)
+    ledger = replace(world.ledger, entries=(*entries, unproved))
+    with monkeypatch.context() as patched, pytest.raises(SnapshotUnsettled, match="busy"):
+
+        def bring_back(kind: Any, subject: str, mark: str, request: Any) -> Any:
+            if kind is world.first.kind:
+                raise SnapshotConnectorError("It is busy.")
+            return bring_back_of(kind, subject, mark, request)
+
+        patched.setattr(settling, "bring_back_of", bring_back)
+        world.settle(2, ledger)
+    assert (world.first.state, world.second.state) == ("new", "old")
+    left = Ledger.of(world.written[-1])
+    with pytest.raises(SnapshotError, match="As it was before: media directory 0, media directory 1"):
+        world.settle(3, left)
+    assert (world.first.state, world.second.state) == ("old", "old")
 
 
 def test_a_server_that_is_away_is_asked_again_later(world: World, monkeypatch: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -154,6 +155,7 @@ def asleep(child: subprocess.Popen[str]) -> None:
 
 PHASES = {
     "prepared": Outcome.BEFORE,
+    "begun": Outcome.BEFORE,
     "locked": Outcome.BEFORE,
     "kept": Outcome.BEFORE,
     "copying": Outcome.BEFORE,
@@ -234,7 +236,7 @@ def test_the_switch_is_synchronous_and_the_kept_state_is_on_the_disk_first(
 
     def reached(phase: str) -> None:
         if phase == "kept":
-            modes.append(connections[0].execute("PRAGMA synchronous").fetchone()[0])
+            modes.append(connections[1].execute("PRAGMA synchronous").fetchone()[0])
             before.extend(synced)
 
     before: list[str] = []
@@ -475,6 +477,36 @@ def test_where_the_label_cannot_be_read_nothing_is_decided_or_removed(world: Wor
     assert world.settle() is Outcome.SWITCHED
     world.restore("u", "m")
     assert world.state == "old"
+
+
+@MODES
+@pytest.mark.parametrize("how", ["copied over", "moved over"])
+@pytest.mark.parametrize("phase", ["kept", "copying", "switched", "before discard"])
+def test_a_file_that_was_replaced_by_hand_costs_nothing_that_is_kept(world: World, phase: str, how: str) -> None:
+    """Between the kill and the settling an operator puts a backup of his own where the live file is."""
+    world.killed(phase)
+    backup = world.path.with_name("backup.sqlite3")
+    fill(backup, world.mode, "by hand")
+    mine = sorted(said(backup))
+    for suffix in ("-wal", "-shm", "-journal"):
+        Path(f"{world.path}{suffix}").unlink(missing_ok=True)
+    if how == "moved over":
+        backup.rename(world.path)
+    else:
+        world.path.write_bytes(backup.read_bytes())
+    for _ in range(2):
+        with pytest.raises(SnapshotConnectorError, match="somebody has put another one in its place") as raised:
+            world.settle()
+    assert sorted(said(world.path)) == mine
+    (one,) = CONNECTOR.beside(world.alias)
+    assert (one.mark, one.kept) == ("m", True)
+    kept = next(world.path.parent.glob(f".django-snapshots-*/{sqlite_kept.KEPT}"))
+    assert str(kept) in str(raised.value)
+    assert any("'old'" in line for line in said(kept))
+    # As the message says.
+    shutil.rmtree(kept.parent)
+    assert world.settle() is Outcome.BEFORE
+    assert sorted(said(world.path)) == mine
 
 
 @pytest.mark.parametrize("mode", ["delete"])

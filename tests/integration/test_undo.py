@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.integration.sqlite_projects import content, path, query, sqlite_project, targets, write
+from tests.integration.sqlite_projects import content, path, query, sqlite_project, targets, without_journal, write
 from tests.projects import WorkerProcess, wait_until
 
 
@@ -128,6 +128,65 @@ def test_half_of_a_restore_is_not_undone_without_a_word(project):
     assert content(project) == ["order in default"]
     away.rename(kept)
     undone(project, run)
+    holds(project, "changed", "changed")
+
+
+def test_a_part_of_a_restore_can_be_undone_on_purpose(project):
+    run = restored(project)["undo"]
+    report = undone(project, run, databases=["other"])
+    assert content(project, "other") == ["changed"]
+    assert content(project) == ["order in default"]
+    answer = project.call(f"answer = django_snapshots.undo_restore({run!r}, confirm={targets(project)!r})")
+    assert answer["type"] == "SnapshotNotFoundError"
+    assert f"undo {run} --database default --artifact database --artifact media`" in answer["error"]
+    for part, word in (({"databases": ["other"]}, "'other'"), ({"databases": ["default"], "artifacts": ["media"]}, "")):
+        answer = project.call(f"answer = django_snapshots.undo_restore({run!r}, **{part!r})")
+        assert answer["type"] in ("SnapshotNotFoundError", "SnapshotPreflightError")
+        assert word in answer["error"]
+    assert content(project) == ["order in default"]
+    names = [word for name in targets(project) for word in ("--confirm", name)]
+    options = ["--database", "default", "--artifact", "database", "--artifact", "media"]
+    project.must("snapshots", "undo", run, *options, "--no-input", *names)
+    holds(project, "changed", "changed")
+    undone(project, report["undo"])
+    assert content(project, "other") == ["order in other"]
+
+
+def test_what_is_kept_on_a_disk_is_undone_while_the_storage_is_away(project):
+    run = restored(project)["undo"]
+    away = {"BACKEND": "tests.integration.sqlite_projects.StorageThatIsAway", "OPTIONS": {"location": "/nowhere"}}
+    project.snapshots["STORAGE"] = away
+    listed = project.manage("snapshots", "undo", "--list")
+    assert run in listed.stdout
+    assert "the safety copies in the storage (The storage does not answer.)" in listed.stderr
+    answer = project.call(f"answer = django_snapshots.undo_restore(confirm={targets(project)!r})")
+    assert answer["type"] == "SnapshotPreflightError"
+    assert "Name the restore" in answer["error"]
+    undone(project, run)
+    holds(project, "changed", "changed")
+
+
+def test_a_kind_that_can_not_be_asked_stops_only_an_undo_that_is_of_it(project):
+    run = restored(project)["undo"]
+    project.snapshots["ARTIFACTS"] = ["database", "media", "tests.integration.sqlite_projects.SilentKind"]
+    for arguments in ("artifacts=['silent']", f"{run!r}, artifacts=['silent']"):
+        answer = project.call(f"answer = django_snapshots.undo_restore({arguments})")
+        assert "the silent one does not answer" in answer["error"], answer
+    undone(project, run, artifacts=["media"])
+    assert (project.media / "picture.png").read_text() == "changed"
+    undone(project, databases=["other"])
+    assert content(project, "other") == ["changed"]
+
+
+def test_without_a_journal_an_undo_that_may_be_half_of_one_is_refused(project):
+    run = restored(project)["undo"]
+    without_journal(project)
+    project.snapshots["ARTIFACTS"] = ["database", "media", "tests.integration.sqlite_projects.SilentKind"]
+    answer = project.call(f"answer = django_snapshots.undo_restore({run!r}, confirm={targets(project)!r})")
+    assert answer["type"] == "SnapshotNotFoundError", answer
+    assert "silent silent (the silent one does not answer)" in answer["error"]
+    assert "--database default --database other --artifact database --artifact media" in answer["error"]
+    undone(project, run, artifacts=["database", "media"])
     holds(project, "changed", "changed")
 
 

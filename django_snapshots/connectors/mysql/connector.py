@@ -20,7 +20,7 @@ from django_snapshots.connectors.mysql.dump import (
     warnings_of,
 )
 from django_snapshots.connectors.mysql.findings import findings
-from django_snapshots.connectors.mysql.kept import Schemas, beside, kept, remove, serving, settle
+from django_snapshots.connectors.mysql.kept import Schemas, beside, kept, remove, require_whole, serving, settle
 from django_snapshots.connectors.mysql.moment import Moment, moment
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
 from django_snapshots.connectors.mysql.record import Rows
@@ -174,6 +174,7 @@ class MySQLConnector(FileTier):
             )
             with explained(alias, "could not be asked what it holds"):
                 found = [table for table in tables(connection) if table.name not in request.exclude_tables]
+                require_whole(connection, alias, server.database, [table.name for table in found], self._schemas)
                 require_left_out(connection, alias, tool, found, request.exclude_data)
                 found_views = views.view_names(connection)
                 views.require_whole(connection, alias, found_views)

@@ -237,6 +237,21 @@ def unfinished(connection: BaseDatabaseWrapper, target: str, schemas: Schemas) -
     return next((item for item in found if isinstance(item, Record) and item.target == target and not item.done), None)
 
 
+def require_whole(
+    connection: BaseDatabaseWrapper, alias: str, target: str, tables: Sequence[str], schemas: Schemas
+) -> None:
+    """Raise ``SnapshotBusyError`` where an exchange has stopped in the middle of *target*, which has these *tables*:
+    they may be hidden then, and views and events missing."""
+    halfway = any(name.startswith(HIDDEN_PREFIX) for name in tables)
+    with contextlib.suppress(DatabaseError):  # the account need not see these schemas to dump
+        halfway = halfway or unfinished(connection, target, schemas) is not None
+    if halfway:
+        raise SnapshotBusyError(
+            f"A restore of {alias!r} has stopped in the middle and is not settled yet, so it was not dumped. The next "
+            "sweep, or manage.py snapshots sweep, settles it. Then try again."
+        )
+
+
 def kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Record | Rows:
     """The record of a kept state that is whole. Raises ``SnapshotNotFoundError``."""
     record = find(connection, mark, target, schemas)

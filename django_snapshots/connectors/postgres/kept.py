@@ -116,11 +116,19 @@ def _end_all(connection: BaseDatabaseWrapper, database: str) -> None:
 
 
 def remove(alias: str, mark: str) -> None:
-    """Drop what *mark* has built or kept; what is lent to an undo stays until that is settled."""
+    """Drop what *mark* has built or kept; what is lent to an undo stays until that is settled.
+
+    Raises ``SnapshotConnectorError`` for a kept state whose comment can't be read: it may be of another target.
+    """
     with _anywhere(alias) as connection:
         for item in left.found(connection):
             if item.mark != mark or item.kind is Kind.LENT:
                 continue
+            if item.kind is Kind.KEPT and item.remark is None:
+                raise SnapshotConnectorError(
+                    f"The comment of the database {item.name!r} can't be read, so it can't be told what it holds; it "
+                    "was not dropped. Look at it, and drop it by hand if nobody needs it."
+                )
             if item.remark is None or item.remark.of == _target(alias):
                 left.drop(connection, item.name)
 

@@ -112,10 +112,12 @@ class Command(BaseCommand):
         settings = get_settings()
         execution.meet_derived_aliases()
         if options["list"]:
-            states = undoing.kept_states(settings)
-            self._answer(options, [state.to_json() for state in states], lambda: self.screen.kept(states))
+            found = undoing.look(settings)
+            for item in found.unasked:
+                self.stderr.write(self.style.WARNING(f"What restores have kept is not known of {item}."))
+            self._answer(options, [state.to_json() for state in found.states], lambda: self.screen.kept(found.states))
             return
-        data = {"undo": options["run"], "confirm": options["confirm"], "wait": options["wait"]}
+        data = {key: options[key] for key in ("databases", "artifacts", "confirm", "wait")} | {"undo": options["run"]}
         request = Request.from_json(data)
         run, states = execution.undo_states(settings, request)
         targets, confirmed = undoing.targets(settings, states), list(request.confirm)
@@ -214,6 +216,12 @@ class Command(BaseCommand):
     def do_cancel(self, options: dict[str, Any]) -> None:
         """Cancel a run."""
         _require_journal()
+        if options["give_up"]:
+            run = running.give_up(options["run"])
+            self._answer(
+                options, status.status_of(run), lambda: self.screen.warn(f"{run.kind} run {run.pk}: {run.error}")
+            )
+            return
         run = running.cancel(options["run"], patience=options["wait"])
         self._answer(options, status.status_of(run), lambda: self._show_cancelled(run))
 
