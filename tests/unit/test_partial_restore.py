@@ -26,7 +26,7 @@ from django_snapshots.messages import _arguments
 from django_snapshots.models import Kind
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
-from django_snapshots.restore import _is_asked_for
+from django_snapshots.restore import is_asked_for
 from django_snapshots.transfer import RestoreRequest, Source, Target
 
 NOW = datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
@@ -89,7 +89,7 @@ def test_the_command_wants_an_alias_and_a_table(given: str) -> None:
 def test_only_the_databases_of_these_tables_are_asked_for() -> None:
     request = Request(tables={"default": ("shop_order",)})
     records = [record(), record(alias="legacy"), record("media"), record("environment")]
-    assert [item.subject for item in records if _is_asked_for(item, request)] == ["default"]
+    assert [item.subject for item in records if is_asked_for(item.type, item.subject, request)] == ["default"]
     assert partial_restore.of_record(request, records[0]) == ("shop_order",)
     assert partial_restore.of_record(request, records[2]) == ()
 
