@@ -317,7 +317,7 @@ def test_a_safety_copy_comes_before_anything_can_change(alias: str, directories:
     assert told == ["safety", "restore"]
     assert [one.stops for one in found] == [False, False]
     assert "keeps no writer out" in found[0].text
-    assert "runs of this package" in found[1].text
+    assert "refused while another run is at work" in found[1].text
 
 
 def test_rows_that_others_write_stay_if_the_restore_leaves_the_tables_alone(

@@ -114,7 +114,7 @@ def test_commands_has_every_exit_code() -> None:
     assert sorted(told) == sorted((str(code), kind.__name__, meaning) for kind, code, meaning in EXIT_CODES)
 
 
-@pytest.mark.parametrize("task", ["snapshot", "restore", "verify", "drill", "delete", "prune", "cancel"])
+@pytest.mark.parametrize("task", ["snapshot", "restore", "undo", "verify", "drill", "delete", "prune", "cancel"])
 def test_tasks_has_every_argument(task: str) -> None:
     import inspect
 
