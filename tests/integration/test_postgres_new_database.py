@@ -587,3 +587,13 @@ def test_a_kept_state_whose_comment_can_not_be_read_is_not_dropped(
     with pytest.raises(SnapshotConnectorError, match=f"The comment of the database '{kept}' can't be read"):
         connector.remove(alias, MARK)
     assert databases(postgres) == [kept]
+
+
+def test_a_role_that_keeps_nothing_is_told_that_nothing_is_kept(
+    postgres: Server, make_postgres: Maker, connector: PostgresConnector
+) -> None:
+    """A settler would try anything else again, for ever."""
+    poor = make_postgres(role="snapshots_app")
+    execute(postgres, poor, "ALTER ROLE snapshots_app NOCREATEDB")
+    with Processes() as processes, pytest.raises(SnapshotNotFoundError, match="is not kept any more"):
+        connector.bring_back(poor, MARK, request(processes, mark=UNDO))

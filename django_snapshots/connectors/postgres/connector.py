@@ -143,6 +143,8 @@ class PostgresConnector(FileTier):
         facts.require_alias(subject)
         way = choose(subject, "new-database", drill=False, label=request.label)
         if way.against:
+            # Who settles a restore in one transaction must hear that there is nothing, and not try it for ever.
+            kept.require(subject, way.target, mark)
             raise SnapshotPreflightError(
                 f"What was replaced in {subject!r} can't take its place again. {' '.join(way.against)}"
             )

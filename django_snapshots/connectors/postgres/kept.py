@@ -133,27 +133,30 @@ def remove(alias: str, mark: str) -> None:
                 left.drop(connection, item.name)
 
 
+def require(alias: str, target: str, mark: str) -> None:
+    """Raise ``SnapshotNotFoundError`` unless what the restore *mark* has replaced in *target* is kept."""
+    with _anywhere(alias) as connection:
+        _kept(connection, alias, target, mark)
+
+
 def bring_back(
     alias: str, target: str, missing: bool, mark: str, request: RestoreRequest, client_directory: str | None
 ) -> BroughtBack:
     """Prepare to put the kept state *mark* in the place of *target*."""
     with session(alias, request.label) as connection:
-        found = left.found(connection)
-        kept = next((item for item in found if item.name == name_of(Kind.KEPT, mark) and _is_of(item, target)), None)
-        if kept is None or kept.remark is None:
-            raise _not_found(found, alias, target, mark)
+        name, remark = _kept(connection, alias, target, mark)
         back = BroughtBack(
             alias=alias,
             target=target,
             missing=missing,
             request=request,
             client_directory=client_directory,
-            remark=kept.remark,
+            remark=remark,
         )
-        _end_all(connection, kept.name)
+        _end_all(connection, name)
         with transaction(connection):
-            left.rename(connection, kept.name, back.lent)
-            left.comment(connection, back.lent, replace(kept.remark, label=request.label).text())
+            left.rename(connection, name, back.lent)
+            left.comment(connection, back.lent, replace(remark, label=request.label).text())
     try:
         back.carry()
     except BaseException:
@@ -161,6 +164,15 @@ def bring_back(
             back.discard()
         raise
     return back
+
+
+def _kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str) -> tuple[str, Remark]:
+    """The database that is the kept state *mark* of *target*, and its remark."""
+    found = left.found(connection)
+    for item in found:
+        if item.name == name_of(Kind.KEPT, mark) and item.remark is not None and _is_of(item, target):
+            return item.name, item.remark
+    raise _not_found(found, alias, target, mark)
 
 
 def _is_of(item: Found, target: str) -> bool:
