@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench.databases import fill
+from tests.bench.databases import fill_postgres
 from tests.bench.memory import PeakMemory
 from tests.databases import Maker, postgres_cursor
 from tests.integration.conftest import entry
@@ -42,7 +42,7 @@ def test_a_worker_with_a_megabyte_of_temporary_directory(
     project.storage.mkdir()
     project.migrate()
     with postgres_cursor(postgres, str(project.databases["default"]["NAME"])) as cursor:
-        fill(cursor, SIZE)
+        fill_postgres(cursor, SIZE)
     project.extra_environment |= {
         "PATH": f"{postgres.bin_directory}:{os.environ['PATH']}",
         "TMPDIR": str(temporary),
