@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from pytest_django.plugin import DjangoDbBlocker
 
 from tests.databases import Maker, MariaDBMaker, PostgisMaker, PostgresMaker, SQLiteMaker
 from tests.services import Server, ServiceError, running
 from tests.services.rabbitmq import wait_until_ready
+
+# How long one example takes says how busy the machine is, and nothing of the code.
+hypothesis_settings.register_profile("without a clock", deadline=None)
+hypothesis_settings.load_profile("without a clock")
 
 
 def _server(name: str) -> Server:
