@@ -90,6 +90,7 @@ def _without_directory(place: Place, mark: str, noted: Mapping[str, Any], second
     with _locked(place, seconds) as live:
         if live is not None and mark in labels.read(live):
             return Outcome.SWITCHED
+    _take_label_away(place, mark, seconds)
     return Outcome.BEFORE if was_here(noted, place.real.parent) else Outcome.UNSEEN
 
 
@@ -105,10 +106,10 @@ def settle_directory(place: Place, marked: Marked, seconds: float) -> Outcome:
                 if seen is not None:
                     _without(seen, marked.mark)
                 return Outcome.SWITCHED
-            if seen is not None and labels.begun(marked.mark) in labels.read(seen):
-                _without(seen, marked.mark)
     give_logs_back(place, marked)
     marked.remove()
+    # Last: a kept state beside a file that has neither label is taken for that of another file.
+    _take_label_away(place, marked.mark, seconds)
     return Outcome.BEFORE
 
 
@@ -187,7 +188,7 @@ def give_logs_back(place: Place, marked: Marked) -> None:
 def _take_label_away(place: Place, mark: str, seconds: float) -> None:
     """It has done its work; if the database is locked or away it stays, which harms nobody."""
     with contextlib.suppress(SnapshotError, sqlite3.Error, OSError):
-        if mark in (_labels_seen(place) or ()):
+        if {mark, labels.begun(mark)} & (_labels_seen(place) or set()):
             with _locked(place, min(seconds, 1.0)) as live:
                 if live is not None:
                     _without(live, mark)

@@ -192,8 +192,9 @@ def _keep_nothing(workshop: Workshop, marked: Marked) -> None:
 
 def _forget_nothing(workshop: Workshop) -> None:
     if workshop.marked is not None:
-        workshop.marked.write_record({**workshop.marked.read_record(), "missing": False})
+        # First: what is kept, and not said to stand for a missing file, is taken for the state of another file.
         workshop.file(KEPT).unlink()
+        workshop.marked.write_record({**workshop.marked.read_record(), "missing": False})
 
 
 @contextlib.contextmanager

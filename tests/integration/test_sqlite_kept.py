@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from django_snapshots.connectors import sqlite_kept, sqlite_switch
+from django_snapshots import marked
+from django_snapshots.connectors import sqlite_kept, sqlite_labels, sqlite_switch, sqlite_ways
 from django_snapshots.connectors.sqlite import SQLiteConnector
 from django_snapshots.exceptions import (
     SnapshotBusyError,
@@ -507,6 +508,52 @@ def test_a_file_that_was_replaced_by_hand_costs_nothing_that_is_kept(world: Worl
     shutil.rmtree(kept.parent)
     assert world.settle() is Outcome.BEFORE
     assert sorted(said(world.path)) == mine
+
+
+@MODES
+@pytest.mark.parametrize("where", ["give_logs_back", "remove", "empty"])
+def test_settling_that_fails_at_its_end_is_settled_again(
+    world: World, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The label from before the switch goes last: without it what is kept would be taken for that of another file."""
+    world.killed("kept")
+
+    def fails(*_: Any) -> None:
+        raise OSError("The disk is away.")
+
+    place = {"give_logs_back": sqlite_kept, "remove": marked.Marked, "empty": marked}[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, where, fails)
+        with pytest.raises((OSError, SnapshotError)):
+            world.settle()
+    assert world.left
+    assert world.settle() is Outcome.BEFORE
+    assert (world.left, world.state) == ([], "old")
+    with opened(world.alias) as live:
+        assert not sqlite_labels.read(live)
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_a_death_while_it_forgets_that_the_file_was_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file appears where none was, and the attempt ends right after it has written so."""
+    there = world.path.rename(world.path.with_name("there.sqlite3"))
+    write_record = marked.Marked.write_record
+
+    def dies(self: marked.Marked, record: Any) -> None:
+        write_record(self, record)
+        if record.get("missing") is False:
+            raise OSError("The disk is away.")
+
+    def appears(phase: str) -> None:
+        if phase == "fresh":
+            there.rename(world.path)
+
+    monkeypatch.setattr(marked.Marked, "write_record", dies)
+    monkeypatch.setattr(sqlite_ways, "_reached", appears)
+    with pytest.raises((OSError, SnapshotError), match="The disk is away"):
+        world.restore("m")
+    assert world.settle() is Outcome.BEFORE
+    assert (world.left, world.state) == ([], "old")
 
 
 @pytest.mark.parametrize("mode", ["delete"])
