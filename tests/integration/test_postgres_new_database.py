@@ -289,8 +289,7 @@ def test_an_undo_that_is_rolled_back_or_never_made(
     restored = text_of(postgres, alias)
     with brought_back(connector, alias, MARK, mark=UNDO, preserve_tables=JOURNAL) as back:
         assert databases(postgres) == [f"django_snapshots_lent_{UNDO}"]
-        (thing,) = connector.beside(alias)
-        assert (thing.mark, thing.kept) == (MARK, True)
+        assert [(thing.mark, thing.kept) for thing in connector.beside(alias)] == [(MARK, True), (UNDO, False)]
         connector.remove(alias, MARK)
         connector.remove(alias, UNDO)
         with pytest.raises(SnapshotConnectorError, match="an undo that was begun has it"):
@@ -313,6 +312,20 @@ def test_a_dead_undo_is_settled(postgres: Server, connector: PostgresConnector, 
         with pytest.raises(SnapshotConnectorError, match="is gone: another process has settled"):
             back.switch()
     assert databases(postgres) == [f"django_snapshots_kept_{MARK}"]
+
+
+def test_what_a_dead_undo_was_lent_is_found_by_whoever_settles_leftovers(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    put_back(connector, alias, source, mark=MARK)
+    with Processes() as processes:
+        connector.bring_back(alias, MARK, request(processes, mark=UNDO))
+    # As settle_leftovers does: by the mark of whatever isn't kept.
+    (left,) = [thing for thing in connector.beside(alias) if not thing.kept]
+    assert left.place == f'PostgreSQL database "django_snapshots_lent_{UNDO}" on {postgres.host}:{postgres.port}'
+    assert connector.settle(alias, left.mark, {}) is Outcome.BEFORE
+    assert [(thing.mark, thing.kept) for thing in connector.beside(alias)] == [(MARK, True)]
+    undo(connector, alias, MARK, mark=UNDO)
 
 
 def test_who_is_settled_while_asleep_can_not_switch(

@@ -129,10 +129,12 @@ def beside(connection: BaseDatabaseWrapper, target: str, place: str) -> list[Bes
     """What there is beside the database *target*.
 
     A kept state whose comment can't be read is nobody's, because it may be of another target. A new one without a
-    comment holds nothing; it shows beside every target.
+    comment holds nothing; it shows beside every target. A lent one shows twice: as what is kept, and as what its undo
+    has left, because whoever settles the undo gives it back.
     """
     things = [item for item in found(connection) if _is_of(item, target)]
     listed = [_told(item, place) for item in things]
+    listed += [_told_of_undo(item, place) for item in things if item.kind is Kind.LENT]
     return sorted(listed, key=lambda item: item.kept_at.timestamp() if item.kept_at else 0.0, reverse=True)
 
 
@@ -146,11 +148,19 @@ def _told(item: Found, place: str) -> Beside:
     return Beside(
         mark=remark.mark if remark and kept else item.mark,
         kept=kept,
-        place=f'PostgreSQL database "{item.name}" on {place}',
+        place=_place(item, place),
         about=remark.about if remark else {},
         kept_at=datetime.fromisoformat(remark.kept_at) if remark and remark.kept_at and kept else None,
         in_use=item.in_use,
     )
+
+
+def _told_of_undo(item: Found, place: str) -> Beside:
+    return Beside(mark=item.mark, kept=False, place=_place(item, place), in_use=item.in_use)
+
+
+def _place(item: Found, place: str) -> str:
+    return f'PostgreSQL database "{item.name}" on {place}'
 
 
 def rename(connection: BaseDatabaseWrapper, old: str, new: str) -> None:
