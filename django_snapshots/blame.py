@@ -25,6 +25,7 @@ _MAY_BE_ITS = (SnapshotConnectorError, SnapshotArtifactError, SnapshotNotFoundEr
 # conflict with others, a want of resources, an object in use, somebody who intervened, the system, the configuration.
 _STATE_CLASSES = ("08", "25", "28", "40", "53", "55", "57", "58", "F0")
 _NO_RIGHT = "42501"
+_FOLLOWS = "25P02"  # "current transaction is aborted": what failed first is the cause
 # https://mariadb.com/kb/en/mariadb-error-codes/: no room, no memory, no right, too many of us, not in time.
 _MYSQL_CODES = frozenset(
     {
@@ -38,12 +39,15 @@ _SQLITE_CODES = frozenset({3, 5, 6, 7, 8, 10, 13, 14, 15})
 # What the engines' own programs say on standard error, which is all that is known of them.
 _PROGRAM_SAYS = re.compile(
     r"(?:ERROR|FATAL|PANIC): +"
-    r"(?:could not (?:extend|write|create|open|fsync|access)|out of (?:shared )?memory|permission denied|must be "
+    r"(?:could not (?:extend|write|create(?! (?:unique index|exclusion constraint))|open|fsync|access)"
+    r"|out of (?:shared )?memory|permission denied|must be "
     r"|role \S+ does not exist|canceling statement|terminating connection|the database system is|.{0,9}too many"
     r"|remaining connection slots|deadlock detected|cannot execute .{1,40} in a read-only)"
     r"|No space left on device|connection to server|could not connect|server closed the connection"
-    r"| was killed by SIG"
+    r"| was killed by SIG(?:KILL|TERM|INT|HUP)\b"  # the other signals may be what bytes have done to a program
 )
+# Where the programs begin to quote rows and statements, which may say anything.
+_CONTENT = re.compile(r"\b(?:CONTEXT|DETAIL|STATEMENT|HINT|Command was|LINE \d+): ")
 _MYSQL_SAYS = re.compile(r"\bERROR (\d{4})\b")
 
 
@@ -75,7 +79,8 @@ def _is_of_the_machine(error: BaseException) -> bool:
 
 def _told_so(text: str) -> bool:
     code = _MYSQL_SAYS.search(text)
-    return bool(_PROGRAM_SAYS.search(text)) or (code is not None and int(code[1]) in _MYSQL_CODES)
+    said = _CONTENT.split(text, maxsplit=1)[0]
+    return bool(_PROGRAM_SAYS.search(said)) or (code is not None and int(code[1]) in _MYSQL_CODES)
 
 
 def _refused_by_the_server(error: BaseException) -> bool:
@@ -85,7 +90,7 @@ def _refused_by_the_server(error: BaseException) -> bool:
         state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
         if state is None:  # the server has not even answered
             return name in ("OperationalError", "InterfaceError", "ConnectionTimeout", "PoolTimeout")
-        return state == _NO_RIGHT or str(state).startswith(_STATE_CLASSES)
+        return state == _NO_RIGHT or (state != _FOLLOWS and str(state).startswith(_STATE_CLASSES))
     if driver == "MySQLdb":
         code = error.args[0] if error.args else 0
         return name == "InterfaceError" or code in _MYSQL_CODES

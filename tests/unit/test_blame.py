@@ -48,6 +48,17 @@ AGAINST = [
     connector("pg_restore exited with status 1: could not execute query: ERROR:  syntax error at or near FROM"),
     connector('psql exited with status 3: ERROR:  invalid input syntax for type integer: "x"'),
     connector("mariadb exited with status 1: ERROR 1064 (42000) at line 7: You have an error in your SQL syntax"),
+    connector(
+        'pg_restore exited with status 1: ERROR:  could not create unique index "x" DETAIL: Key (id)=(1) is duplicated'
+    ),
+    connector('pg_restore exited with status 1: ERROR:  could not create exclusion constraint "x"'),
+    connector("pg_restore was killed by SIGSEGV and said nothing"),
+    connector("mariadb was killed by SIGABRT and said nothing"),
+    connector(
+        'psql exited with status 3: ERROR:  bad input CONTEXT: COPY log, line 3, column msg: "connection to server at"'
+    ),
+    connector("psql exited with status 3: ERROR:  bad row DETAIL: Key (msg)=(No space left on device) is duplicated"),
+    caused(connector(), OperationalError("x"), psycopg.errors.InFailedSqlTransaction("x")),
     connector("The restore of 'default' failed"),
     SnapshotArtifactError("its own kind says no"),
     caused(connector(), ProgrammingError("x"), psycopg.errors.UndefinedTable("x")),
@@ -77,6 +88,10 @@ OF_THE_MACHINE = [
     connector("psql exited with status 2: server closed the connection unexpectedly"),
     connector('psql exited with status 2: connection to server at "db" failed'),
     connector("pg_restore was killed by SIGKILL and said nothing"),
+    connector("pg_restore was killed by SIGTERM and said nothing"),
+    connector('psql exited with status 3: ERROR:  could not create file "base/1": Too many open files'),
+    connector("psql exited with status 3: ERROR:  permission denied for table log CONTEXT: SQL function"),
+    caused(connector(), OperationalError("x"), psycopg.errors.ReadOnlySqlTransaction("x")),
     connector("mariadb exited with status 1: ERROR 2013 (HY000) at line 7: Lost connection to server"),
     connector("mariadb exited with status 1: ERROR 1114 (HY000) at line 7: The table is full"),
     connector("mariadb exited with status 1: ERROR 1227 (42000) at line 7: Access denied; you need SUPER"),
