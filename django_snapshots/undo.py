@@ -185,7 +185,9 @@ def chosen(
         raise SnapshotNotFoundError(_nothing(request, missed))
     if named is not None and len(runs) > 1:
         raise SnapshotNotFoundError(f"{named!r} begins the ids of {len(runs)} restores: {', '.join(runs)}.")
-    return runs[0], [item for item in states if item.run == runs[0]], missed
+    mine = [item for item in states if item.run == runs[0]]
+    # What a restore that failed had brought is not what it has replaced; where it has left that, too, that is meant.
+    return runs[0], [item for item in mine if not item.taken_back] or mine, missed
 
 
 def require_all(

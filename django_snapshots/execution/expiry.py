@@ -47,11 +47,15 @@ def superfluous(settings: Settings) -> list[Kept]:
 
 
 def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
-    # What was taken back is nothing that anybody has lost, and what single tables were replaced by is not what brings a
-    # whole database back: neither pushes out what a restore has replaced.
-    seen: dict[tuple[str, str, bool, bool], int] = {}
-    for item in undoing.kept_states(settings):
-        target = (item.type, item.subject, item.taken_back, bool(item.tables))
+    # What was taken back, and what a restore left that then changed nothing, is nothing that anybody has lost; and what
+    # single tables were is not what brings others, or a whole database, back. None of it pushes out what a restore has
+    # replaced.
+    states = undoing.kept_states(settings)
+    idle = runs.changed_nothing({uuid.UUID(item.run) for item in states}) if runs.available() else set()
+    seen: dict[tuple[str, str, bool, tuple[str, ...]], int] = {}
+    for item in states:
+        nothing_lost = item.taken_back or uuid.UUID(item.run) in idle
+        target = (item.type, item.subject, nothing_lost, tuple(sorted(item.tables)))
         seen[target] = seen.get(target, 0) + 1
         if seen[target] > GENERATIONS or (item.expires_at is not None and item.expires_at < now):
             yield item

@@ -176,6 +176,12 @@ class Settling:
         }
 
 
+def _undo_of(entry: Entry, run: str) -> str:
+    """The command for this part alone: the others are as they were, and may have been written to since."""
+    part = f"--database {entry.subject}" if entry.type == "database" else f"--artifact {entry.type}"
+    return f"`manage.py snapshots undo {run} {part}`"
+
+
 def _all_of(ledger: Ledger) -> str:
     names = [entry.description for entry in ledger.entries if not entry.empty] or ["every target"]
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
@@ -193,15 +199,10 @@ def _told(ledger: Ledger, unknown: Sequence[Entry], parts: Sequence[Entry], stay
     for entry in unknown:
         sentences.append(
             f"{entry.description} is replaced in place, and may be as before, restored, or half of each: "
-            + (
-                f"`manage.py snapshots undo {run}` brings back its safety copy."
-                if entry.safety
-                else "restore it again."
-            )
+            + (f"{_undo_of(entry, run)} brings back its safety copy." if entry.safety else "restore it again.")
         )
     sentences.extend(
-        f"Restored already is {entry.description}; `manage.py snapshots undo {run}` brings back what it was."
-        for entry in parts
+        f"Restored already is {entry.description}; {_undo_of(entry, run)} brings back what it was." for entry in parts
     )
     if not (unknown or parts or stay):
         sentences.append("Nothing is changed. Ask again.")

@@ -602,7 +602,7 @@ def test_preflight_tells_everything(mariadb: Server, make_mariadb: Maker) -> Non
             assert "stranger has a foreign key on parent" in stopping
             assert "The table child has a foreign key on journal" in stopping
             assert "The view reading reads journal" in stopping
-            assert "is connected to" in warning and "about 6 MiB" in warning
+            assert "is connected to" in warning
             with pytest.raises(SnapshotPreflightError, match=r"child.*stranger.*reading reads journal"):
                 MySQLConnector().prepare(alias, source(b"", metadata), request)
     finally:

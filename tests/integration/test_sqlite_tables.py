@@ -484,12 +484,22 @@ def test_it_waits_for_a_reader_before_it_commits(world: World, monkeypatch: pyte
             carried_out(SQLiteConnector(lock_timeout=0.2).prepare(world.alias, world.source(), request))
         reader.execute("COMMIT")
         assert world.tables() == world.before
-        reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM bare").fetchone()
-        ending = threading.Event()
-        monkeypatch.setattr(sqlite_rows, "_reached", lambda phase: ending.set() if phase == "replaced" else None)
+        begun, reading, ending = threading.Event(), threading.Event(), threading.Event()
+
+        def reached(phase: str) -> None:
+            if phase == "begun":
+                begun.set()
+                assert reading.wait(30)
+            elif phase == "replaced":
+                ending.set()
+
+        monkeypatch.setattr(sqlite_rows, "_reached", reached)
         restoring = threading.Thread(target=lambda: world.restore("bare"))
         restoring.start()
+        assert begun.wait(30)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM bare").fetchone()
+        reading.set()
         assert ending.wait(30)
         assert restoring.is_alive()
         assert reader.execute("SELECT word FROM bare WHERE rowid = 5").fetchone() == ("changed",)
