@@ -125,7 +125,7 @@ def check_metadata(manifest: dict[str, Any]) -> None:
     found = {item["metadata"]["subject"]: set(item["metadata"]) for item in manifest["artifacts"]}
     assert found.keys() == told.keys()
     for subject, fields in found.items():
-        sometimes = {"warnings", "data_excluded"}
+        sometimes = {"warnings", "data_excluded", "emptied"}
         assert fields | sometimes == told[subject] | sometimes, subject
 
 
