@@ -98,9 +98,7 @@ def cause_of(step: Step) -> str:
     if step.error.endswith(_LOOKED_AT + "."):
         silence = step.error.removesuffix(f"; {_LOOKED_AT}.")
         return f"{silence}: it was killed or stopped, or its machine was, or it could not reach the journal."
-    said = step.error.strip()
-    if not said:
-        return f"{step} stopped in the middle, and nothing is known of the cause."
+    said = step.error.strip() or "nothing is known of it"
     return f"{step} stopped in the middle: {said}{'' if said.endswith('.') else '.'}"
 
 
