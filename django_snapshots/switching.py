@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from django_snapshots.conf import Settings
-from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
+from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError, SnapshotPreflightError
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Finding, SnapshotUnsettled
 from django_snapshots.temporary import private_directory
@@ -213,7 +213,8 @@ def _back_request(change: Change) -> RestoreRequest:
 
 
 def _is_tried_again(change: Change, error: Exception) -> bool:
-    """Whether whoever settles the restore may still bring it back: what is kept is there, and was only in the way."""
+    """Whether whoever settles the restore may still bring it back: what is kept is there, and was only in the way. What
+    the target itself refuses, it refuses until somebody has changed it; what is kept stays for an undo."""
     if change.bring_back is None:
         return isinstance(error, SnapshotUnsettled)
-    return not isinstance(error, SnapshotNotFoundError)
+    return not isinstance(error, SnapshotNotFoundError | SnapshotPreflightError)

@@ -43,7 +43,7 @@ from django_snapshots.connectors.sqlite_files import (
 )
 from django_snapshots.connectors.sqlite_switch import begin, copied
 from django_snapshots.connectors.sqlite_tables import LIVE, RESTORED, Shape
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError, SnapshotPreflightError
 from django_snapshots.processes import Processes
 
 _BEFORE = "django_snapshots_before"
@@ -137,7 +137,7 @@ class RowSwitch:
         found = self._new_orphans(live, children, before)
         live.execute(f"DROP TABLE temp.{_BEFORE}")
         if found:
-            raise SnapshotConnectorError(f"{dangling(self._place.alias, found)} It was not changed.")
+            raise SnapshotPreflightError(f"{dangling(self._place.alias, found)} It was not changed.")
 
     def _copy(self, live: sqlite3.Connection, table: str, now: Shape) -> None:
         names = ", ".join(map(quoted, now.names))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
 from django_snapshots import runs
@@ -39,6 +39,14 @@ def expire(settings: Settings, run: uuid.UUID | None = None) -> list[str]:
     *run* is the caller's own, which takes the locks; without one it is only looked whether somebody else has them.
     """
     return [item.place for item in superfluous(settings) if _removed(settings, item, run)]
+
+
+def forget_copies(settings: Settings, run: uuid.UUID, names: Collection[str]) -> None:
+    """Remove the safety copies *names* of the restore *run*, whose targets are known to be as they were. Kept, they
+    would be taken for what the latest restore has replaced. One that somebody reads stays."""
+    for item in undoing.kept_states(settings) if names else ():
+        if item.snapshot in names and item.run == run.hex:
+            _removed(settings, item, run if runs.available() else None)
 
 
 def superfluous(settings: Settings) -> list[Kept]:

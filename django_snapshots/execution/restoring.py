@@ -20,19 +20,20 @@ from django.db import InterfaceError, OperationalError
 from django_snapshots import journal, runs, schedules, signals
 from django_snapshots import restore as restoring
 from django_snapshots import undo as undoing
+from django_snapshots.artifacts.capabilities import settle_of
 from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.conf import Settings
 from django_snapshots.connectors.derived import beside, ensure
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.execution.errors import explained
-from django_snapshots.execution.expiry import expire
+from django_snapshots.execution.expiry import expire, forget_copies
 from django_snapshots.execution.ledger import Ledger
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import Kind
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
-from django_snapshots.replaced import KeepsReplaced, SnapshotUnsettled
+from django_snapshots.replaced import KeepsReplaced, Outcome, SnapshotUnsettled
 from django_snapshots.switching import Change
 
 Write = Callable[[Mapping[str, Any]], None]
@@ -123,10 +124,28 @@ def restore_with_journal(
         observe=observe,
     )
     meet_derived_aliases()
-    report = _undone(settings, attempt) if kind == Kind.UNDO else restoring.restore(settings, attempt).to_json()
+    try:
+        report = _undone(settings, attempt) if kind == Kind.UNDO else restoring.restore(settings, attempt).to_json()
+    except SnapshotUnsettled:
+        raise  # whoever settles it looks
+    except Exception:
+        with contextlib.suppress(Exception):  # it stays, and costs nothing but room
+            _forget_copies_of_nothing(settings, books.ledger, uuid.UUID(hears.run))
+        raise
     with contextlib.suppress(Exception):  # all is restored; the collector comes again
         expire(settings, uuid.UUID(hears.run))
     return hears.told(report)
+
+
+def _forget_copies_of_nothing(settings: Settings, ledger: Ledger, run: uuid.UUID) -> None:
+    """Remove the safety copies of those targets that are as they were, which their own proof tells."""
+    copied = [entry for entry in ledger.entries if entry.safety and entry.provable]
+    untouched = [
+        entry.safety
+        for entry in copied
+        if settle_of(settings.kind(entry.type), entry.subject, entry.mark, entry.noted) is Outcome.BEFORE
+    ]
+    forget_copies(settings, run, untouched)
 
 
 @dataclass(kw_only=True)

@@ -15,6 +15,8 @@ and has its locks until then, so that nobody works with a target of which nobody
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +27,8 @@ from django_snapshots.artifacts.capabilities import bring_back_of, end_sessions_
 from django_snapshots.backup import utc_now
 from django_snapshots.conf import Settings
 from django_snapshots.connectors.derived import ensure
-from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError
+from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError, SnapshotPreflightError
+from django_snapshots.execution.expiry import forget_copies
 from django_snapshots.execution.ledger import Entry, Ledger
 from django_snapshots.execution.restoring import Listeners, make_fit
 from django_snapshots.manifest import to_iso
@@ -59,6 +62,7 @@ class Settling:
         if ledger is None:
             raise SnapshotError(f"{self.cause} Nothing was changed: it had not begun to build. Ask again.")
         outcomes = {entry.mark: self._settled(entry) for entry in ledger.entries}
+        self._forget_copies(ledger, outcomes)
         if not ledger.switching:
             raise SnapshotError(f"{self.cause} Nothing was changed: {_all_of(ledger)} as before. Ask again.")
         switched = [entry for entry in ledger.entries if outcomes[entry.mark] == Outcome.SWITCHED]
@@ -73,6 +77,16 @@ class Settling:
         brought = [entry.mark for entry in switched if entry not in parts]
         stay = self._bring_back(ledger.nobody_brings_back(), brought)
         raise SnapshotError(f"{self.cause} {_told(ledger, unknown, parts, stay, self.run)}")
+
+    def _forget_copies(self, ledger: Ledger, outcomes: Mapping[str, Outcome]) -> None:
+        """The safety copies of what is as it was; what can't be removed stays, and costs nothing but room."""
+        idle = [
+            item.safety
+            for item in ledger.entries
+            if item.safety and item.provable and outcomes[item.mark] is Outcome.BEFORE
+        ]
+        with contextlib.suppress(Exception):
+            forget_copies(self.settings, uuid.UUID(self.run), idle)
 
     def _settled(self, entry: Entry) -> Outcome:
         try:
@@ -110,7 +124,7 @@ class Settling:
             self.write(ledger.to_record())
             try:
                 carry_out([self._change(entry, mark)], Moves())
-            except SnapshotNotFoundError as error:
+            except (SnapshotNotFoundError, SnapshotPreflightError) as error:
                 stay[entry.mark] = str(error)
             except SnapshotError as error:
                 raise SnapshotUnsettled(f"What was switched could not be brought back yet: {error}") from error

@@ -286,12 +286,32 @@ def test_a_process_that_is_killed_between_two_commits(world: World, make_postgre
     assert "As it was before: the table project_author of PostgreSQL database" in ended["error"]
     run = str(ended["id"]).replace("-", "")
     assert f"snapshots undo {run}" in ended["error"]
+    assert len(safety_copies(world)) == 1, "what was not changed needs no copy"
+    (untouched,) = [one for one in (world, theirs) if one.query("SELECT name FROM project_author") == [("changed",)]]
+    untouched.write("project_author", "written since")
     report = world.project.call(
         f"answer = django_snapshots.undo_restore({run!r}, confirm={[world.name, theirs.name]!r})"
     )
     assert "undone" in report, report
     for one in (world, theirs):
-        one.require(author="changed")
+        one.require(author="written since" if one is untouched else "changed")
+
+
+def safety_copies(world: World) -> list[str]:
+    """The names of those that are there."""
+    return sorted({name.split("/")[0] for name in world.project.stored() if name.startswith("safety-")})
+
+
+def test_a_restore_that_failed_is_not_what_an_undo_means(world: World) -> None:
+    """Nor does the safety copy of one that changed nothing push out what others have replaced."""
+    world.write("project_author", "original")
+    world.restored()
+    (copy,) = safety_copies(world)
+    killed(world, KILLS["before the commit"], name="before", tables=TABLES, confirm=[world.name])
+    wait_until(lambda: swept(world, position=-1), "the end of the run")
+    assert safety_copies(world) == [copy]
+    world.undone(None)
+    world.require(author="original")
 
 
 def second_alias(world: World, make_postgres: Maker) -> World:
@@ -306,9 +326,9 @@ def second_alias(world: World, make_postgres: Maker) -> World:
     return theirs
 
 
-def swept(world: World) -> dict[str, Any] | None:
+def swept(world: World, position: int = 0) -> dict[str, Any] | None:
     world.project.must("snapshots", "sweep")
-    (run,) = [run for run in world.project.runs() if run["kind"] == "restore"]
+    run = [run for run in world.project.runs() if run["kind"] == "restore"][position]
     return run if run["state"] in ("succeeded", "failed") else None
 
 

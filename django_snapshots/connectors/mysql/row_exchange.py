@@ -33,7 +33,7 @@ from django_snapshots.connectors.mysql.exchange import LOCK_WAIT
 from django_snapshots.connectors.mysql.record import Rows, done_statement, not_done_statement, record_table
 from django_snapshots.connectors.mysql.row_tables import Orphans
 from django_snapshots.connectors.mysql.server import LOCKED_IDLE, LONGEST, execute, quote, value
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError, SnapshotPreflightError
+from django_snapshots.exceptions import SnapshotIntegrityError, SnapshotPreflightError
 
 
 def _reached(phase: str) -> None:
@@ -158,4 +158,4 @@ class RowExchange:
     def _require_no_orphans(self, orphans: list[Orphans]) -> None:
         found = {str(item.key): int(value(self._connection, item.query())) for item in orphans}
         if wrong := {key: number for key, number in found.items() if number}:
-            raise SnapshotConnectorError(single_tables.dangling(self._alias, wrong))
+            raise SnapshotPreflightError(single_tables.dangling(self._alias, wrong))

@@ -17,6 +17,7 @@ from django.db.utils import InterfaceError
 from django_snapshots.connectors.mysql import row_tables
 from django_snapshots.connectors.mysql.client import find_client
 from django_snapshots.connectors.mysql.excerpt import Excerpt
+from django_snapshots.connectors.mysql.exchange import LOCK_WAIT
 from django_snapshots.connectors.mysql.findings import require_place
 from django_snapshots.connectors.mysql.kept import Schemas, kept, settle
 from django_snapshots.connectors.mysql.preflight import require_loadable
@@ -64,6 +65,8 @@ class RowRestore(MySQLRestore):
         """Everything that the exchange needs, and that can't be made within its transaction."""
         connection, origin = self.connection, self.incoming.home
         self._require_unsettled()
+        # The definitions that are copied below may be locked by somebody, and the server's own patience is a day.
+        execute(connection, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
         home = self.schemas.keeping(connection, self.mark, origin)
         self.schemas.make(connection, home, self.incoming.charset, self.incoming.collation)
         record = Rows(
