@@ -302,6 +302,18 @@ def safety_copies(world: World) -> list[str]:
     return sorted({name.split("/")[0] for name in world.project.stored() if name.startswith("safety-")})
 
 
+def test_a_restore_that_is_stopped_leaves_no_safety_copy(world: World) -> None:
+    answer = world.project.call(
+        "from django_snapshots.signals import pre_restore\n"
+        "def stop(**_):\n    raise ValueError('not today')\n"
+        "pre_restore.connect(stop)\n"
+        f"answer = django_snapshots.restore_snapshot('before', tables={TABLES!r}, confirm={[world.name]!r})"
+    )
+    assert "not today" in answer["error"], answer
+    world.require(author="changed")
+    assert safety_copies(world) == []
+
+
 def test_a_restore_that_failed_is_not_what_an_undo_means(world: World) -> None:
     """Nor does the safety copy of one that changed nothing push out what others have replaced."""
     world.write("project_author", "original")
