@@ -200,7 +200,7 @@ def test_no_row_of_another_table_goes_along(world: World) -> None:
 )  # fmt: skip
 def test_rows_that_would_point_at_nothing_take_it_back(world: World, script: str, table: str, said: str) -> None:
     world.run(script)
-    with pytest.raises(SnapshotConnectorError, match=f"{said}.*It is as it was before"):
+    with pytest.raises(SnapshotPreflightError, match=f"{said}.*It is as it was before"):
         world.restore(table)
     world.require(Outcome.BEFORE, "")
 
@@ -212,7 +212,7 @@ def test_a_foreign_key_of_another_schema_is_looked_at(world: World, make_mariadb
     query(other, f"CREATE TABLE far (coop_id INTEGER, CONSTRAINT far_coop FOREIGN KEY (coop_id) "
                  f"REFERENCES `{here}`.coop (id) ON DELETE CASCADE)")  # fmt: skip
     query(other, "INSERT INTO far VALUES (50), (1)")
-    with pytest.raises(SnapshotConnectorError, match="1 by the foreign key far_coop of far to coop"):
+    with pytest.raises(SnapshotPreflightError, match="1 by the foreign key far_coop of far to coop"):
         world.restore("coop")
     assert query(other, "SELECT COUNT(*) FROM far") == [(2,)]
     query(other, "DROP TABLE far")

@@ -238,7 +238,7 @@ def test_rows_that_would_point_at_nothing_take_it_back(
 ) -> None:
     world.run(script)
     before = world.tables()
-    with pytest.raises(SnapshotConnectorError, match=said):
+    with pytest.raises(SnapshotPreflightError, match=said):
         world.restore(*tables)
     assert (world.tables(), world.left) == (before, [])
 
