@@ -6,16 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.db import connections
 from hypothesis import settings as hypothesis_settings
 from pytest_django.plugin import DjangoDbBlocker
 
-from tests.databases import Maker, MariaDBMaker, PostgisMaker, PostgresMaker, SQLiteMaker
+from django_snapshots.connectors.derived import known
+from tests.databases import Maker, MariaDBMaker, PostgisMaker, PostgresMaker, SQLiteMaker, unregister
 from tests.services import Server, ServiceError, running
 from tests.services.rabbitmq import wait_until_ready
 
 # How long one example takes says how busy the machine is, and nothing of the code.
 hypothesis_settings.register_profile("without a clock", deadline=None)
 hypothesis_settings.load_profile("without a clock")
+
+
+@pytest.fixture(autouse=True)
+def aliases_that_a_restore_made_end_with_their_test() -> Iterator[None]:
+    """Django's own test case, too, takes every alias that it knows for a database that is there."""
+    before = set(connections.settings)
+    yield
+    for alias in set(known()) - before:
+        unregister(alias)
 
 
 def _server(name: str) -> Server:

@@ -74,6 +74,12 @@ def _said(check: Check, alias: str) -> Sequence[str]:
         raise
     except SnapshotError as error:
         return [str(error)]
+    except SystemExit as error:
+        # So commands fail, makemigrations --check among them. A worker that is told to end raises a subclass, or a
+        # code below zero or over 128.
+        if type(error) is not SystemExit or not (isinstance(error.code, str) or error.code in (1, 2)):
+            raise
+        return [redact(f"SystemExit: {error.code}")]
     except Exception as error:
         if isinstance(error, DatabaseError | MemoryError) and of_the_machine(error):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 NOT_A_FUNCTION = 1
@@ -26,6 +27,10 @@ def is_true(using: str) -> bool:
 
 def raises(using: str) -> None:
     raise ValueError("there is no order")
+
+
+def exits(using: str) -> None:
+    sys.exit("there is no order")
 
 
 def is_false(using: str) -> bool:

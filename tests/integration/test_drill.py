@@ -133,6 +133,7 @@ def test_a_project_s_own_checks_see_the_restored_rows_by_the_orm(tmp_path: Path,
         ("says", "3 orders have no customer"),
         ("lists", "two"),
         ("returns_nonsense", "it returned int"),
+        ("exits", "SystemExit: there is no order"),
     ],
 )
 def test_a_check_that_fails_fails_the_drill(project: Project, check: str, words: str) -> None:

@@ -19,6 +19,8 @@ from django.db import OperationalError, connections
 
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
 from django_snapshots.connectors.mysql import restore as restoring
+from django_snapshots.connectors.mysql.record import Label, create_record, record_table
+from django_snapshots.connectors.mysql.server import execute, server_connection
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -578,6 +580,25 @@ def test_two_schemas_that_an_administrator_has_made(mariadb: Server, make_mariad
     assert [item.mark for item in connector.beside(alias) if item.kept] == [second]
     connector.remove(alias, second)
     assert query(one, "SHOW TABLES") == []
+
+
+@pytest.mark.parametrize("died_in", ["given_one", "given_two"])
+def test_a_restore_that_died_before_its_record_was_written_leaves_a_given_schema_free(
+    make_mariadb: Maker, died_in: str
+) -> None:
+    one, two, alias = make_mariadb(NAME="given_one"), make_mariadb(NAME="given_two"), make_mariadb()
+    query(alias, "CREATE TABLE t (a INTEGER)")
+    snapshot = source(*dump(alias))
+    connector = MySQLConnector(scratch_database="given_one", kept_database="given_two")
+    with server_connection(alias, database="") as connection:
+        create_record(connection, died_in, Label(mark=mark(), target=database(alias)))
+        execute(connection, f"DELETE FROM {record_table(died_in)}")
+    assert connector.beside(alias) == []
+    own = mark()
+    restore(alias, snapshot, connector, mark=own)
+    assert [item.mark for item in connector.beside(alias) if item.kept] == [own]
+    connector.remove(alias, own)
+    assert [query(schema, "SHOW TABLES") for schema in (one, two)] == [[], []]
 
 
 def test_preflight_tells_everything(mariadb: Server, make_mariadb: Maker) -> None:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from django.db import connections
 
 from django_snapshots.conf import get_settings
 from django_snapshots.connectors.derived import base_of, beside, ensure, known, of_settings
 from django_snapshots.exceptions import SnapshotConfigurationError
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = dict(connections.settings)
-    yield
-    for alias in connections.settings.keys() - before.keys():
-        del connections.settings[alias]
 
 
 def test_one_is_in_no_snapshot_and_no_request_opens_a_transaction_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

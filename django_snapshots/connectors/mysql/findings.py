@@ -15,6 +15,7 @@ from django_snapshots.connectors.mysql.record import (
     NEW_PREFIX,
     OLD_PREFIX,
     SCHEMA_PATTERN,
+    is_free,
     tables_in,
     text,
 )
@@ -143,7 +144,7 @@ def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -
     for name in schemas.given:
         if not exists(connection, name):
             yield _stops(f"The database {name}, which the connector was given to restore by, is missing: create it.")
-        elif tables_in(connection, name):
+        elif not is_free(connection, name):
             yield _stops(
                 f"The database {name}, which the connector was given to restore by, is not empty. If it holds what an "
                 "earlier restore has replaced, remove that first."

@@ -22,6 +22,7 @@ from django_snapshots.connectors.mysql.record import (
     Label,
     Record,
     Rows,
+    is_free,
     read_record,
     require_mark,
     schema_names,
@@ -100,7 +101,7 @@ class Schemas:
         for name in self.given:
             if name not in there:
                 raise SnapshotConnectorError(f"The schema {name}, which the connector was given, does not exist.")
-        return [name for name in self.given if not tables_in(connection, name)]
+        return [name for name in self.given if is_free(connection, name)]
 
 
 def mark_label(mark: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.connectors.mysql.server import execute, names, quote, rows
+from django_snapshots.connectors.mysql.server import execute, names, quote, rows, value
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError
 
 NEW_PREFIX = "django_snapshots_new_"
@@ -133,6 +133,15 @@ def tables_in(connection: BaseDatabaseWrapper, schema: str) -> dict[str, str]:
         f"SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = {text(schema)}",  # noqa: S608
     )
     return {str(name): str(kind) for name, kind in found}
+
+
+def is_free(connection: BaseDatabaseWrapper, schema: str) -> bool:
+    """Whether *schema* holds nothing. A record's table without a row is nothing: whoever made it died before he wrote
+    it, and the next one uses it."""
+    found = tables_in(connection, schema)
+    return not found or (
+        set(found) == {RECORD} and not value(connection, f"SELECT COUNT(*) FROM {record_table(schema)}")  # noqa: S608
+    )
 
 
 def text(value: str) -> str:

@@ -77,7 +77,8 @@ class TablesRestoring(InTransaction):
         """An undo brings back what was committed; the safety copy as a whole would bring back more."""
         raise SnapshotConnectorError(
             f"The rows of {single_tables.told([table.name for table in self._parts.tables])} of {self._alias!r} are "
-            "committed. `manage.py snapshots undo` brings back what they were."
+            f"committed. `manage.py snapshots undo RUN --database {self._alias}` brings back what they "
+            "were, where RUN is this restore's."
         )
 
     def _shut_writers_out(self) -> None:
