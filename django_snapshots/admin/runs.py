@@ -83,7 +83,8 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         """How far a run is, for the script of its page."""
         require_view(request)
         run = self._run(request, run_id)
-        return JsonResponse({**progress_of(run), "snapshot": snapshot_url(run, self.admin_site.name)})
+        urls = {"snapshot": snapshot_url(run, self.admin_site.name), "undo": self._undo_url(request, run)}
+        return JsonResponse({**progress_of(run), **urls})
 
     def cancel_view(self, request: HttpRequest, run_id: uuid.UUID) -> HttpResponse:
         """Cancel a run, by the button on its page. Needs the journal alone, no broker."""
@@ -136,6 +137,12 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             raise Http404("There is no such run.")
         return run
 
+    def _undo_url(self, request: HttpRequest, run: Run) -> str:
+        """The page that undoes *run*, for who may, if it has replaced something; the page says whether that is still
+        kept."""
+        replaced = run.kind in runs.SETTLED and run.publishing_at is not None and run.state in FINAL_STATES
+        return self._page_of(run.pk, "undo") if replaced and may(request, "restore") else ""
+
     def _page_of(self, run_id: uuid.UUID, page: str) -> str:
         return reverse(f"admin:django_snapshots_run_{page}", args=(run_id,), current_app=self.admin_site.name)
 
@@ -151,7 +158,7 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
                 "subtitle": None,
                 "progress": progress_of(run),
                 "progress_url": self._page_of(run.pk, "progress"),
-                "undo_url": self._page_of(run.pk, "undo") if _can_be_undone(run) and may(request, "restore") else "",
+                "undo_url": self._undo_url(request, run),
                 "cancel_url": self._page_of(run.pk, "cancel") if may_cancel(request) else "",
                 "snapshot_url": snapshot_url(run, self.admin_site.name),
             }
@@ -177,8 +184,3 @@ class RunAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         """Its name, with the way to its page if it may be there."""
         url = snapshot_url(run, self.admin_site.name)
         return format_html('<a href="{}">{}</a>', url, run.name) if url else run.name
-
-
-def _can_be_undone(run: Run) -> bool:
-    """Whether it has replaced something; its page says whether that is still kept."""
-    return run.kind in runs.SETTLED and run.publishing_at is not None and run.state in FINAL_STATES

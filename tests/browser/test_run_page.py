@@ -142,7 +142,6 @@ def test_a_restore_is_undone_by_the_button_on_its_page(page: Page, site: Site, w
     ended_well(page)
     assert content(site.project, "local") == ["order in local"]
 
-    page.reload()
     page.get_by_role("link", name="Undo", exact=True).click()
     expect(page.get_by_role("heading", name="Undo the restore of before")).to_be_visible()
     expect(page.get_by_text("What is there now is kept in its turn")).to_be_visible()

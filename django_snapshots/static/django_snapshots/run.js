@@ -73,6 +73,10 @@
             at("link").firstElementChild.href = run.snapshot;
             at("link").firstElementChild.textContent = `Snapshot ${run.name}`;
         }
+        at("undo").hidden = !run.undo;
+        if (run.undo) {
+            at("undo").firstElementChild.href = run.undo;
+        }
     }
 
     async function look() {
