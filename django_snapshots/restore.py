@@ -248,6 +248,7 @@ def _change(
     request = request_of(settings, attempt, record.type, item.subject, item.target, mark, snapshot.name, notes)
     request = partial_restore.only(request, item.tables)
     keeps = keeps_of(kind, item.subject, item.tables)
+    request = replace(request, keeps=keeps)
     return Change(
         type=record.type,
         subject=item.subject,
@@ -258,6 +259,7 @@ def _change(
         prepare=lambda request: kind.prepare(item.subject, source, request),
         preflight=lambda source: preflight_of(kind, item.subject, source, request),
         bring_back=partial(bring_back_of, kind, item.subject, mark) if keeps else None,
+        look=lambda: kind.target(item.subject),
         about_back={TAKEN_BACK: True, "snapshot": ""},
     )
 

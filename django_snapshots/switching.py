@@ -44,6 +44,8 @@ class Change:
     """What its kind finds in the way of it."""
     bring_back: Callable[[RestoreRequest], Prepared] | None = None
     """Prepares to put in its place again what the switch has replaced and kept; ``None`` where nothing is kept."""
+    look: Callable[[], Target] | None = None
+    """Looks at the target once more: what was empty when the restore began may hold something by now."""
     about_back: Mapping[str, object] = field(default_factory=dict)
     """What is written, besides the request's own, with the state that is kept when the target is brought back."""
 
@@ -107,16 +109,20 @@ def request_for(
 
 @dataclass(kw_only=True)
 class _Safety:
-    """Takes the safety copy of one target once, whoever asks for it."""
+    """Takes the safety copy of one target once. Whoever asks for it keeps nothing of what he replaces, whatever was
+    said before."""
 
     change: Change
     take: Callable[[Change], None]
     taken: bool = field(default=False)
 
     def __call__(self) -> None:
-        if not self.taken and self.change.needs_safety:
+        if not self.taken and not self._nothing_to_lose():
             self.take(self.change)
         self.taken = True
+
+    def _nothing_to_lose(self) -> bool:
+        return self.change.target.empty and (self.change.look is None or self.change.look().empty)
 
 
 def _prepare(change: Change, moves: Moves, stack: contextlib.ExitStack) -> Prepared:
@@ -125,7 +131,8 @@ def _prepare(change: Change, moves: Moves, stack: contextlib.ExitStack) -> Prepa
     prepared = change.prepare(request)
     stack.callback(_discard, prepared, request)
     # Somebody's own connector may know nothing of it; until its switch nothing has changed.
-    safety()
+    if not change.keeps:
+        safety()
     return prepared
 
 

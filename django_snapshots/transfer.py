@@ -78,6 +78,9 @@ class RestoreRequest:
     mark: str = ""
     """Names what this restore leaves on servers and disks: at most 40 of ``[0-9a-z_]``, different for every subject
     and every attempt. Empty where nothing may be left: what is replaced is gone with ``discard`` then."""
+    keeps: bool | None = None
+    """What was answered when it was asked whether this restore keeps what it replaces; ``None`` where nobody has asked.
+    A ``prepare`` that could do either does this or refuses: whether a safety copy is needed was decided by it."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Plain JSON that is written with the kept state: which restore has replaced it, by what, when it may go."""
     note: Callable[[Mapping[str, Any]], None] = field(default=lambda _: None)

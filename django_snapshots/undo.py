@@ -305,6 +305,7 @@ def _change(
     request = request_of(settings, attempt, item.type, item.subject, target, mark, item.snapshot, notes)
     request = partial_restore.only(request, item.tables)
     keeps = keeps_of(kind, item.subject, item.tables)
+    request = replace(request, keeps=keeps)
     change = Change(
         type=item.type,
         subject=item.subject,
@@ -314,6 +315,7 @@ def _change(
         request=request,
         prepare=lambda wanted: bring_back_of(kind, item.subject, item.mark, wanted),
         bring_back=partial(bring_back_of, kind, item.subject, mark) if keeps else None,
+        look=lambda: kind.target(item.subject),
         about_back=_about_back(item),
     )
     if not item.snapshot:

@@ -157,7 +157,14 @@ class PostgresConnector(FileTier):
 
     def _survey(self, subject: str, source: Source, request: RestoreRequest) -> tuple[Way, Survey]:
         facts.require_alias(subject)
-        way = choose(subject, self._strategy, drill=request.drill, label=request.label)
+        # What was said to keep nothing has its safety copy: nobody would look for a second state beside that.
+        strategy = "transaction" if request.keeps is False and self._strategy == "auto" else self._strategy
+        way = choose(subject, strategy, drill=request.drill, label=request.label)
+        if request.keeps and not way.new_database:
+            raise SnapshotPreflightError(
+                f"{subject!r} was about to be restored by a new database, and can't be any more, so nothing was "
+                f"touched. {' '.join(way.against)} Or ask for the restore again: it then takes another way."
+            )
         owner = self._owner if request.owner is None else request.owner
         return way, survey(subject, source, request, way, client_directory=self._client_directory, owner=owner)
 
