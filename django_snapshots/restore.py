@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from django_snapshots import partial_restore, preflight
-from django_snapshots.artifacts.capabilities import bring_back_of, keeps_of, preflight_of
+from django_snapshots.artifacts.capabilities import bring_back_of, is_provable, keeps_of, preflight_of
 from django_snapshots.backup import utc_now
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
@@ -102,6 +102,8 @@ class RestoreAttempt:
     """Reads what ``after_switch`` will need from the databases as they are."""
     point_of_no_return: Callable[[], None] = lambda: None
     """Passed right before the first switch; may raise, and then nothing is switched."""
+    going_back: Callable[[], None] = lambda: None
+    """Raises if it is for another attempt by now to bring back what this one has switched."""
     after_switch: Callable[[Sequence[Change]], None] = lambda _: None
     """Makes the journal fit the restored databases."""
     observe: Callable[[int], None] = lambda _: None
@@ -216,7 +218,10 @@ def replace_all(
     attempt.announce(changes)
     attempt.before_switch(changes)
     moves = Moves(
-        safety=take_safety, point_of_no_return=close_the_way_back, switched=lambda: attempt.after_switch(changes)
+        safety=take_safety,
+        point_of_no_return=close_the_way_back,
+        switched=lambda: attempt.after_switch(changes),
+        going_back=attempt.going_back,
     )
     carry_out(changes, moves)
     return tuple(taken)
@@ -255,6 +260,7 @@ def _change(
         target=item.target,
         mark=mark,
         keeps=keeps,
+        provable=is_provable(kind, item.subject),
         request=request,
         prepare=lambda request: kind.prepare(item.subject, source, request),
         preflight=lambda source: preflight_of(kind, item.subject, source, request),

@@ -2,7 +2,11 @@
 
 Who can die when, and what then holds: until the first ``switch`` nothing of any target has changed, whatever dies. If
 one target's ``switch`` raises, those before it are brought back, each on its own; the error says in which state each
-target is. If the process dies between two switches, whoever comes later settles each target by its mark (``replaced``).
+target is. But where it can't be told what became of that one, nothing is brought back: it may hold its new state, and
+then all of them do. That is for whoever settles the restore, as it is if the process dies between two switches: each
+target is settled by its mark (``replaced``). An attempt that has lost its right to another one brings nothing back,
+either: it asks for that (``Moves.going_back``) before it begins, and again before each switch back, when whatever it
+has built for that can be found by its mark.
 
 What is brought back so was the target's state for a moment, and clients may have written to it. So where a target keeps
 what is replaced, bringing back is a switch of its own: the first one is brought to its end, then the kept state goes
@@ -23,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError, SnapshotPreflightError
 from django_snapshots.processes import Processes
+from django_snapshots.redaction import redact
 from django_snapshots.replaced import Finding, SnapshotUnsettled
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
@@ -38,6 +43,8 @@ class Change:
     mark: str
     keeps: bool
     """Whether what is replaced stays beside the target; else it needs a safety copy."""
+    provable: bool = False
+    """Whether its kind can tell later, by its mark, what became of it."""
     request: RestoreRequest
     prepare: Callable[[RestoreRequest], Prepared]
     preflight: Callable[[Source], Iterable[Finding]] = lambda _: ()
@@ -65,6 +72,8 @@ class Moves:
     """Passed right before the first switch."""
     switched: Callable[[], None] = lambda: None
     """Called when every target holds its new state."""
+    going_back: Callable[[], None] = lambda: None
+    """Passed before what was switched is brought back; raises if that is somebody else's to do by now."""
 
 
 def back_mark(mark: str) -> str:
@@ -79,7 +88,7 @@ def carry_out(changes: Sequence[Change], moves: Moves) -> None:
         for item in prepared:
             item.check()
         moves.point_of_no_return()
-        _switch_all(changes, prepared)
+        _switch_all(changes, prepared, moves)
         moves.switched()
 
 
@@ -156,35 +165,52 @@ def _in_order(
     return tuple(change for change, _ in pairs), tuple(item for _, item in pairs)
 
 
-def _switch_all(changes: Sequence[Change], prepared: Sequence[Prepared]) -> None:
+def _switch_all(changes: Sequence[Change], prepared: Sequence[Prepared], moves: Moves) -> None:
     changes, prepared = _in_order(changes, prepared)
     for position, item in enumerate(prepared):
         try:
             item.switch()
-        except BaseException as error:
-            kept, settled = _roll_back(changes[:position], prepared[:position])
-            if not isinstance(error, Exception):
-                raise
+        except Exception as error:
             kind, text = _told(error, changes[position])
+            if issubclass(kind, SnapshotUnsettled):
+                raise kind(f"{text}{_still_hold(changes[:position])}") from error
+            kept, settled = _roll_back(changes[:position], prepared[:position], moves)
             raise (kind if settled else SnapshotUnsettled)(f"{text} {kept}".strip()) from error
+        except BaseException:
+            _roll_back(changes[:position], prepared[:position], moves)
+            raise
 
 
 def _told(error: Exception, change: Change) -> tuple[type[SnapshotError], str]:
-    """An error of a switch; one that isn't ours says nothing of the target's state, and then nobody knows it."""
+    """An error of a switch; one that isn't ours says nothing of the target's state, and then nobody knows it yet."""
     if isinstance(error, SnapshotError):
         return type(error), str(error)
-    what = f"{change.target.description} could not be switched ({type(error).__name__}: {error})"
+    what = f"{change.target.description} could not be switched ({type(error).__name__}: {redact(str(error)).strip()})"
+    if change.provable:
+        return SnapshotUnsettled, f"{what}. What it holds now is for whoever settles the restore to find out."
     return SnapshotError, f"{what}, and what it holds now is not known; restore it again."
 
 
-def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared]) -> tuple[str, bool]:
+def _still_hold(changes: Sequence[Change]) -> str:
+    """What was switched already, and stays so until the restore is settled."""
+    names = ", ".join(change.target.description for change in changes)
+    return f" What was restored holds the snapshot until then: {names}." if names else ""
+
+
+def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared], moves: Moves) -> tuple[str, bool]:
     """Bring back what was switched already; say what came of it, and whether nothing is left to be settled."""
+    if not changes:
+        return "", True
+    try:
+        moves.going_back()
+    except Exception as error:  # noqa: BLE001 - whoever has the right to it by now decides
+        return f"Nothing was brought back by this attempt ({error}).{_still_hold(changes)}", False
     sentences: list[str] = []
     settled = True
     for change, item in reversed(list(zip(changes, prepared, strict=True))):
         what = change.target.description
         try:
-            kept = _bring_back(change, item)
+            kept = _bring_back(change, item, moves)
         except Exception as error:  # noqa: BLE001 - the others are brought back whatever this one does
             sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
             settled = settled and not _is_tried_again(change, error)
@@ -193,7 +219,7 @@ def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared]) -> tuple
     return " ".join(sentences), settled
 
 
-def _bring_back(change: Change, item: Prepared) -> str:
+def _bring_back(change: Change, item: Prepared, moves: Moves) -> str:
     """Bring back what was there before; return, in words, where that is what was there meanwhile."""
     if change.bring_back is None:
         item.roll_back()
@@ -203,6 +229,8 @@ def _bring_back(change: Change, item: Prepared) -> str:
     back = change.bring_back(_back_request(change))
     try:
         back.check()
+        # Who takes the restore over before this has taken the right to it; who does so after it finds this mark.
+        moves.going_back()
         back.switch()
     finally:
         _discard(back, change.request)

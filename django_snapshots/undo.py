@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from django_snapshots import partial_restore
-from django_snapshots.artifacts.capabilities import beside_of, bring_back_of, keeps_of, restores_tables_of
+from django_snapshots.artifacts.capabilities import beside_of, bring_back_of, is_provable, keeps_of, restores_tables_of
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
 from django_snapshots.connectors.derived import known
@@ -312,6 +312,7 @@ def _change(
         target=target,
         mark=mark,
         keeps=keeps,
+        provable=is_provable(kind, item.subject),
         request=request,
         prepare=lambda wanted: bring_back_of(kind, item.subject, item.mark, wanted),
         bring_back=partial(bring_back_of, kind, item.subject, mark) if keeps else None,

@@ -52,6 +52,12 @@ def settle_of(kind: ArtifactKind, subject: str, mark: str, noted: Mapping[str, A
     return kind.settle(subject, mark, noted) if isinstance(kind, KeepsReplaced) else Outcome.UNSEEN
 
 
+def is_provable(kind: ArtifactKind, subject: str) -> bool:
+    """Whether *kind* can tell later what an attempt has made of *subject*."""
+    connector = getattr(kind, "connector", None)
+    return isinstance(connector(subject) if callable(connector) else kind, KeepsReplaced)
+
+
 def bring_back_of(kind: ArtifactKind, subject: str, mark: str, request: RestoreRequest) -> Prepared:
     """Prepare to put a kept state in the place of *subject*. Raises ``SnapshotNotFoundError``."""
     if not isinstance(kind, KeepsReplaced):

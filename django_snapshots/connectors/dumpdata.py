@@ -16,7 +16,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.serializers.base import DeserializationError
-from django.db import DatabaseError, IntegrityError, connections, transaction
+from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
@@ -35,7 +35,7 @@ from django_snapshots.exceptions import (
 )
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
-from django_snapshots.replaced import Finding
+from django_snapshots.replaced import Finding, SnapshotUnsettled
 from django_snapshots.transfer import (
     CHUNK_SIZE,
     Dump,
@@ -366,12 +366,24 @@ class _PreparedRows:
         try:
             with _explained(self._alias, "restore", " Nothing was changed."), self._own.active():
                 model_rows.reset_sequences(self._alias, self._models)
-                self._leave()
+                self._commit()
         except BaseException:
             # Sequences of PostgreSQL don't take part in transactions.
             with contextlib.suppress(DatabaseError), self._own.active():
                 model_rows.reset_sequences(self._alias, self._models)
             raise
+
+    def _commit(self) -> None:
+        """Raises ``SnapshotUnsettled`` if the server's answer is missing: it may have committed."""
+        try:
+            self._leave()
+        except (InterfaceError, OperationalError) as error:
+            if self._own.connection.vendor == "sqlite":
+                raise  # in this very process; it is rolled back
+            raise SnapshotUnsettled(
+                f"{self._alias!r} holds either what it held or the snapshot: its server did not answer the commit "
+                f"({redact(str(error)).strip()})."
+            ) from error
 
     def roll_back(self) -> None:
         """A committed transaction can't be taken back."""

@@ -63,14 +63,14 @@ class Ledger:
             return None
         return cls(
             name=str(data["name"]),
-            entries=tuple(Entry(**{**item, "backs": tuple(item.get("backs", ()))}) for item in data["entries"]),
+            entries=tuple(map(_entry, data["entries"])),
             recorded=data["recorded"],
             switching=bool(data["switching"]),
             cause=str(data.get("cause", "")),
         )
 
-    def announced(self, changes: Sequence[Change], provable: Mapping[str, bool]) -> Self:
-        """With the targets of *changes*; *provable* is by mark."""
+    def announced(self, changes: Sequence[Change]) -> Self:
+        """With the targets of *changes*."""
         return replace(
             self,
             entries=tuple(
@@ -80,7 +80,7 @@ class Ledger:
                     mark=change.mark,
                     name=change.target.name,
                     description=change.target.description,
-                    provable=provable[change.mark],
+                    provable=change.provable,
                     empty=change.target.empty,
                     tables=sorted(change.request.tables),
                     back=dict(change.about_back),
@@ -103,8 +103,10 @@ class Ledger:
         return self._changed(mark, lambda entry: replace(entry, backs=(*entry.backs, as_mark)))
 
     def nobody_brings_back(self) -> Self:
-        """With no mark any more under which somebody may still be bringing a target back: all were settled."""
-        return replace(self, entries=tuple(replace(entry, backs=()) for entry in self.entries))
+        """With no mark of a settler any more under which one may still be bringing a target back: all were settled.
+        That of the attempt itself stays: it may have built nothing yet, and goes on where it slept."""
+        entries = tuple(replace(entry, backs=(back_mark(entry.mark),)) for entry in self.entries)
+        return replace(self, entries=entries)
 
     def because(self, cause: str) -> Self:
         """With why somebody else has to settle it; the first cause stays."""
@@ -124,3 +126,9 @@ class Ledger:
     def databases(self) -> list[str]:
         """The aliases among the targets."""
         return [entry.subject for entry in self.entries if entry.type == "database"]
+
+
+def _entry(item: Mapping[str, Any]) -> Entry:
+    """What a newer version of this package has written besides, this one can do without."""
+    known = {name: item[name] for name in Entry.__dataclass_fields__ if name in item}
+    return Entry(**{**known, "backs": tuple(item.get("backs", ()))})

@@ -21,9 +21,8 @@ from django_snapshots import journal, runs, schedules, signals
 from django_snapshots import restore as restoring
 from django_snapshots import undo as undoing
 from django_snapshots.artifacts.capabilities import settle_of
-from django_snapshots.artifacts.protocols import ArtifactKind
 from django_snapshots.conf import Settings
-from django_snapshots.connectors.derived import beside, ensure
+from django_snapshots.connectors.derived import beside
 from django_snapshots.exceptions import SnapshotError
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.expiry import expire, forget_copies
@@ -33,7 +32,7 @@ from django_snapshots.models import Kind
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
-from django_snapshots.replaced import KeepsReplaced, Outcome, SnapshotUnsettled
+from django_snapshots.replaced import Outcome, SnapshotUnsettled
 from django_snapshots.switching import Change
 
 Write = Callable[[Mapping[str, Any]], None]
@@ -42,15 +41,13 @@ Write = Callable[[Mapping[str, Any]], None]
 class Bookkeeping:
     """Keeps the ledger of one attempt; *write* puts it into the journal, and raises if the right to that is lost."""
 
-    def __init__(self, settings: Settings, name: str, write: Write) -> None:
-        self._settings = settings
+    def __init__(self, name: str, write: Write) -> None:
         self._write = write
         self.ledger = Ledger(name=name)
 
     def announce(self, changes: Sequence[Change]) -> None:
         """Nothing is built before this is written."""
-        provable = {change.mark: can_be_proved(self._settings.kind(change.type), change.subject) for change in changes}
-        self._keep(self.ledger.announced(changes, provable))
+        self._keep(self.ledger.announced(changes))
 
     def before_switch(self, changes: Sequence[Change]) -> None:
         """Reads what ``make_fit`` needs of the databases as they are."""
@@ -68,6 +65,10 @@ class Bookkeeping:
     def switch(self) -> None:
         """From here on only its mark can tell what became of a target."""
         self._keep(self.ledger.at_the_switch())
+
+    def going_back(self) -> None:
+        """Raises if the right to bring back what was switched is another attempt's by now."""
+        self._keep(self.ledger)
 
     def _keep(self, ledger: Ledger) -> None:
         self._write(ledger.to_record())
@@ -91,7 +92,7 @@ def restore_with_journal(
     """Restore, or undo a restore; return the report as plain JSON. *hold* sees to it, before anything is built, that
     nobody else works with what is replaced. *label* names it to servers; without one, as without a journal, it has one
     of its own too, by which a sweep tells whether it is alive. Raises ``SnapshotError``."""
-    books = Bookkeeping(settings, request.name or request.undo or "", write)
+    books = Bookkeeping(request.name or request.undo or "", write)
 
     hears = Listeners(name=request.name or request.undo or "", kind=kind, run=run or uuid.uuid4().hex)
 
@@ -120,6 +121,7 @@ def restore_with_journal(
         safety_taken=books.saved,
         before_switch=books.before_switch,
         point_of_no_return=close_the_way_back,
+        going_back=books.going_back,
         after_switch=after_switch,
         observe=observe,
     )
@@ -214,14 +216,6 @@ def _migrate(alias: str) -> None:
             f"Everything is restored, but `manage.py migrate --database {alias}` failed: {redact(str(error)).strip()}. "
             "Remove the cause and run it again, or undo the restore."
         ) from error
-
-
-def can_be_proved(kind: ArtifactKind, subject: str) -> bool:
-    """Whether *kind* can tell later what an attempt has made of *subject*."""
-    if kind.type == "database":
-        ensure(subject)
-    connector = getattr(kind, "connector", None)
-    return isinstance(connector(subject) if callable(connector) else kind, KeepsReplaced)
 
 
 def preflight(settings: Settings, request: Request) -> dict[str, Any]:

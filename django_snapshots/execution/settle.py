@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django_snapshots import partial_restore, runs
@@ -123,11 +124,15 @@ class Settling:
             ledger = ledger.to_be_brought_back(entry.mark, mark)
             self.write(ledger.to_record())
             try:
-                carry_out([self._change(entry, mark)], Moves())
+                # Once more when all is built: who takes over before that finds nothing of this mark to settle.
+                moves = Moves(point_of_no_return=partial(self.write, ledger.to_record()))
+                carry_out([self._change(entry, mark)], moves)
             except (SnapshotNotFoundError, SnapshotPreflightError) as error:
                 stay[entry.mark] = str(error)
-            except SnapshotError as error:
-                raise SnapshotUnsettled(f"What was switched could not be brought back yet: {error}") from error
+            except Exception as error:
+                raise SnapshotUnsettled(
+                    f"What was switched could not be brought back yet: {redact(str(error)).strip()}"
+                ) from error
         return stay
 
     def _keeps(self, entry: Entry) -> bool:
@@ -196,6 +201,12 @@ def _undo_of(entry: Entry, run: str) -> str:
     return f"`manage.py snapshots undo {run} {part}`"
 
 
+def _way_back(entry: Entry, why: str, run: str) -> str:
+    if entry.safety:
+        return f"{_undo_of(entry, run)} brings back its safety copy."
+    return "It was empty or missing before." if entry.empty else f"It could not be brought back: {why}"
+
+
 def _all_of(ledger: Ledger) -> str:
     names = [entry.description for entry in ledger.entries if not entry.empty] or ["every target"]
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
@@ -208,8 +219,7 @@ def _told(ledger: Ledger, unknown: Sequence[Entry], parts: Sequence[Entry], stay
         sentences.append(f"As it was before: {', '.join(entry.description for entry in known)}.")
     for entry in ledger.entries:
         if why := stay.get(entry.mark):
-            before = "It was empty or missing before." if entry.empty else f"It could not be brought back: {why}"
-            sentences.append(f"{entry.description} holds what was put there. {before}")
+            sentences.append(f"{entry.description} holds what was put there. {_way_back(entry, why, run)}")
     for entry in unknown:
         sentences.append(
             f"{entry.description} is replaced in place, and may be as before, restored, or half of each: "

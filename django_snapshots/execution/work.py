@@ -99,8 +99,9 @@ class _Attempt:
             logger.warning("%s of run %s: %s", self.step, self.step.run.pk, cause)
             return None
         try:
-            # From the switch itself, too: then another attempt finds out what became of the targets.
-            if self.keeper.shielded and isinstance(error, SnapshotUnsettled):
+            # From the switch itself, too: then another attempt finds out what became of the targets. So it does after
+            # an error that isn't ours, which says nothing of them.
+            if self.keeper.shielded and (isinstance(error, SnapshotUnsettled) or not isinstance(error, SnapshotError)):
                 self.keeper.through_outages(lambda: runs.put_off(self.claimed, cause))
                 return None
             ended = self.keeper.through_outages(lambda: runs.fail(self.claimed, cause))

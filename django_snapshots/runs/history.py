@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 from datetime import timedelta
 from typing import Any
 
+from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -36,18 +37,27 @@ def judged(snapshots: Sequence[Snapshot]) -> dict[str, list[Proof]]:
         kind__in=DAMNING, state__in=(State.SUCCEEDED, State.FAILED), finished_at__isnull=False
     )
     found: dict[str, list[Proof]] = {}
+    deep = _had_begun_to_build(ended)
     for run in ended.only("kind", "state", "name", "request", "error_type", "created_at", "finished_at"):
         if run.name not in taken or run.created_at < local(taken[run.name]):
             continue
         ok = run.state == State.SUCCEEDED
         # That a restore succeeded proves no more than the verify that it begins with.
         if run.error_type in DAMNING[run.kind] or (ok and run.kind != Kind.RESTORE):
-            found.setdefault(run.name, []).append(_proof(run, ok=ok))
+            found.setdefault(run.name, []).append(_proof(run, ok=ok, deep=run.pk in deep))
     return found
 
 
-def _proof(run: Run, *, ok: bool) -> Proof:
-    level = DRILL_LEVEL if run.kind == Kind.DRILL else run.request.get("level", 2)
+def _had_begun_to_build(ended: QuerySet[Run]) -> set[uuid.UUID]:
+    """Those restores among *ended* that had read every stored byte and found it good before they failed: what is wrong
+    is in the content then, where only a drill looks."""
+    failed = ended.filter(kind=Kind.RESTORE, state=State.FAILED)
+    built = Step.objects.using(alias()).filter(run__in=failed, record__isnull=False)
+    return set(built.values_list("run", flat=True))
+
+
+def _proof(run: Run, *, ok: bool, deep: bool) -> Proof:
+    level = DRILL_LEVEL if run.kind == Kind.DRILL or deep else run.request.get("level", 2)
     ended: Any = run.finished_at
     at = timezone.make_aware(ended) if timezone.is_naive(ended) else ended
     return Proof(kind=run.kind, level=level, ok=ok, at=at, run=str(run.pk))

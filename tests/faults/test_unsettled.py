@@ -8,24 +8,27 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.db import OperationalError
 from django.utils import timezone
 
-from django_snapshots import create_snapshot, execution, runs
+from django_snapshots import create_snapshot, execution, runs, switching, verify_snapshot
 from django_snapshots import undo as undoing
+from django_snapshots.artifacts.media import PreparedMedia
 from django_snapshots.artifacts.media_kept import beside_shelf
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import get_settings
 from django_snapshots.connectors import sqlite_files as files
 from django_snapshots.connectors import sqlite_kept
 from django_snapshots.connectors.derived import known
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotError
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotError, SnapshotIntegrityError
 from django_snapshots.execution import expiry
 from django_snapshots.management.status import unsettled_restores
 from django_snapshots.marked import Shelf, Stage, where_we_are
 from django_snapshots.models import Kind, Lock, Run, State, Step
 from django_snapshots.plan import Request
 from django_snapshots.processes import Processes
-from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, Outcome
+from django_snapshots.proof import standing
+from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, Outcome, SnapshotUnsettled
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import RestoreRequest
 from django_snapshots.undo import Kept, kept_states
@@ -209,6 +212,107 @@ def test_a_state_under_anothers_mark_is_the_one_that_its_restore_has_replaced(me
         (directory / "record.json").write_text(json.dumps(record))
         (item,) = kept_states(get_settings())
         assert item.run == told
+
+
+# Errors that are not ours, behind the point of no return
+
+
+def begun(media: Path) -> Step:
+    run, _ = runs.begin(Kind.RESTORE, Request(name="nightly", confirm=(str(media),)))
+    (step,) = execution.launch(run)
+    return step
+
+
+def settled(step: Step) -> Run:
+    Step.objects.filter(pk=step.pk).update(not_before=None)
+    execution.work(step.pk)
+    execution.finish(step.run_id)
+    return Run.objects.get(pk=step.run_id)
+
+
+def test_a_restore_that_could_not_be_told_to_the_journal_has_succeeded_all_the_same(media, monkeypatch):
+    step = begun(media)
+
+    with monkeypatch.context() as patched:
+
+        def locked(*_):
+            patched.setattr(runs.Lease, "holds", lambda _: False)
+            raise OperationalError("database is locked")
+
+        patched.setattr(runs, "complete", locked)
+        execution.work(step.pk)
+    step.refresh_from_db()
+    assert (step.state, "database is locked" in step.error) == (State.QUEUED, True)
+    assert Lock.objects.exists()
+    run = settled(step)
+    assert (run.state, (media / "picture").read_text()) == (State.SUCCEEDED, "in the snapshot")
+
+
+def test_an_error_of_nobody_behind_the_switch_is_settled_by_what_the_target_holds(media, monkeypatch):
+    step = begun(media)
+
+    def cut_short(item):
+        switch(item)
+        raise ValueError("out of nowhere")
+
+    switch = PreparedMedia.switch
+    with monkeypatch.context() as patched:
+        patched.setattr(PreparedMedia, "switch", cut_short)
+        execution.work(step.pk)
+    step.refresh_from_db()
+    assert (step.state, "out of nowhere" in step.error) == (State.QUEUED, True)
+    assert settled(step).state == State.SUCCEEDED
+
+
+def test_an_attempt_that_has_lost_its_step_brings_nothing_back(media, monkeypatch):
+    """Whoever has settled the restore meanwhile has said what the target holds."""
+    step, seen = begun(media), []
+
+    def fails(changes, prepared, moves):
+        prepared[0].switch()
+        Step.objects.filter(pk=step.pk).update(token=2)
+        seen.append(switching._roll_back(changes, prepared, moves))
+        raise SnapshotUnsettled("The next target's server is away.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("django_snapshots.switching._switch_all", fails)
+        execution.work(step.pk)
+    ((text, is_settled),) = seen
+    assert "Nothing was brought back by this attempt" in text and not is_settled
+    assert (media / "picture").read_text() == "in the snapshot"
+
+
+def test_what_only_a_restore_has_found_is_not_cleared_by_looking_less_deep(media, monkeypatch):
+    """Every stored byte was good, and the content was not: a verify of the same bytes says nothing new."""
+    catalog = Catalog(get_settings().storage)
+    snapshot = catalog.get("nightly")
+
+    def bad(_):
+        raise SnapshotIntegrityError("The rows are not those of the manifest.")
+
+    def of_verify():
+        verify_snapshot("nightly")
+        return standing(runs.judged([snapshot])["nightly"])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreparedMedia, "check", bad)
+        execution.work(begun(media).pk)
+    (run,) = Run.objects.filter(kind=Kind.RESTORE)
+    execution.finish(run.pk)
+    assert "by restore run" in of_verify()
+    # Damage that the verify at a restore's beginning has found is cleared by the next one that finds none.
+    Run.objects.filter(kind=Kind.RESTORE).delete()
+    with monkeypatch.context() as patched:
+        patched.setattr("django_snapshots.restore.check_artifacts", bad_bytes)
+        execution.work(begun(media).pk)
+    (run,) = Run.objects.filter(kind=Kind.RESTORE)
+    execution.finish(run.pk)
+    assert "by restore run" in standing(runs.judged([snapshot])["nightly"])
+    assert of_verify() == ""
+
+
+def bad_bytes(*_, **__):
+    raise SnapshotIntegrityError("A file is not what was stored.")
 
 
 # Other databases, and the journal's own rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 
 from django_snapshots.connectors.dumpdata import DumpDataConnector
 from django_snapshots.connectors.file_tier import private_directory
@@ -23,6 +23,7 @@ from django_snapshots.exceptions import (
     SnapshotPreflightError,
 )
 from django_snapshots.processes import Processes
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
 from tests.project.models import Author, Book, Chicken, EveryColumn, Hidden, Tag
 from tests.project.rows import content, empty, fill, migrate
@@ -331,6 +332,28 @@ def test_a_safety_copy_that_fails_changes_nothing(make: Callable[..., str], tmp_
         _prepared(alias, tmp_path / "dump", safety=safety),
     ):
         pass
+    assert content(alias) == before
+
+
+@pytest.mark.parametrize("maker", ["make_postgres", "make_mariadb"])
+def test_a_commit_without_an_answer_is_not_said_to_have_changed_nothing(
+    request: pytest.FixtureRequest, maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alias = request.getfixturevalue(maker)()
+    migrate(alias)
+    fill(alias)
+    metadata, before = _dump(alias, tmp_path / "dump"), content(alias)
+    Tag.objects.using(alias).create(name="came later")
+    leave = transaction.Atomic.__exit__
+
+    def answer_is_lost(atomic: transaction.Atomic, *error: Any) -> None:
+        leave(atomic, *error)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    with _prepared(alias, tmp_path / "dump", metadata) as prepared, monkeypatch.context() as patched:
+        patched.setattr(transaction.Atomic, "__exit__", answer_is_lost)
+        with pytest.raises(SnapshotUnsettled, match=r"either what it held or the snapshot.*did not answer the commit"):
+            prepared.switch()
     assert content(alias) == before
 
 

@@ -70,6 +70,31 @@ def source(connector: PostgresConnector, alias: str, tmp_path: Path) -> Source:
     return take(connector, alias, tmp_path / "shop.pgdump", exclude_tables=JOURNAL)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_was_said_of_the_way_holds(
+    postgres: Server, alias: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """Whether a safety copy is taken was decided by it; the right to make databases may come and go meanwhile."""
+    connector = PostgresConnector(client_directory=postgres.bin_directory)
+    source = take(connector, alias, tmp_path / "x.pgdump", exclude_tables=JOURNAL)
+    execute(postgres, alias, f"ALTER ROLE snapshots_creator {'' if first else 'NO'}CREATEDB")
+    keeps = connector.keeps(alias)
+    assert keeps is first
+    execute(postgres, alias, f"ALTER ROLE snapshots_creator {'NO' if first else ''}CREATEDB")
+    with Processes() as processes:
+        request = RestoreRequest(
+            processes=processes, temporary_directory=private_directory, mark=MARK, keeps=keeps, preserve_tables=JOURNAL
+        )
+        if first:
+            with pytest.raises(SnapshotPreflightError, match=r"can't be any more, so nothing was touched.*CREATEDB"):
+                connector.prepare(alias, source, request)
+        else:
+            restoring = connector.prepare(alias, source, request)
+            assert restoring.switch_rank is SwitchRank.FINAL  # type: ignore[attr-defined]
+            restoring.discard()
+    assert databases(postgres) == []
+
+
 def databases(server: Server) -> list[str]:
     with postgres_cursor(server) as cursor:
         rows = cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '^django_snapshots_' ORDER BY 1")

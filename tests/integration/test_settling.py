@@ -17,7 +17,7 @@ import pytest
 from django_snapshots.artifacts.capabilities import bring_back_of
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.conf import get_settings
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotError, SnapshotNotFoundError
 from django_snapshots.execution import settle as settling
 from django_snapshots.execution.ledger import Entry, Ledger
 from django_snapshots.execution.leftovers import settle_leftovers
@@ -25,6 +25,7 @@ from django_snapshots.execution.settle import Settling
 from django_snapshots.models import Kind, Run, State
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, SnapshotUnsettled
+from django_snapshots.switching import back_mark
 from tests.integration.media_attempt import attempt
 from tests.integration.test_media_switch import NEW, fill
 from tests.projects import wait_until
@@ -84,6 +85,7 @@ class World:
         self.limits = get_settings().limits
         self.temporary_directory = directory
         self.written: list[Any] = []
+        self.write: Any = self.written.append
 
     def kind(self, name: str) -> MediaArtifact:
         return self.first.kind if name == "media0" else self.second.kind
@@ -105,7 +107,7 @@ class World:
                 token=token,
                 migrate=False,
                 cause="Its server was away.",
-                write=self.written.append,
+                write=self.write,
             )
             return attempt_of_ours.settle(ledger or self.ledger, "restore")
 
@@ -120,9 +122,10 @@ def test_what_was_switched_is_brought_back(world: World) -> None:
         world.settle(2)
     assert str(raised.value).startswith("Its server was away. ")
     # Before anything of it was done it is in the journal under which mark.
-    (written,) = map(Ledger.of, world.written)
-    assert written is not None
-    assert [entry.backs for entry in written.entries] == [(f"{RUN}_2_0",), ()]
+    written, again = map(Ledger.of, world.written)
+    assert written is not None and again == written
+    own = [back_mark(entry.mark) for entry in world.ledger.entries]
+    assert [entry.backs for entry in written.entries] == [(own[0], f"{RUN}_2_0"), (own[1],)]
     assert (world.first.state, world.second.state) == ("old", "old")
     (kept,) = world.first.kind.beside("media")
     # It goes after its time, and nobody takes it for what a restore has replaced.
@@ -189,6 +192,50 @@ def test_a_server_that_is_away_is_asked_again_later(world: World, monkeypatch: A
     with pytest.raises(SnapshotError, match="As it was before"):
         world.settle(4)
     assert (world.first.state, world.second.state) == ("old", "old")
+
+
+def test_who_has_lost_the_right_while_it_built_brings_nothing_back(world: World) -> None:
+    """It slept before there was anything of its mark: whoever settled it meanwhile found nothing to stop it by."""
+    write = world.written.append
+
+    def lost(record: Any) -> None:
+        write(record)
+        if len(world.written) == 2:
+            raise SnapshotError("The step is another attempt's.")
+
+    world.write = lost
+    with pytest.raises(SnapshotUnsettled, match="another attempt's"):
+        world.settle(2)
+    assert (world.first.state, world.second.state) == ("new", "old")
+
+
+def test_an_error_that_is_not_ours_ends_no_run_that_is_not_settled(world: World, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(SnapshotUnsettled, match="No space left"):
+        patched.setattr(settling, "bring_back_of", full)
+        world.settle(2)
+    with pytest.raises(SnapshotError, match="As it was before"):
+        world.settle(3)
+
+
+def test_what_a_newer_version_has_written_besides_is_in_nobodys_way(world: World) -> None:
+    record = world.ledger.to_record()
+    record["restore"]["entries"][0]["of_the_future"] = 1
+    record["restore"]["of_the_future"] = 1
+    assert Ledger.of(record) == world.ledger
+
+
+def test_what_can_not_be_brought_back_is_told_with_its_safety_copy(world: World, monkeypatch: Any) -> None:
+    def gone(*_: Any) -> None:
+        raise SnapshotNotFoundError("Nothing is kept.")
+
+    monkeypatch.setattr(settling, "bring_back_of", gone)
+    saved = replace(world.ledger, entries=(replace(world.first.entry, safety="safety-x"), world.second.entry))
+    with pytest.raises(SnapshotError, match=rf"undo {RUN} --artifact media0` brings back its safety copy") as raised:
+        world.settle(2, saved)
+    assert "could not be brought back" not in str(raised.value)
 
 
 def test_an_empty_target_that_nobody_can_prove_is_no_success(world: World) -> None:
