@@ -546,6 +546,29 @@ def test_the_target(postgres: Server, connector: PostgresConnector, make_postgre
     assert not connector.target(other).empty
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TYPE mood AS ENUM ('x')",
+        "CREATE TYPE t AS (a int)",
+    ],
+)
+def test_a_database_without_a_table_may_still_hold_something(
+    postgres: Server, connector: PostgresConnector, make_postgres: Maker, statement: str
+) -> None:
+    alias = make_postgres()
+    execute(postgres, alias, statement)
+    assert not connector.target(alias).empty
+
+
+def test_an_extension_is_nobodys_work_but_for_its_users_rows(postgis: Server, make_postgis: Maker) -> None:
+    connector, alias = PostgresConnector(client_directory=postgis.bin_directory), make_postgis()
+    assert connector.target(alias).empty
+    execute(postgis, alias, "INSERT INTO spatial_ref_sys (srid, auth_name) VALUES (990000, 'ours')")
+    assert not connector.target(alias).empty
+
+
 def test_a_second_thread_may_not_prepare_for_the_first(
     connector: PostgresConnector, alias: str, source: Source
 ) -> None:
