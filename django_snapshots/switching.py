@@ -28,7 +28,7 @@ from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError, SnapshotPreflightError
 from django_snapshots.processes import Processes
 from django_snapshots.redaction import redact
-from django_snapshots.replaced import Finding, SnapshotUnsettled
+from django_snapshots.replaced import Finding, SnapshotUnsettled, back_mark
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
 
@@ -74,11 +74,6 @@ class Moves:
     """Called when every target holds its new state."""
     going_back: Callable[[], None] = lambda: None
     """Passed before what was switched is brought back; raises if that is somebody else's to do by now."""
-
-
-def back_mark(mark: str) -> str:
-    """Under which the attempt *mark* keeps what it has brought, if it brings back what was there before."""
-    return f"{mark}b"
 
 
 def carry_out(changes: Sequence[Change], moves: Moves) -> None:

@@ -55,6 +55,7 @@ from django_snapshots.runs.place import (
     alias,
     available,
     holder,
+    is_there,
     require_no_transaction,
     seen_by_this_thread_alone,
     tables,
@@ -76,6 +77,7 @@ from django_snapshots.runs.steps import (
 )
 from django_snapshots.runs.sweep import (
     Swept,
+    database_time,
     end_dead,
     is_collection_due,
     is_due,
@@ -114,6 +116,7 @@ __all__ = [
     "close_the_way_back",
     "close_the_way_back_of_step",
     "complete",
+    "database_time",
     "dead_steps",
     "describe",
     "drop",
@@ -135,6 +138,7 @@ __all__ = [
     "is_due",
     "is_late",
     "is_lost_attempt",
+    "is_there",
     "is_unsettled",
     "judged",
     "known_storage_id",

@@ -24,8 +24,7 @@ from django_snapshots.execution.leftovers import settle_leftovers
 from django_snapshots.execution.settle import Settling
 from django_snapshots.models import Kind, Run, State
 from django_snapshots.processes import Processes
-from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, SnapshotUnsettled
-from django_snapshots.switching import back_mark
+from django_snapshots.replaced import KEPT_OF, TAKEN_BACK, SnapshotUnsettled, back_mark
 from tests.integration.media_attempt import attempt
 from tests.integration.test_media_switch import NEW, fill
 from tests.projects import wait_until
