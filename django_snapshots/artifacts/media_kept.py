@@ -81,6 +81,8 @@ def settle(root: Path, mark: str, noted: Mapping[str, Any]) -> Outcome:
             with taken(shelf, mark, stage) as marked:
                 if marked is not None:
                     return settle_directory(root, marked)
+    for shelf in shelves(root):
+        shelf.refuse_of_others(mark)
     here = was_here(noted, root.parent) and (not noted.get("inside") or noted.get("root") == inode(root))
     return Outcome.BEFORE if here else Outcome.UNSEEN
 
@@ -263,8 +265,8 @@ def _removed(marked: Marked) -> None:
 
 def _settle_what_nobody_uses(root: Path, mark: str) -> None:
     for shelf in shelves(root):
+        shelf.refuse_of_others(mark)
         for stage in (Stage.BUILDING, Stage.SETTLING):
-            path = shelf.path(mark, stage)
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_dir() and not path.is_symlink() and not is_in_use(path):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if not is_in_use(shelf.path(mark, stage)):
                     settle(root, mark, {})

@@ -23,10 +23,21 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPreflightError,
 )
 from django_snapshots.replaced import Outcome
 from tests.integration.media_attempt import attempt, go
-from tests.integration.media_trees import Restore, dump, media, member, ordinary_user, tar, tree
+from tests.integration.media_trees import (
+    NOBODY,
+    Restore,
+    dump,
+    media,
+    member,
+    open_directory,
+    ordinary_user,
+    tar,
+    tree,
+)
 from tests.integration.test_media_switch import NEW, fill
 from tests.projects import wait_until
 
@@ -321,7 +332,8 @@ def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path
     elif damage == "link":
         directory.rename(tmp_path / "moved")
         directory.symlink_to(tmp_path / "moved")
-    with pytest.raises((SnapshotNotFoundError, SnapshotIntegrityError, SnapshotArtifactError)):
+    expected = SnapshotBusyError if damage in ("open", "link") else (SnapshotIntegrityError, SnapshotArtifactError)
+    with pytest.raises(expected):
         brought_back("m", "u")
     assert world.state == "new"
     assert len(world.left) == 1
@@ -412,4 +424,67 @@ def test_an_attempt_that_wakes_while_it_is_settled_changes_nothing(
         monkeypatch.setattr(media_kept, "is_switched", is_switched)
         assert world.settle() is BEFORE
     assert "SnapshotBusyError" in said[0]
+    assert (world.state, world.left) == ("old", [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@WAYS
+@pytest.mark.parametrize("phase", ["prepared", "switched", "kept"])
+def test_another_user_does_not_take_what_is_there_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, way: str, phase: str
+) -> None:
+    for name, owner in (("exchange", media_switch), ("_make_beside", media_switch.Staging)):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    go(way)
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+            with media(world.root):
+                prepared = Restore(NEW, mark="m").prepare()
+                if phase != "prepared":
+                    prepared.switch()
+                if phase == "kept":
+                    prepared.discard()
+        left, state = world.left, world.state
+        with media(world.root):
+            for user in (0, NOBODY - 1):
+                os.seteuid(user)
+                try:
+                    with pytest.raises(SnapshotBusyError, match=r"(belongs to user number|can't be seen)"):
+                        world.settle()
+                    with pytest.raises(SnapshotBusyError):
+                        KIND.remove("media", "m")
+                finally:
+                    os.seteuid(0)
+            with pytest.raises(SnapshotBusyError):
+                brought_back("m", "u")
+            assert (world.left, world.state) == (left, state)
+            with ordinary_user():
+                assert world.settle() is (BEFORE if phase == "prepared" else SWITCHED)
+                prepared.discard()
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_what_a_stranger_puts_there_does_not_hide_what_is_ours(world: World) -> None:
+    world.killed("prepared")
+    strange = world.root.parent / f"{world.left[0]}.kept"
+    strange.mkdir(mode=0o755)
+    assert world.settle() is BEFORE
+    with pytest.raises(SnapshotBusyError, match=r"if no restore has made it, remove it"):
+        world.settle()
+    strange.rmdir()
+    assert (world.settle(), world.state, world.left) == (BEFORE, "old", [])
+
+
+@WAYS
+def test_a_file_system_that_forces_modes_keeps_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.mkdir
+
+    def mkdir(path: Path, mode: int = 0o777, **options: Any) -> None:
+        real(path, mode, **options)
+        path.chmod(0o777)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(SnapshotPreflightError, match="forces owners or modes"):
+        restored("m")
     assert (world.state, world.left) == ("old", [])

@@ -34,6 +34,7 @@ from django_snapshots.processes import Processes
 from django_snapshots.replaced import Outcome
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
+from tests.integration.media_trees import open_directory, ordinary_user
 from tests.integration.sqlite_attempt import start
 from tests.projects import wait_until
 
@@ -617,7 +618,7 @@ def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path
     elif damage == "link":
         directory.rename(tmp_path / "moved")
         directory.symlink_to(tmp_path / "moved")
-    expected = SnapshotNotFoundError if damage in ("open", "link") else SnapshotIntegrityError
+    expected = SnapshotBusyError if damage in ("open", "link") else SnapshotIntegrityError
     with pytest.raises(expected):
         world.restore("u", "m")
     assert world.state == "new"
@@ -810,3 +811,33 @@ def test_the_log_of_a_file_that_is_gone_never_gets_beside_a_new_one(world: World
         world.restore("n")
         assert "new" in "".join(said(world.path))
         assert not log.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@MODES
+@pytest.mark.parametrize("phase", ["prepared", "switched", "kept"])
+def test_another_user_does_not_take_what_is_there_for_nothing(
+    make_sqlite: Callable[..., str], mode: str, phase: str
+) -> None:
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(make_sqlite(NAME=str(directory / "live.sqlite3")), directory, mode)
+            with requested("m") as request:
+                source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+                prepared = CONNECTOR.prepare(world.alias, source, request)
+                if phase != "prepared":
+                    prepared.switch()
+                if phase == "kept":
+                    prepared.discard()
+        left = world.left
+        with pytest.raises(SnapshotBusyError, match="belongs to user number"):
+            world.settle()
+        with pytest.raises(SnapshotBusyError, match="belongs to user number"):
+            world.restore("u", "m")
+        with pytest.raises(SnapshotBusyError, match="belongs to user number"):
+            CONNECTOR.remove(world.alias, "m")
+        assert world.left == left
+        with ordinary_user():
+            assert world.settle() is (Outcome.BEFORE if phase == "prepared" else Outcome.SWITCHED)
+            prepared.discard()
+            assert world.state == ("old" if phase == "prepared" else "new")
