@@ -28,6 +28,11 @@ KEPT_OF = "kept_of"
 """Said with a state that lies under another restore's mark: the run, 32 hex digits, which has replaced it."""
 
 
+def back_mark(mark: str) -> str:
+    """Under which the attempt *mark* keeps what it has brought, if it brings back what was there before."""
+    return f"{mark}b"
+
+
 class SnapshotUnsettled(SnapshotError):
     """It can't be told here, or not now, what became of a target. The run does not end with it: ``settle`` is called
     again later, by any worker."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotError, SnapshotNotFoundError, SnapshotPreflightError
 from django_snapshots.processes import Processes
-from django_snapshots.replaced import Finding, SnapshotUnsettled
+from django_snapshots.replaced import Finding, SnapshotUnsettled, back_mark
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import Prepared, RestoreRequest, Source, SwitchRank, Target
 
@@ -65,11 +65,6 @@ class Moves:
     """Passed right before the first switch."""
     switched: Callable[[], None] = lambda: None
     """Called when every target holds its new state."""
-
-
-def back_mark(mark: str) -> str:
-    """Under which the attempt *mark* keeps what it has brought, if it brings back what was there before."""
-    return f"{mark}b"
 
 
 def carry_out(changes: Sequence[Change], moves: Moves) -> None:

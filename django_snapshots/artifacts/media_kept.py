@@ -10,11 +10,15 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
 - two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
   it is put back: BEFORE;
 - entries moved one by one: the list of all of them is on the disk before the first move, and a word that says that
-  all were moved after the last. Without that word everything that was moved goes back: BEFORE. What others have put
-  under a name in the meantime is never overwritten: it is moved aside and stays;
-- rolling back: the same, the other way;
+  all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list has the inode
+  of every entry that is moved in, and nothing else is taken out of the root: what others have put under a name in the
+  meantime stays, and what was there before gets another name;
+- rolling back: the same, the other way. What was in place for a moment, of which another word tells, may have been
+  written to: it is kept under a mark of its own (``back_mark``);
 - bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
   then gives it its old name.
+
+Until it is settled, nobody else restores: he would take the half of two trees for the one that was (``require_whole``).
 
 Whoever settles renames the directory first. Every move leads into it or out of it by its name, so an attempt that
 slept fails at its next one. Dying within ``settle`` leaves a state from which the next goes on; it decides the same.
@@ -41,10 +45,11 @@ from django_snapshots.marked import (
     kept_now,
     kept_record,
     key,
+    read_record,
     taken,
     was_here,
 )
-from django_snapshots.replaced import Beside, Outcome
+from django_snapshots.replaced import TAKEN_BACK, Beside, Outcome, back_mark
 
 NEW, OLD, LATE = "new", "old", "late"
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -99,6 +104,8 @@ def settle_directory(root: Path, marked: Marked) -> Outcome:
         _back(root, marked, record)
         if record.get("brought_back"):
             _give_back(marked, record)
+        elif record.get("was_live"):
+            _keep_taken_back(marked, record)
         else:
             marked.remove()
     except OSError as error:
@@ -162,8 +169,8 @@ def _back(root: Path, marked: Marked, record: Mapping[str, Any]) -> None:
 def moved_back(root: Path, directory: Path, moves: object, mark: str) -> None:
     """Every entry where it was before the first move, whichever was the last; may be done again."""
     new, old, late = (directory / name for name in (NEW, OLD, LATE))
-    for name in _names(moves, NEW):
-        if not os.path.lexists(new / name) and os.path.lexists(root / name):
+    for name, number in _moved_in(moves).items():
+        if not os.path.lexists(new / name) and inode(root / name) == number:
             move(root / name, new / name)
             _reached("moved back")
     if old.exists():
@@ -185,16 +192,16 @@ def _empty_into(origin: Path, destination: Path, mark: str) -> None:
     origin.rmdir()
 
 
-def _names(moves: object, which: str) -> list[str]:
-    """Names of entries out of a record that may be anybody's: none of them leads out of its directory."""
-    names = moves.get(which) if isinstance(moves, dict) else None
-    if not isinstance(names, list) or not all(_is_entry(name) for name in names):
+def _moved_in(moves: object) -> dict[str, int]:
+    """The inodes of entries out of a record that may be anybody's: no name leads out of its directory."""
+    entries = moves.get(NEW) if isinstance(moves, dict) else None
+    if not isinstance(entries, dict) or not all(_is_entry(*entry) for entry in entries.items()):
         raise SnapshotArtifactError("The list of moves in the record is damaged; nothing was moved.")
-    return names
+    return entries
 
 
-def _is_entry(name: object) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+def _is_entry(name: str, number: object) -> bool:
+    return isinstance(number, int) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _made_parents(root: Path, record: Mapping[str, Any]) -> list[Path]:
@@ -210,6 +217,30 @@ def _give_back(marked: Marked, record: Mapping[str, Any]) -> None:
     # The name first: under the attempt's own, a record without this word would let the tree be removed.
     with marked.shelf.relabel(marked.mark, marked.stage, former["mark"], Stage.KEPT) as kept:
         kept.write_record(former["record"])
+
+
+def _keep_taken_back(marked: Marked, record: Mapping[str, Any]) -> None:
+    """What was in place until it was taken back, with all that was written to it, is a kept state of its own."""
+    about = {**record["about"], TAKEN_BACK: True, "snapshot": ""}
+    # The record first, and all else that it says: under the attempt's own name it must lead here again.
+    marked.write_record(kept_now({**record, "about": about}))
+    _reached("taken back")
+    marked.shelf.relabel(marked.mark, marked.stage, back_mark(marked.mark), Stage.KEPT).close()
+
+
+def require_whole(root: Path) -> None:
+    """Raise ``SnapshotBusyError`` while a restore of *root* has stopped in the middle of its moves."""
+    for shelf in shelves(root):
+        for mark, stage in shelf.marks():
+            directory = shelf.path(mark, stage)
+            if stage not in (Stage.BUILDING, Stage.SETTLING) or not (directory / OLD).exists():
+                continue
+            if not is_switched(directory, read_record(directory)):
+                raise SnapshotBusyError(
+                    f"The restore {mark} of {root} has stopped in the middle and is not settled yet; the next sweep, "
+                    "or manage.py snapshots sweep, does that. Then try again. What it was to replace is in "
+                    f"{directory / OLD}."
+                )
 
 
 def beside(root: Path) -> Sequence[Beside]:

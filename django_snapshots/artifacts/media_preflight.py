@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from django_snapshots.artifacts import media_kept
 from django_snapshots.artifacts.file_system import mounts_at_or_below
 from django_snapshots.artifacts.media_root import media_root
-from django_snapshots.exceptions import SnapshotConfigurationError
+from django_snapshots.exceptions import SnapshotConfigurationError, SnapshotError
 from django_snapshots.replaced import Finding
 from django_snapshots.sizes import human_size
 from django_snapshots.transfer import RestoreRequest, Source
@@ -24,6 +25,10 @@ def findings(location: str | Path | None, source: Source, request: RestoreReques
     except SnapshotConfigurationError as error:
         yield _error(str(error))
         return
+    try:
+        media_kept.require_whole(root)
+    except SnapshotError as error:
+        yield _error(str(error))
     parent = _existing(root)
     yield from _of_the_room(parent, source)
     if not root.exists():

@@ -48,8 +48,10 @@ class Staging:
         """Make the directory, with an empty ``new`` in it; or take that of the mark *kept*, whose ``new`` is the tree
         that a restore has replaced.
 
-        Raises ``SnapshotPreflightError`` where ``MEDIA_ROOT`` can't be replaced by this process.
+        Raises ``SnapshotPreflightError`` where ``MEDIA_ROOT`` can't be replaced by this process, ``SnapshotBusyError``
+        where another restore has stopped in the middle.
         """
+        media_kept.require_whole(root)
         self.root = root
         self._request = request
         self._report = request.report
@@ -85,7 +87,8 @@ class Staging:
         Raises ``SnapshotArtifactError``, which says in what state the root is.
         """
         self._fence()
-        self._write_down(root=inode(self.root), new=inode(self.new))
+        # A merge may be rolled back behind its switch because the disk is full: then nothing more can be written.
+        self._write_down(root=inode(self.root), new=inode(self.new), was_live=self._request.merge)
         # Whatever interrupts the next lines (a signal's exception too) must not let ``discard`` remove old files.
         self._stuck = self._begun = True
         _reached("begun")
@@ -304,10 +307,13 @@ class Staging:
         old.mkdir(mode=0o700, exist_ok=True)
         self.new.chmod(0o700)
         names = {path: _entries(path) for path in (self.root, self.new)}
-        self._write_down(moves={media_kept.OLD: names[self.root], media_kept.NEW: names[self.new]}, moved=False)
+        inodes = {name: inode(self.new / name) for name in names[self.new]}
+        self._write_down(moves={media_kept.OLD: names[self.root], media_kept.NEW: inodes}, moved=False)
         moves: list[tuple[Path, Path]] = []
         try:
             for origin, destination in ((self.root, old), (self.new, self.root)):
+                if names[origin] and destination == self.root:
+                    self._write_down(was_live=True)  # whoever finds a file may write to it from here on
                 for name in names[origin]:
                     if destination == self.root:
                         self._make_way(name, moves)

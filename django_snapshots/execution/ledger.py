@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from django_snapshots.switching import Change, back_mark
+from django_snapshots.replaced import back_mark
+from django_snapshots.switching import Change
 
 _KEY = "restore"
 

@@ -25,7 +25,7 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotPreflightError,
 )
-from django_snapshots.replaced import Outcome
+from django_snapshots.replaced import TAKEN_BACK, Outcome
 from tests.integration.media_attempt import attempt, go
 from tests.integration.media_trees import (
     NOBODY,
@@ -42,6 +42,7 @@ from tests.integration.test_media_switch import NEW, fill
 from tests.projects import wait_until
 
 KIND = MediaArtifact()
+TAKEN_BACK_OF_M = {"run": "m", TAKEN_BACK: True, "snapshot": ""}
 WAYS = pytest.mark.parametrize("way", ["exchange", "renames", "moves"])
 
 
@@ -135,7 +136,14 @@ def test_an_attempt_that_is_killed_is_settled(world: World, phase: str, outcome:
         assert world.settle() is outcome
         assert world.state == ("new" if outcome is SWITCHED else "old")
     if outcome is BEFORE:
-        assert world.left == []
+        was_live = phase in ("moved#4", "moved#5", "moved#6", "all moved") or (phase, world.way) == (
+            "rolled back",
+            "moves",
+        )
+        assert [(one.mark, one.about) for one in KIND.beside("media")] == (
+            [("mb", TAKEN_BACK_OF_M)] if was_live else []
+        )
+        assert len(world.left) == was_live
         return
     (one,) = KIND.beside("media")
     assert (one.mark, one.kept, one.about, one.in_use) == ("m", True, {"run": "m"}, False)
@@ -158,12 +166,60 @@ def test_bringing_back_is_settled_the_same_way(world: World, phase: str, outcome
 
 
 @pytest.mark.parametrize("way", ["moves"])
-@pytest.mark.parametrize("number", range(1, 7))
-def test_settling_that_is_killed_is_settled(world: World, number: int) -> None:
+@pytest.mark.parametrize("phase", [*(f"moved back#{number}" for number in range(1, 7)), "taken back"])
+def test_settling_that_is_killed_is_settled(world: World, phase: str) -> None:
     world.killed("all moved")
-    world.killed(f"moved back#{number}", action="settle")
+    world.killed(phase, action="settle")
     assert world.settle() is BEFORE
-    assert (world.state, world.left) == ("old", [])
+    assert world.state == "old"
+    assert [(one.mark, one.about) for one in KIND.beside("media")] == [("mb", TAKEN_BACK_OF_M)]
+
+
+@pytest.mark.parametrize("way", ["moves"])
+@pytest.mark.parametrize("settling", ["", "moved back#1", "taken back"])
+def test_what_is_written_to_what_was_moved_in_is_kept(world: World, settling: str) -> None:
+    world.killed("moved#4")
+    (world.root / "deep" / "upload").write_text("an upload")
+    if settling:
+        world.killed(settling, action="settle")
+    assert world.settle() is BEFORE
+    assert world.state == "old"
+    brought_back("mb", "u")
+    assert (world.root / "deep" / "upload").read_text() == "an upload"
+    assert world.content().keys() == {*world.new, b"deep/upload"}
+
+
+@pytest.mark.parametrize("way", ["moves"])
+def test_settling_takes_nothing_out_that_others_have_put_there(world: World) -> None:
+    world.killed("all moved")
+    (world.root / "same").unlink()
+    (world.root / "spare").write_text("so that the number is not given again")
+    (world.root / "same").write_text("an upload")
+    assert world.settle() is BEFORE
+    assert (world.root / "same").read_text() == "an upload"
+    assert (world.root / "same.m").read_text() == "old"
+    assert (world.root / "deep" / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize(("way", "phase"), [("moves", "moved#1"), ("moves", "all moved"), ("renames", "half")])
+@pytest.mark.parametrize("settling", ["", "moved back#1"])
+def test_nobody_restores_over_what_has_stopped_in_the_middle(world: World, phase: str, settling: str) -> None:
+    restored("k")
+    world.killed(phase)
+    if settling and world.way == "moves":
+        world.killed(settling, action="settle")
+    before = world.content()
+    with pytest.raises(SnapshotBusyError, match=r"restore m of .* has stopped in the middle .*snapshots sweep"):
+        restored("n")
+    with pytest.raises(SnapshotBusyError, match="has stopped in the middle"):
+        brought_back("k", "u")
+    moves = Restore(NEW)
+    told = [one.text for one in KIND.preflight("media", moves.source, moves.request) if one.stops]
+    assert any("has stopped in the middle" in text for text in told)
+    assert world.content() == before
+    assert world.settle() is BEFORE
+    assert world.state == "new"
+    restored("n")
 
 
 @WAYS
@@ -311,7 +367,8 @@ def test_a_merge_that_fails_behind_the_switch_takes_it_back(world: World, monkey
         restored("m", merge=True)
     assert world.state == "old"
     assert world.settle("m") is Outcome.BEFORE
-    assert (world.state, world.left) == ("old", [])
+    assert world.state == "old"
+    assert [(one.mark, one.about) for one in KIND.beside("media")] == [("mb", TAKEN_BACK_OF_M)]
 
 
 @pytest.mark.parametrize("way", ["exchange"])
@@ -343,12 +400,12 @@ def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path
 
 
 @pytest.mark.parametrize("way", ["moves"])
-@pytest.mark.parametrize("name", ["../../outside", "..", "a/b", 7, "nul\0"])
-def test_a_list_of_moves_that_leads_out_is_refused(world: World, name: Any) -> None:
+@pytest.mark.parametrize("damaged", [{"../../outside": 7}, {"..": 7}, {"a/b": 7}, {"nul\0": 7}, {"x": "7"}, ["x"]])
+def test_a_list_of_moves_that_leads_out_is_refused(world: World, damaged: Any) -> None:
     world.killed("moved#2")
     (directory,) = [world.root / one for one in world.left]
     record = media_kept.Marked.read_record(taken := media_kept.inside_shelf(world.root).take("m"))  # type: ignore[arg-type]
-    record["moves"]["new"].append(name)
+    record["moves"]["new"] = damaged
     assert taken is not None
     taken.write_record(record)
     taken.close()
