@@ -29,6 +29,7 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPreflightError,
 )
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Outcome
@@ -618,7 +619,11 @@ def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path
     elif damage == "link":
         directory.rename(tmp_path / "moved")
         directory.symlink_to(tmp_path / "moved")
-    expected = SnapshotBusyError if damage in ("open", "link") else SnapshotIntegrityError
+    expected: type[SnapshotError] = SnapshotIntegrityError
+    if damage in ("open", "link"):
+        expected = SnapshotBusyError
+    elif damage == "kept is damaged":
+        expected = SnapshotPreflightError  # nobody waits for it
     with pytest.raises(expected):
         world.restore("u", "m")
     assert world.state == "new"
@@ -643,11 +648,7 @@ def test_two_files_of_one_directory_do_not_see_each_others_states(
 
 @MODES
 def test_a_damaged_target_is_replaced_and_its_damage_is_told(world: World) -> None:
-    with opened(world.path) as connection:
-        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [JOURNAL]).fetchone()[0]
-    with world.path.open("r+b") as file:
-        file.seek((root - 1) * 4096)
-        file.write(b"\xff" * 4096)
+    damage(world.path, JOURNAL)
     told: list[str] = []
     with requested("m", report=told.append) as request:
         source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
@@ -657,6 +658,71 @@ def test_a_damaged_target_is_replaced_and_its_damage_is_told(world: World) -> No
     assert "is damaged, so the rows of django_snapshots_run could not be taken along" in told[0]
     wanted, found = (sorted(line for line in said(path) if "orders" in line) for path in (world.dump, world.path))
     assert found == wanted
+
+
+def give_an_index_holes(path: Path) -> str:
+    """What SQLite says of it then."""
+    with opened(path) as connection:
+        connection.execute("CREATE INDEX words_of_orders ON orders (word) WHERE id < 50")
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute(
+            "UPDATE sqlite_master SET sql = 'CREATE INDEX words_of_orders ON orders (word)' WHERE type = 'index'"
+        )
+    with opened(path) as connection:
+        return str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+
+
+@MODES
+@pytest.mark.parametrize("tables", [frozenset(), frozenset({"orders"})])
+def test_what_was_damaged_when_it_was_replaced_comes_back(world: World, tables: frozenset[str]) -> None:
+    fault = give_an_index_holes(world.path)
+    assert "missing from index" in fault
+    told: list[str] = []
+    with requested("m", tables=tables) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        prepared.switch()
+        prepared.discard()
+    with requested("u", report=told.append) as request:
+        prepared = CONNECTOR.bring_back(world.alias, "m", request)
+        prepared.check()
+        prepared.switch()
+        prepared.discard()
+    assert "was damaged when it was replaced, and comes back so" in told[0]
+    assert fault in told[0]
+    with opened(world.path) as connection:
+        found = connection.execute("SELECT word, count(*) FROM orders NOT INDEXED GROUP BY word").fetchall()
+        assert found == [("old", 100)]
+        assert connection.execute(f"SELECT word FROM {JOURNAL}").fetchall() == [("a run",)]
+    assert world.settle("u") is Outcome.SWITCHED
+
+
+def damage(path: Path, table: str) -> None:
+    with opened(path) as connection:
+        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()[0]
+    with path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+
+
+@MODES
+@pytest.mark.parametrize(("table", "tables"), [(JOURNAL, ()), ("orders", ("orders",))])
+def test_what_can_t_come_back_without_loss_is_refused_for_good(
+    world: World, table: str, tables: tuple[str, ...]
+) -> None:
+    with requested("m", tables=frozenset(tables)) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        prepared.switch()
+        prepared.discard()
+    damage(next(world.path.parent.glob(f".django-snapshots-*/{sqlite_kept.KEPT}")), table)
+    with opened(world.path) as connection:
+        connection.execute(f"INSERT INTO {JOURNAL} (word) VALUES ('the undo')")
+    after = said(world.path)
+    with pytest.raises(SnapshotPreflightError, match=r"nothing was\s+changed"):
+        world.restore("u", "m")
+    assert [line for line in said(world.path) if "switch" not in line] == after
+    assert [one.mark for one in CONNECTOR.beside(world.alias) if one.kept] == ["m"]
 
 
 def test_a_drill_needs_no_target(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
