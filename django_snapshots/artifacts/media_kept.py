@@ -261,18 +261,25 @@ def _is_kept(shelf: Shelf, mark: str, stage: Stage) -> bool:
     return True  # it can't be told: better one too many
 
 
-def take_kept(root: Path, mark: str, new_mark: str, record: Mapping[str, Any]) -> Marked:
-    """Give the kept directory of *mark* to the attempt *new_mark*. Raises ``SnapshotNotFoundError``."""
+def shelf_of_kept(root: Path, mark: str) -> Shelf:
+    """Where the kept directory of *mark* is. Raises ``SnapshotNotFoundError``."""
     _settle_what_nobody_uses(root, mark)
     for shelf in shelves(root):
         with taken(shelf, mark, Stage.KEPT) as marked:
             if marked is not None:
-                former = {"mark": mark, "record": kept_record(marked.read_record())}
-                if not (marked.path / NEW).is_dir() or (marked.path / NEW).is_symlink():
-                    raise SnapshotArtifactError(f"{marked.path} should hold what {mark!r} has replaced, and does not.")
-                marked.write_record({**record, "brought_back": former})
-                return shelf.relabel(mark, Stage.KEPT, new_mark)
+                return shelf
     raise SnapshotNotFoundError(f"Nothing that {mark!r} has replaced is kept beside the media directory {root}.")
+
+
+def take_kept(shelf: Shelf, mark: str, new_mark: str, record: Mapping[str, Any]) -> Marked:
+    """Give the kept directory of *mark* to the attempt *new_mark*. Raises ``SnapshotNotFoundError``."""
+    with taken(shelf, mark, Stage.KEPT) as marked:
+        if marked is not None:
+            former = {"mark": mark, "record": kept_record(marked.read_record())}
+            if not (marked.path / NEW).is_dir() or (marked.path / NEW).is_symlink():
+                raise SnapshotArtifactError(f"{marked.path} should hold what {mark!r} has replaced, and does not.")
+            marked.write_record({**record, "brought_back": former})
+    return shelf.relabel(mark, Stage.KEPT, new_mark)
 
 
 def remove(root: Path, mark: str) -> None:

@@ -168,12 +168,18 @@ class Staging:
     def _take(self, kept: str) -> Path:
         """The directory of a kept tree."""
         self._refuse_mounts_below()
-        self._request.note({**where_we_are(self.root.parent), "inside": False})
-        record = new_record(self._request.about, file=self.root.name)
         if not self.root.exists():
             raise SnapshotPreflightError(f"{self.root} is missing; make it (or mount its disk) first.")
-        self._marked = media_kept.take_kept(self.root, kept, self._request.mark, record)
+        shelf = media_kept.shelf_of_kept(self.root, kept)
+        self._note(shelf, self.root.parent)
+        record = new_record(self._request.about, file=self.root.name)
+        self._marked = media_kept.take_kept(shelf, kept, self._request.mark, record)
         return self._marked.path
+
+    def _note(self, shelf: Shelf, parent: Path | None) -> None:
+        """What is in the root can't be seen while its disk is away: that is told by the root's inode."""
+        inside = shelf.parent == self.root
+        self._request.note({**where_we_are(parent), "inside": inside, "root": inode(self.root)})
 
     def _refuse_mounts_below(self) -> None:
         mounts = mounts_at_or_below(self.root) - {self.root}
@@ -187,10 +193,8 @@ class Staging:
         """A new private directory on *shelf*. Raises ``OSError``."""
         if not self._request.mark:
             return Path(tempfile.mkdtemp(prefix=unmarked_prefix, dir=shelf.parent))
-        inside = shelf.parent == self.root
         # Directories that are made for a missing root are gone again where nothing was switched.
-        parent = None if self._parents else self.root.parent
-        self._request.note({**where_we_are(parent), "inside": inside, "root": inode(self.root)})
+        self._note(shelf, None if self._parents else self.root.parent)
         parents = [str(path) for path in self._parents]
         record = new_record(self._request.about, file=self.root.name, parents=parents)
         self._marked = shelf.make(self._request.mark, record)

@@ -432,6 +432,22 @@ def test_removing_and_noting(world: World) -> None:
     assert world.left == []
 
 
+@WAYS
+def test_an_undo_on_a_disk_that_is_away_is_not_told(world: World) -> None:
+    restored("m")
+    noted: list[Any] = []
+    prepared = Restore(b"", mark="u", note=noted.append).bring_back("m")
+    prepared.switch()
+    # Its process is dead, and the disk of the root is not mounted after the machine has come up again.
+    disk = world.root.rename(world.root.with_name("disk"))
+    world.root.mkdir()
+    assert world.settle("u", noted[0]) is (Outcome.UNSEEN if world.way == "moves" else SWITCHED)
+    world.root.rmdir()
+    disk.rename(world.root)
+    assert world.settle("u", noted[0]) is SWITCHED
+    assert world.state == "old"
+
+
 @pytest.mark.parametrize("way", ["exchange"])
 def test_a_drill_needs_no_target(world: World) -> None:
     world.root.rename(world.root.with_name("away"))
