@@ -13,6 +13,8 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
   all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list has the inode
   of every entry that is moved in, and nothing else is taken out of the root: what others have put under a name in the
   meantime stays, and what was there before gets another name;
+- merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that. The record says so
+  until it is done, and whoever settles does it: SWITCHED comes after it;
 - rolling back: the same, the other way. What was in place for a moment, of which another word tells, may have been
   written to: it is kept under a mark of its own (``back_mark``);
 - bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
@@ -33,7 +35,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory
+from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory, sync_file_system
+from django_snapshots.artifacts.media_merge import add_missing
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotBusyError, SnapshotError, SnapshotNotFoundError
 from django_snapshots.marked import (
     PREFIX,
@@ -99,6 +102,9 @@ def settle_directory(root: Path, marked: Marked) -> Outcome:
     record = marked.read_record()
     try:
         if is_switched(marked.path, record):
+            # Not to what somebody else has put in place since; where the root is missing, that is told.
+            if record.get("merge") and ("moves" in record or inode(root) in (record["new"], None)):
+                add_late(root, marked.path)
             _keep(marked, record)
             return Outcome.SWITCHED
         _back(root, marked, record)
@@ -135,6 +141,15 @@ def is_switched(directory: Path, record: Mapping[str, Any]) -> bool:
         f"It can't be told what a restore has done: {directory} holds neither the tree that it built nor the one that "
         "it replaced. Look at it by hand."
     )
+
+
+def add_late(root: Path, directory: Path) -> None:
+    """What came into the replaced tree after a merge had looked at it, beside the files of the snapshot. May be done
+    again. Raises ``OSError``."""
+    for name in (OLD, NEW, LATE):
+        add_missing(*map(os.fsencode, (directory / name, root, directory)))
+    sync_file_system(root)
+    _reached("added")
 
 
 def _keep(marked: Marked, record: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ from django_snapshots.artifacts.file_system import (
 from django_snapshots.artifacts.media_walk import STAGING_PREFIX, is_own_name
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError, SnapshotPreflightError
 from django_snapshots.marked import Marked, Shelf, inode, new_record, where_we_are
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.transfer import RestoreRequest
 
 _NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
@@ -55,6 +56,7 @@ class Staging:
         self.root = root
         self._request = request
         self._report = request.report
+        self._merge = request.merge and not kept
         self._undo: Callable[[], None] | None = None
         self._stuck = False
         self._begun = False
@@ -65,11 +67,6 @@ class Staging:
         self.new = self._directory / media_kept.NEW
         if not kept:
             self.new.mkdir(mode=0o700)
-
-    @property
-    def replaced(self) -> Path | None:
-        """After ``switch``: the tree that was replaced, if there was one."""
-        return next((path for path in (self._directory / media_kept.OLD, self.new) if path.exists()), None)
 
     def _fence(self) -> None:
         """Raise ``SnapshotBusyError`` if somebody has settled this attempt."""
@@ -84,11 +81,11 @@ class Staging:
     def switch(self, dress_missing: Callable[[Path], None]) -> None:
         """Make ``new`` the root. A root keeps its owner and mode; one that was missing gets its by *dress_missing*.
 
-        Raises ``SnapshotArtifactError``, which says in what state the root is.
+        A merge adds what came into the root since it was looked at. Raises ``SnapshotArtifactError``, which says in
+        what state the root is, and ``SnapshotUnsettled`` if it is switched and something has still to be added.
         """
         self._fence()
-        # A merge may be rolled back behind its switch because the disk is full: then nothing more can be written.
-        self._write_down(root=inode(self.root), new=inode(self.new), was_live=self._request.merge)
+        self._write_down(root=inode(self.root), new=inode(self.new), merge=self._merge)
         # Whatever interrupts the next lines (a signal's exception too) must not let ``discard`` remove old files.
         self._stuck = self._begun = True
         _reached("begun")
@@ -108,6 +105,21 @@ class Staging:
         self._stuck = False
         self._sync_names()
         _reached("switched")
+        if self._merge:
+            self._add_late()
+
+    def _add_late(self) -> None:
+        """Nothing is rolled back where it fails: clients have written to what is in place now."""
+        try:
+            media_kept.add_late(self.root, self._directory)
+            self._write_down(merge=False)
+        except (OSError, SnapshotError) as error:
+            self._fence()
+            self._stuck = True
+            raise SnapshotUnsettled(
+                f"{self.root} holds the snapshot, merged with what was there; but what came into it meanwhile could "
+                f"not all be put beside that: {error}. It is not lost, and is tried again."
+            ) from error
 
     def roll_back(self) -> None:
         """After ``switch``: put back what was there. Raises ``SnapshotArtifactError`` if that can't be done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from django_snapshots.artifacts import media as media_artifact
 from django_snapshots.artifacts import media_kept, media_switch
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.exceptions import (
@@ -25,7 +25,7 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotPreflightError,
 )
-from django_snapshots.replaced import TAKEN_BACK, Outcome
+from django_snapshots.replaced import TAKEN_BACK, Outcome, SnapshotUnsettled
 from tests.integration.media_attempt import attempt, go
 from tests.integration.media_trees import (
     NOBODY,
@@ -350,25 +350,111 @@ def test_a_merge_keeps_what_the_snapshot_has_not(world: World, monkeypatch: pyte
     (world.root / "deep" / "below").chmod(0o755)
 
 
-@WAYS
-def test_a_merge_that_fails_behind_the_switch_takes_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(phase: str) -> None:
-        if phase == "switched":
-            monkeypatch.setattr(media_artifact, "add_missing", no_room)
+class Dead(BaseException):
+    """In the place of a death: nobody cleans up."""
 
-    def no_room(*_: Any) -> None:
+
+def uploads(world: World, monkeypatch: pytest.MonkeyPatch, then: Any) -> None:
+    """Between a merge's first look and the switch, and behind that; *then* comes last."""
+
+    def reached(phase: str) -> None:
+        if phase == "begun":
+            (world.root / "deep" / "upload").write_text("before")
+            (world.root / "album").mkdir(mode=0o755)
+            (world.root / "album" / "upload").write_text("before")
+        if phase == "switched":
+            (world.root / "later").write_text("behind")
+            then()
+
+    monkeypatch.setattr(media_switch, "_reached", reached)
+
+
+def require_every_upload(world: World) -> None:
+    assert (world.root / "deep" / "upload").read_text() == "before"
+    assert (world.root / "album" / "upload").read_text() == "before"
+    assert (world.root / "album").stat().st_mode & 0o777 == 0o755
+    assert (world.root / "later").read_text() == "behind"
+    assert (world.root / "same").read_text() == "new"
+
+
+def merging(world: World) -> Any:
+    return Restore(NEW, mark="m", about={"run": "m"}, merge=True).prepare()
+
+
+@WAYS
+def test_a_merge_that_fails_behind_the_switch_is_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(media_switch, "_reached", full)
-    with (
-        ordinary_user() if os.geteuid() != 0 else media(world.root),
-        pytest.raises(SnapshotArtifactError, match="as it was before"),
-    ):
-        restored("m", merge=True)
-    assert world.state == "old"
-    assert world.settle("m") is Outcome.BEFORE
-    assert world.state == "old"
-    assert [(one.mark, one.about) for one in KIND.beside("media")] == [("mb", TAKEN_BACK_OF_M)]
+    full = monkeypatch.context()
+    uploads(world, monkeypatch, lambda: full.__enter__().setattr(os, "link", no_room))
+    prepared = merging(world)
+    monkeypatch.setattr(shutil, "copy2", no_room)
+    with pytest.raises(SnapshotUnsettled, match="No space left"):
+        prepared.switch()
+    prepared.discard()
+    with pytest.raises(SnapshotArtifactError, match="No space left"):
+        world.settle()
+    full.__exit__(None, None, None)
+    assert world.settle() is SWITCHED
+    require_every_upload(world)
+    (world.root / "later").unlink()
+    (world.root / "album" / "upload").unlink()
+    assert world.settle() is SWITCHED
+    assert not (world.root / "album" / "upload").exists()
+    monkeypatch.setattr(media_switch, "_reached", lambda _: None)
+    brought_back("m", "u")
+    assert world.content().keys() == {*world.old, b"deep/upload", b"album", b"album/upload"}
+
+
+@WAYS
+@pytest.mark.parametrize("links", [True, False])
+def test_a_merge_that_dies_behind_the_switch_is_gone_on_with(
+    world: World, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def dies(*_: Any) -> None:
+        raise Dead
+
+    uploads(world, monkeypatch, dies)
+    prepared = merging(world)
+    with pytest.raises(Dead):
+        prepared.switch()
+    if not links:
+
+        def link(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    with monkeypatch.context() as patch:  # and so does the first who settles it
+        patch.setattr(media_kept, "_reached", dies)
+        with pytest.raises(Dead):
+            world.settle()
+    assert world.settle() is SWITCHED
+    require_every_upload(world)
+    assert [one.mark for one in KIND.beside("media")] == ["m"]
+
+
+@WAYS
+@pytest.mark.parametrize("links", [True, False])
+def test_a_merge_overwrites_nothing_that_comes_at_the_same_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    real = os.link
+
+    def link(theirs: bytes, ours: bytes, **options: Any) -> None:
+        if ours == os.fsencode(world.root / "album" / "upload"):
+            Path(os.fsdecode(ours)).write_text("somebody else's")
+        if not links:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(theirs, ours, **options)
+
+    monkeypatch.setattr(os, "link", link)
+    uploads(world, monkeypatch, lambda: None)
+    prepared = merging(world)
+    prepared.switch()
+    prepared.discard()
+    assert (world.root / "album" / "upload").read_text() == "somebody else's"
+    assert (world.root / "deep" / "upload").read_text() == "before"
 
 
 @pytest.mark.parametrize("way", ["exchange"])
