@@ -8,11 +8,13 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
 - one exchange, or one rename where ``MEDIA_ROOT`` was missing: the tree that is in the directory afterwards tells, by
   its inode, whether it took place. It can't be half done;
 - two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
-  it is put back: BEFORE;
+  it is put back: BEFORE. A root that clients have made meanwhile goes to ``late`` first, and then what is in it into
+  the root;
 - entries moved one by one: the list of all of them is on the disk before the first move, and a word that says that
   all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list has the inode
-  of every entry that is moved in, and nothing else is taken out of the root: what others have put under a name in the
-  meantime stays, and what was there before gets another name;
+  of every entry that is moved in, and nothing else is lost that is in the root: what others have put under a name in
+  the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late`` goes back, into
+  a directory that is there or, where its name is taken, to another one;
 - merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that. The record says so
   until it is done, and whoever settles does it: SWITCHED comes after it;
 - rolling back: the same, the other way. What was in place for a moment, of which another word tells, may have been
@@ -29,6 +31,7 @@ slept fails at its next one. Dying within ``settle`` leaves a state from which t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -171,14 +174,25 @@ def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
 
 
 def _back(root: Path, marked: Marked, record: Mapping[str, Any]) -> None:
-    old = marked.path / OLD
     if "moves" in record:
         moved_back(root, marked.path, record["moves"], marked.mark)
-    elif old.exists():
-        if root.exists():
-            root.rmdir()  # somebody made it again; if there is something in it, that is told
+    else:
+        renamed_back(root, marked.path, marked.mark)
+
+
+def renamed_back(root: Path, directory: Path, mark: str) -> None:
+    """The root where it was before the first of two renames, and in it what somebody has made in its place; may be done
+    again."""
+    old, late = directory / OLD, directory / LATE
+    if old.exists():
+        if late.exists() and root.exists():
+            _empty_into(root, late, mark)
+        elif root.exists():
+            root.rename(late)
+        _reached("made way")
         old.rename(root)
         sync_directory(root.parent)
+    _empty_into(late, root, mark)
 
 
 def moved_back(root: Path, directory: Path, moves: object, mark: str) -> None:
@@ -188,23 +202,43 @@ def moved_back(root: Path, directory: Path, moves: object, mark: str) -> None:
         if not os.path.lexists(new / name) and inode(root / name) == number:
             move(root / name, new / name)
             _reached("moved back")
-    if old.exists():
-        _empty_into(old, root, mark)
+    for entry in _entries(old):
+        if os.path.lexists(root / entry.name):
+            late.mkdir(mode=0o700, exist_ok=True)
+            _put(root / entry.name, late / entry.name, mark)
+        move_without_replacing(entry, root / entry.name)
+        _reached("moved back")
+    with contextlib.suppress(FileNotFoundError):
+        old.rmdir()
     _empty_into(late, root, mark)
     sync_directory(root)
 
 
+def _entries(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.exists() else []
+
+
 def _empty_into(origin: Path, destination: Path, mark: str) -> None:
-    """Move every entry; one whose name is taken gets another, because neither may be lost."""
-    if not origin.exists():
-        return
-    for entry in sorted(origin.iterdir()):
-        try:
-            move_without_replacing(entry, destination / entry.name)
-        except FileExistsError:
-            move_without_replacing(entry, destination / f"{entry.name}.{mark}")
+    """Move every entry, and remove *origin*."""
+    for entry in _entries(origin):
+        _put(entry, destination / entry.name, mark)
         _reached("moved back")
-    origin.rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        origin.rmdir()
+
+
+def _put(entry: Path, there: Path, mark: str) -> None:
+    """Move *entry* to *there*; if something is there, into it if both are directories, else under another name:
+    neither may be lost."""
+    for name in itertools.chain([there.name], (f"{there.name}.{mark}{more or ''}" for more in itertools.count())):
+        try:
+            move_without_replacing(entry, there.with_name(name))
+        except FileExistsError:
+            if all(path.is_dir() and not path.is_symlink() for path in (entry, there)) and os.access(there, os.W_OK):
+                _empty_into(entry, there, mark)
+                return
+        else:
+            return
 
 
 def _moved_in(moves: object) -> dict[str, int]:

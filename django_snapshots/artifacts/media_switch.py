@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from django_snapshots.artifacts import media_kept
@@ -57,6 +57,7 @@ class Staging:
         self._request = request
         self._report = request.report
         self._merge = request.merge and not kept
+        self._aside = request.mark or "late"
         self._undo: Callable[[], None] | None = None
         self._stuck = False
         self._begun = False
@@ -299,20 +300,20 @@ class Staging:
             self._fence()
             self._put_back(old)
             raise
-        self._undo = lambda: self._rename_back(old)
+        self._undo = self._rename_back
 
     def _put_back(self, old: Path) -> None:
         try:
-            old.rename(self.root)
+            media_kept.renamed_back(self.root, self._directory, self._aside)
         except OSError as error:
             raise SnapshotArtifactError(
                 f"MEDIA_ROOT was taken away and could not be put back: {error}. "
                 f"Its files are in {old}; rename that to {self.root} by hand."
             ) from error
 
-    def _rename_back(self, old: Path) -> None:
+    def _rename_back(self) -> None:
         self._take_away()
-        old.rename(self.root)
+        media_kept.renamed_back(self.root, self._directory, self._aside)
 
     def _take_away(self) -> None:
         self.root.rename(self.new)
@@ -324,17 +325,16 @@ class Staging:
         self.new.chmod(0o700)
         names = {path: _entries(path) for path in (self.root, self.new)}
         inodes = {name: inode(self.new / name) for name in names[self.new]}
-        self._write_down(moves={media_kept.OLD: names[self.root], media_kept.NEW: inodes}, moved=False)
-        moves: list[tuple[Path, Path]] = []
+        moves = {media_kept.OLD: names[self.root], media_kept.NEW: inodes}
+        self._write_down(moves=moves, moved=False)
         try:
             for origin, destination in ((self.root, old), (self.new, self.root)):
                 if names[origin] and destination == self.root:
                     self._write_down(was_live=True)  # whoever finds a file may write to it from here on
                 for name in names[origin]:
                     if destination == self.root:
-                        self._make_way(name, moves)
+                        self._make_way(name)
                     move_without_replacing(origin / name, destination / name)
-                    moves.append((origin / name, destination / name))
                     _reached("moved")
         except BaseException:
             self._fence()
@@ -345,31 +345,28 @@ class Staging:
         self._write_down(moved=True)
         self._undo = lambda: self._move_all_back(moves)
 
-    def _make_way(self, name: str, moves: list[tuple[Path, Path]]) -> None:
+    def _make_way(self, name: str) -> None:
         """What somebody has put under a name of the snapshot since the list was made is moved aside, and kept."""
         if not os.path.lexists(self.root / name):
             return
         late = self._directory / media_kept.LATE
         late.mkdir(mode=0o700, exist_ok=True)
         move(self.root / name, late / name)
-        moves.append((self.root / name, late / name))
         self._report(f"{name} came into MEDIA_ROOT while it was restored; it is kept with what was replaced.")
 
-    def _move_all_back(self, moves: list[tuple[Path, Path]]) -> None:
+    def _move_all_back(self, moves: Mapping[str, object]) -> None:
         self._write_down(moved=False)
         self._move_back(moves)
 
-    def _move_back(self, moves: list[tuple[Path, Path]]) -> None:
-        while moves:
-            origin, destination = moves[-1]
-            try:
-                move(destination, origin)
-            except OSError as error:
-                raise SnapshotArtifactError(
-                    f"{self.root} is half replaced: {destination} could not be moved back to {origin}: {error}. "
-                    f"What was replaced is in {self._directory / 'old'}, what was restored is in {self.root}."
-                ) from error
-            moves.pop()
+    def _move_back(self, moves: Mapping[str, object]) -> None:
+        try:
+            media_kept.moved_back(self.root, self._directory, moves, self._aside)
+        except OSError as error:
+            raise SnapshotArtifactError(
+                f"{self.root} is half replaced: {error}. What was replaced is in {self._directory / media_kept.OLD}, "
+                f"what was restored is in {self.root}."
+            ) from error
+        self._fence()
 
     def _sync_names(self) -> None:
         for directory in (self.root, self.root.parent, self._directory):

@@ -196,9 +196,82 @@ def test_settling_takes_nothing_out_that_others_have_put_there(world: World) -> 
     (world.root / "spare").write_text("so that the number is not given again")
     (world.root / "same").write_text("an upload")
     assert world.settle() is BEFORE
-    assert (world.root / "same").read_text() == "an upload"
-    assert (world.root / "same.m").read_text() == "old"
+    assert (world.root / "same.m").read_text() == "an upload"
+    assert (world.root / "same").read_text() == "old"
     assert (world.root / "deep" / "old").read_text() == "old"
+
+
+def upload_again(world: World) -> None:
+    """As Django does it where the directories are missing."""
+    (world.root / "deep").mkdir(parents=True)
+    (world.root / "deep" / "upload").write_text("an upload")
+    (world.root / "deep" / "old").write_text("an upload")
+    (world.root / "same").write_text("an upload")
+
+
+def require_both(world: World) -> None:
+    """What was there, as it was, and every upload."""
+    content = world.content()
+    added = {name: content.pop(name)[-1] for name in set(content) - set(world.old)}
+    assert added == dict.fromkeys([b"deep/upload", b"deep/old.m", b"same.m"], b"an upload")
+    deep, was = content.pop(b"deep"), world.old[b"deep"]
+    assert [deep[index] for index in (0, 1, 2, 4)] == [was[index] for index in (0, 1, 2, 4)]  # but for its time
+    assert content == {name: facts for name, facts in world.old.items() if name != b"deep"}
+
+
+@pytest.mark.parametrize(("way", "phase"), [("renames", "half"), ("moves", "moved#3")])
+@pytest.mark.parametrize("settling", ["", "made way", *(f"moved back#{number}" for number in range(1, 5))])
+def test_what_was_replaced_gets_its_names_again_whoever_has_taken_them(world: World, phase: str, settling: str) -> None:
+    (world.root / "deep").chmod(0o750)
+    world.old = world.content()
+    world.killed(phase)
+    upload_again(world)
+    if settling and not (settling == "made way" and world.way == "moves"):
+        with world.attempt(settling, action="settle") as child:
+            child.wait(60)
+    assert world.settle() is BEFORE
+    require_both(world)
+    assert world.left == []
+
+
+@pytest.mark.parametrize("way", ["renames"])
+def test_a_root_that_is_made_again_and_again(world: World) -> None:
+    world.killed("half")
+    upload_again(world)
+    world.killed("made way", action="settle")
+    (world.root / "deep").mkdir(parents=True)
+    (world.root / "deep" / "another").write_text("an upload")
+    assert world.settle() is BEFORE
+    assert (world.root / "deep" / "another").read_text() == "an upload"
+    (world.root / "deep" / "another").unlink()
+    require_both(world)
+
+
+@pytest.mark.parametrize(("way", "phase"), [("renames", "half"), ("moves", "moved#3")])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_switch_that_fails_overwrites_no_upload(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str, marked: bool
+) -> None:
+    met: list[str] = []
+
+    def reached(name: str) -> None:
+        met.append(name)
+        if name == phase.partition("#")[0] and met.count(name) == int(phase.partition("#")[2] or 1):
+            upload_again(world)
+            if world.way == "moves":
+                raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(media_switch, "_reached", reached)
+    prepared = Restore(NEW, mark="m" if marked else "").prepare()
+    with pytest.raises(SnapshotArtifactError, match="is as it was"):
+        prepared.switch()
+    prepared.discard()
+    content = world.content()
+    if not marked:
+        content = {name.replace(b".late", b".m"): facts for name, facts in content.items()}
+        monkeypatch.setattr(world, "content", lambda: content)
+    require_both(world)
+    assert world.left == []
 
 
 @pytest.mark.parametrize(("way", "phase"), [("moves", "moved#1"), ("moves", "all moved"), ("renames", "half")])
