@@ -13,9 +13,12 @@ A name changes by one rename, which is on the disk before anything relies on it.
 directory first. So an attempt that slept meanwhile fails at its next step: everything that it moves into place lies
 below the old name, which is no longer there.
 
-The directory is private (0700) and locked (flock(2)) by the process that works with it, for as long as that lives. The
-lock only tells whether it is in use; it decides nothing, because a process that is stopped has it too. A record (JSON)
-says what was replaced, by which restore and when. It is read as if a stranger had written it.
+The directory is private (0700) and belongs to the user that made it. Nobody else settles it, root neither: what
+its owner may swap for a link under his hands would be moved with his rights. But he doesn't take it for nothing either.
+
+It is locked (flock(2)) by the process that works with it, for as long as that lives. The lock only tells whether it is
+in use; it decides nothing, because a process that is stopped has it too. A record (JSON) says what was replaced, by
+which restore and when. It is read as if a stranger had written it.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPreflightError,
 )
 from django_snapshots.replaced import Beside
 from django_snapshots.temporary import empty, here, locked
@@ -111,13 +115,15 @@ class Shelf:
         return self.parent / f"{self.prefix}{mark}{stage}"
 
     def make(self, mark: str, record: Mapping[str, Any]) -> Marked:
-        """A new directory, locked, with *record* in it. Raises ``OSError``, ``SnapshotBusyError``."""
+        """A new directory, locked, with *record* in it. Raises ``OSError``, ``SnapshotBusyError``, and
+        ``SnapshotPreflightError`` where the file system gives it another owner or mode."""
         path = self.path(mark)
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:
             raise SnapshotBusyError(f"{path} is there already: another process restores with the same mark.") from None
         try:
+            _require_private(path)
             marked = self._opened(mark)
             marked.write_record(record)
         except BaseException:
@@ -133,6 +139,28 @@ class Shelf:
         It is opened, so that it can be told from any that takes its name later.
         """
         return self._opened(mark, stage, lock=False) if _is_ours(self.path(mark, stage)) else None
+
+    def refuse_of_others(self, mark: str) -> None:
+        """Raise ``SnapshotBusyError`` if there is something of *mark* that ``take`` passes over, or that can't be seen.
+
+        To take it for nothing would say of a target that was switched that it was not, and fence nobody.
+        """
+        for path in (self.path(mark, stage) for stage in Stage):
+            try:
+                found = path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise SnapshotBusyError(
+                    f"It can't be seen whether a restore has left {path}: {error.strerror}. Settle it as the user "
+                    "whose restore it was."
+                ) from error
+            if not _is_ours(path):
+                raise SnapshotBusyError(
+                    f"{path} is not as this user (number {os.geteuid()}) makes it: it belongs to user number "
+                    f"{found.st_uid}, and its mode is {stat.filemode(found.st_mode)}. Settle it as the user whose "
+                    "restore it was; if no restore has made it, remove it."
+                )
 
     def _opened(self, mark: str, stage: Stage = Stage.BUILDING, *, lock: bool = True) -> Marked:
         descriptor = os.open(self.path(mark, stage), _DIRECTORY)
@@ -355,6 +383,17 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077 == 0
+
+
+def _require_private(path: Path) -> None:
+    if not _is_ours(path):
+        found = path.lstat()
+        raise SnapshotPreflightError(
+            f"{path}, which user number {os.geteuid()} made with the mode 0700, belongs to user number {found.st_uid} "
+            f"and is {stat.filemode(found.st_mode)}: the file system there forces owners or modes, so nothing can be "
+            "kept there that only its owner may change. Mount it with that user's uid= and dir_mode=0700 or dmask=077; "
+            "where a server takes root for nobody, let the worker run as an ordinary user."
+        )
 
 
 def _moment(text: object) -> datetime | None:

@@ -115,7 +115,7 @@ class MediaArtifact:
             _require_room(staging.new, source.metadata)
             unpacked = _unpack(staging.new, source, request)
             if request.merge:
-                _merge(staging.root, staging.new)
+                _merge(staging)
             _sync(staging.new)
         except BaseException:
             staging.discard()
@@ -125,7 +125,7 @@ class MediaArtifact:
                 f"{unpacked.other_owners} media files belonged to other users; they belong to user {os.geteuid()} now, "
                 "because only root may give files away."
             )
-        return PreparedMedia(staging=staging, unpacked=unpacked, metadata=source.metadata, merge=request.merge)
+        return PreparedMedia(staging=staging, unpacked=unpacked, metadata=source.metadata)
 
     def preflight(self, subject: str, source: Source, request: RestoreRequest) -> Iterable[Finding]:
         """As ``Preflights.preflight``."""
@@ -148,7 +148,7 @@ class MediaArtifact:
         if not request.mark:
             raise SnapshotArtifactError("A kept tree is brought back under a mark: what it replaces is kept too.")
         staging = Staging(media_root(self.location).path, request, kept=mark)
-        return PreparedMedia(staging=staging, unpacked=Unpacked(), metadata={}, merge=False)
+        return PreparedMedia(staging=staging, unpacked=Unpacked(), metadata={})
 
     def remove(self, subject: str, mark: str) -> None:
         """As ``KeepsReplaced.remove``."""
@@ -173,9 +173,8 @@ class PreparedMedia:
 
     switch_rank = SwitchRank.REVERSIBLE
 
-    def __init__(self, *, staging: Staging, unpacked: Unpacked, metadata: Mapping[str, Any], merge: bool) -> None:
+    def __init__(self, *, staging: Staging, unpacked: Unpacked, metadata: Mapping[str, Any]) -> None:
         self._staging = staging
-        self._merge = merge
         self._unpacked = unpacked
         self._metadata = metadata
 
@@ -186,16 +185,6 @@ class PreparedMedia:
     def switch(self) -> None:
         """One atomic exchange with ``MEDIA_ROOT`` where the system has it; see ``media_switch``."""
         self._staging.switch(self._dress_missing)
-        if self._merge and (replaced := self._staging.replaced) is not None:
-            # What came between the merging and the switch.
-            try:
-                _merge(replaced, self._staging.root)
-            except SnapshotArtifactError as error:
-                self._staging.roll_back()
-                raise SnapshotArtifactError(
-                    "The media files that came meanwhile could not be put beside those of the snapshot: "
-                    f"{error.__cause__}. {self._staging.root} is as it was before."
-                ) from error
 
     def roll_back(self) -> None:
         """The directory that was replaced, back in its place."""
@@ -256,13 +245,13 @@ def _compare(unpacked: Unpacked, metadata: Mapping[str, Any]) -> None:
             )
 
 
-def _merge(origin: Path, destination: Path) -> None:
+def _merge(staging: Staging) -> None:
     try:
-        add_missing(os.fsencode(origin), os.fsencode(destination))
+        add_missing(*map(os.fsencode, (staging.root, staging.new, staging.new.parent)))
     except OSError as error:
         raise SnapshotArtifactError(
-            f"The media files that are to stay could not be put beside those of the snapshot: {error}. What was there "
-            f"is still in {origin}."
+            f"The media files that are to stay could not be put beside those of the snapshot: {error}. {staging.root} "
+            "was not touched."
         ) from error
 
 

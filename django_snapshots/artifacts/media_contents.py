@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from django_snapshots.artifacts.media_reader import ArchiveReader
 from django_snapshots.artifacts.media_tar import Member
-from django_snapshots.artifacts.media_walk import STAGING_PREFIX, Counts, shown
+from django_snapshots.artifacts.media_walk import Counts
 from django_snapshots.exceptions import SnapshotCancelled, SnapshotIntegrityError
 from django_snapshots.pipeline.stream import closing_chunks
 from django_snapshots.processes import Processes
@@ -14,16 +14,15 @@ from django_snapshots.transfer import Source
 
 
 def look_through(source: Source, processes: Processes, found: Callable[[Member], None] = lambda _: None) -> Counts:
-    """Read every byte of *source*; *found* is told of each member. Memory does not grow with their number.
+    """Read every byte of *source*; *found* is told of each member.
 
-    Raises ``SnapshotIntegrityError`` for an archive that is damaged, hostile, or not of the manifest's counts.
+    Raises ``SnapshotIntegrityError`` for an archive that is damaged or hostile, by the rules of ``ArchiveReader`` as a
+    restore, or not of the manifest's counts.
     """
     counts = Counts()
     with closing_chunks(source.open()) as chunks:
         reader = ArchiveReader(chunks, source.filename)
-        opened: list[bytes] = []
         for member in reader.members():
-            _require_place(reader, member, opened)
             _count(member, counts)
             for _ in reader.content():
                 if processes.ended:
@@ -34,19 +33,6 @@ def look_through(source: Source, processes: Processes, found: Callable[[Member],
         if expected is not None and expected != number:
             raise SnapshotIntegrityError(f"{source.filename} holds {number} {key}, but the manifest says {expected}.")
     return counts
-
-
-def _require_place(reader: ArchiveReader, member: Member, opened: list[bytes]) -> None:
-    """The rule of ``media_unpack``: a member lies in a directory that the archive has opened, and not left."""
-    parent, _, name = member.path.rpartition(b"/")
-    while opened and opened[-1] != parent:
-        opened.pop()
-    if parent and not opened:
-        reader.refuse(f"{shown(member.path)} is not in a directory that the archive has opened")
-    if not parent and name.startswith(STAGING_PREFIX):
-        reader.refuse(f"{shown(member.path)} has the name of a restore's own directory")
-    if member.is_directory:
-        opened.append(member.path)
 
 
 def _count(member: Member, counts: Counts) -> None:

@@ -8,11 +8,15 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
 - one exchange, or one rename where ``MEDIA_ROOT`` was missing: the tree that is in the directory afterwards tells, by
   its inode, whether it took place. It can't be half done;
 - two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
-  it is put back: BEFORE;
+  it is put back: BEFORE. A root that clients have made meanwhile goes to ``late`` first, and then what is in it into
+  the root;
 - entries moved one by one: the list of all of them is on the disk before the first move, and a word that says that
   all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list has the inode
-  of every entry that is moved in, and nothing else is taken out of the root: what others have put under a name in the
-  meantime stays, and what was there before gets another name;
+  of every entry that is moved in, and nothing else is lost that is in the root: what others have put under a name in
+  the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late`` goes back, into
+  a directory that is there or, where its name is taken, to another one;
+- merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that. The record says so
+  until it is done, and whoever settles does it: SWITCHED comes after it;
 - rolling back: the same, the other way. What was in place for a moment, of which another word tells, may have been
   written to: it is kept under a mark of its own (``back_mark``);
 - bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
@@ -27,13 +31,15 @@ slept fails at its next one. Dying within ``settle`` leaves a state from which t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory
+from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory, sync_file_system
+from django_snapshots.artifacts.media_merge import add_missing
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotBusyError, SnapshotError, SnapshotNotFoundError
 from django_snapshots.marked import (
     PREFIX,
@@ -86,6 +92,8 @@ def settle(root: Path, mark: str, noted: Mapping[str, Any]) -> Outcome:
             with taken(shelf, mark, stage) as marked:
                 if marked is not None:
                     return settle_directory(root, marked)
+    for shelf in shelves(root):
+        shelf.refuse_of_others(mark)
     here = was_here(noted, root.parent) and (not noted.get("inside") or noted.get("root") == inode(root))
     return Outcome.BEFORE if here else Outcome.UNSEEN
 
@@ -97,6 +105,9 @@ def settle_directory(root: Path, marked: Marked) -> Outcome:
     record = marked.read_record()
     try:
         if is_switched(marked.path, record):
+            # Not to what somebody else has put in place since; where the root is missing, that is told.
+            if record.get("merge") and ("moves" in record or inode(root) in (record["new"], None)):
+                add_late(root, marked.path)
             _keep(marked, record)
             return Outcome.SWITCHED
         _back(root, marked, record)
@@ -135,6 +146,15 @@ def is_switched(directory: Path, record: Mapping[str, Any]) -> bool:
     )
 
 
+def add_late(root: Path, directory: Path) -> None:
+    """What came into the replaced tree after a merge had looked at it, beside the files of the snapshot. May be done
+    again. Raises ``OSError``."""
+    for name in (OLD, NEW, LATE):
+        add_missing(*map(os.fsencode, (directory / name, root, directory)))
+    sync_file_system(root)
+    _reached("added")
+
+
 def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
     """Let ``new`` be the tree that was replaced, whatever way it took, and call the directory kept."""
     new, old, late = (marked.path / name for name in (NEW, OLD, LATE))
@@ -154,14 +174,25 @@ def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
 
 
 def _back(root: Path, marked: Marked, record: Mapping[str, Any]) -> None:
-    old = marked.path / OLD
     if "moves" in record:
         moved_back(root, marked.path, record["moves"], marked.mark)
-    elif old.exists():
-        if root.exists():
-            root.rmdir()  # somebody made it again; if there is something in it, that is told
+    else:
+        renamed_back(root, marked.path, marked.mark)
+
+
+def renamed_back(root: Path, directory: Path, mark: str) -> None:
+    """The root where it was before the first of two renames, and in it what somebody has made in its place; may be done
+    again."""
+    old, late = directory / OLD, directory / LATE
+    if old.exists():
+        if late.exists() and root.exists():
+            _empty_into(root, late, mark)
+        elif root.exists():
+            root.rename(late)
+        _reached("made way")
         old.rename(root)
         sync_directory(root.parent)
+    _empty_into(late, root, mark)
 
 
 def moved_back(root: Path, directory: Path, moves: object, mark: str) -> None:
@@ -171,23 +202,43 @@ def moved_back(root: Path, directory: Path, moves: object, mark: str) -> None:
         if not os.path.lexists(new / name) and inode(root / name) == number:
             move(root / name, new / name)
             _reached("moved back")
-    if old.exists():
-        _empty_into(old, root, mark)
+    for entry in _entries(old):
+        if os.path.lexists(root / entry.name):
+            late.mkdir(mode=0o700, exist_ok=True)
+            _put(root / entry.name, late / entry.name, mark)
+        move_without_replacing(entry, root / entry.name)
+        _reached("moved back")
+    with contextlib.suppress(FileNotFoundError):
+        old.rmdir()
     _empty_into(late, root, mark)
     sync_directory(root)
 
 
+def _entries(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.exists() else []
+
+
 def _empty_into(origin: Path, destination: Path, mark: str) -> None:
-    """Move every entry; one whose name is taken gets another, because neither may be lost."""
-    if not origin.exists():
-        return
-    for entry in sorted(origin.iterdir()):
-        try:
-            move_without_replacing(entry, destination / entry.name)
-        except FileExistsError:
-            move_without_replacing(entry, destination / f"{entry.name}.{mark}")
+    """Move every entry, and remove *origin*."""
+    for entry in _entries(origin):
+        _put(entry, destination / entry.name, mark)
         _reached("moved back")
-    origin.rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        origin.rmdir()
+
+
+def _put(entry: Path, there: Path, mark: str) -> None:
+    """Move *entry* to *there*; if something is there, into it if both are directories, else under another name:
+    neither may be lost."""
+    for name in itertools.chain([there.name], (f"{there.name}.{mark}{more or ''}" for more in itertools.count())):
+        try:
+            move_without_replacing(entry, there.with_name(name))
+        except FileExistsError:
+            if all(path.is_dir() and not path.is_symlink() for path in (entry, there)) and os.access(there, os.W_OK):
+                _empty_into(entry, there, mark)
+                return
+        else:
+            return
 
 
 def _moved_in(moves: object) -> dict[str, int]:
@@ -259,18 +310,25 @@ def _is_kept(shelf: Shelf, mark: str, stage: Stage) -> bool:
     return True  # it can't be told: better one too many
 
 
-def take_kept(root: Path, mark: str, new_mark: str, record: Mapping[str, Any]) -> Marked:
-    """Give the kept directory of *mark* to the attempt *new_mark*. Raises ``SnapshotNotFoundError``."""
+def shelf_of_kept(root: Path, mark: str) -> Shelf:
+    """Where the kept directory of *mark* is. Raises ``SnapshotNotFoundError``."""
     _settle_what_nobody_uses(root, mark)
     for shelf in shelves(root):
         with taken(shelf, mark, Stage.KEPT) as marked:
             if marked is not None:
-                former = {"mark": mark, "record": kept_record(marked.read_record())}
-                if not (marked.path / NEW).is_dir() or (marked.path / NEW).is_symlink():
-                    raise SnapshotArtifactError(f"{marked.path} should hold what {mark!r} has replaced, and does not.")
-                marked.write_record({**record, "brought_back": former})
-                return shelf.relabel(mark, Stage.KEPT, new_mark)
+                return shelf
     raise SnapshotNotFoundError(f"Nothing that {mark!r} has replaced is kept beside the media directory {root}.")
+
+
+def take_kept(shelf: Shelf, mark: str, new_mark: str, record: Mapping[str, Any]) -> Marked:
+    """Give the kept directory of *mark* to the attempt *new_mark*. Raises ``SnapshotNotFoundError``."""
+    with taken(shelf, mark, Stage.KEPT) as marked:
+        if marked is not None:
+            former = {"mark": mark, "record": kept_record(marked.read_record())}
+            if not (marked.path / NEW).is_dir() or (marked.path / NEW).is_symlink():
+                raise SnapshotArtifactError(f"{marked.path} should hold what {mark!r} has replaced, and does not.")
+            marked.write_record({**record, "brought_back": former})
+    return shelf.relabel(mark, Stage.KEPT, new_mark)
 
 
 def remove(root: Path, mark: str) -> None:
@@ -294,8 +352,8 @@ def _removed(marked: Marked) -> None:
 
 def _settle_what_nobody_uses(root: Path, mark: str) -> None:
     for shelf in shelves(root):
+        shelf.refuse_of_others(mark)
         for stage in (Stage.BUILDING, Stage.SETTLING):
-            path = shelf.path(mark, stage)
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_dir() and not path.is_symlink() and not is_in_use(path):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if not is_in_use(shelf.path(mark, stage)):
                     settle(root, mark, {})

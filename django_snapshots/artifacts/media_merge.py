@@ -6,26 +6,29 @@ import contextlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from django_snapshots.artifacts.file_system import move_without_replacing
 from django_snapshots.artifacts.media_walk import is_own_name
 
 
-def add_missing(origin: bytes, destination: bytes) -> None:
+def add_missing(origin: bytes, destination: bytes, room: bytes) -> None:
     """Put what is below *origin* and not below *destination* there as well; nothing that is there is changed.
 
     A name that is a file here and a directory there stays what it is in *destination*. What vanishes while this goes
-    on is left out. Raises ``OSError``.
+    on is left out. Everything appears whole, and replaces nothing: what has to be made first is made in *room*, a
+    private directory on the same file system. May be done again, also after a death. Raises ``OSError``.
     """
     with _writable(destination):
         for name, is_directory in _entries(origin):
             theirs, ours = os.path.join(origin, name), os.path.join(destination, name)  # noqa: PTH118 - bytes
             with contextlib.suppress(FileNotFoundError):
                 if is_directory:
-                    _directory(theirs, ours)
+                    _directory(theirs, ours, room)
                 elif not os.path.lexists(ours):
-                    _file(theirs, ours)
+                    _file(theirs, ours, room)
 
 
 def _entries(directory: bytes) -> list[tuple[bytes, bool]]:
@@ -36,28 +39,42 @@ def _entries(directory: bytes) -> list[tuple[bytes, bool]]:
         return []
 
 
-def _directory(theirs: bytes, ours: bytes) -> None:
+def _directory(theirs: bytes, ours: bytes, room: bytes) -> None:
+    made = False
     if not os.path.lexists(ours):
-        os.mkdir(ours, 0o700)  # noqa: PTH102 - bytes
-        add_missing(theirs, ours)
-        _dress(theirs, ours)
-    elif stat.S_ISDIR(os.lstat(ours).st_mode):
-        add_missing(theirs, ours)
+        with tempfile.TemporaryDirectory(dir=room) as apart:
+            fresh = os.path.join(apart, b"fresh")  # noqa: PTH118 - bytes
+            os.mkdir(fresh, 0o700)  # noqa: PTH102 - bytes
+            _own(theirs, fresh)
+            shutil.copystat(theirs, fresh)
+            made = _appears(fresh, ours)
+    if stat.S_ISDIR(os.lstat(ours).st_mode):
+        add_missing(theirs, ours, room)
+        if made:
+            shutil.copystat(theirs, ours)
 
 
-def _file(theirs: bytes, ours: bytes) -> None:
+def _file(theirs: bytes, ours: bytes, room: bytes) -> None:
     try:
         os.link(theirs, ours, follow_symlinks=False)
     except FileNotFoundError:
         raise
+    except FileExistsError:  # somebody has just put one there
+        return
     except OSError:  # no right to (a file of somebody else), or no hard links here
-        shutil.copy2(theirs, ours, follow_symlinks=False)
-        _own(theirs, ours)
+        with tempfile.TemporaryDirectory(dir=room) as apart:
+            fresh = os.path.join(apart, b"fresh")  # noqa: PTH118 - bytes
+            shutil.copy2(theirs, fresh, follow_symlinks=False)
+            _own(theirs, fresh)
+            _appears(fresh, ours)
 
 
-def _dress(theirs: bytes, ours: bytes) -> None:
-    _own(theirs, ours)
-    shutil.copystat(theirs, ours)
+def _appears(fresh: bytes, ours: bytes) -> bool:
+    try:
+        move_without_replacing(Path(os.fsdecode(fresh)), Path(os.fsdecode(ours)))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _own(theirs: bytes, ours: bytes) -> None:

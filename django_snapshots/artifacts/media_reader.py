@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from django_snapshots.artifacts.media_tar import BLOCK, Member, leaves
-from django_snapshots.artifacts.media_walk import shown, too_long
+from django_snapshots.artifacts.media_walk import is_own_name, shown, too_long
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError, SnapshotIntegrityError
 
 _EXTENDED_LIMIT = 64 * 1024
@@ -32,6 +32,9 @@ _RECORD = re.compile(rb"([0-9]{1,6}) ")
 class ArchiveReader:
     """Reads an archive from its chunks, once, and refuses what a media archive never holds.
 
+    A member lies in a directory that the archive has opened, and not left; it comes once, and has no name of a
+    restore's own. Only the names in directories that are open are held, as a dump does.
+
     Iterate ``members``; after each, read all of ``content``. Raises ``SnapshotIntegrityError``.
     """
 
@@ -40,6 +43,7 @@ class ArchiveReader:
         self._name = name
         self._held = memoryview(b"")
         self._left = 0
+        self._open: list[tuple[bytes, set[bytes]]] = [(b"", set())]
 
     def members(self) -> Iterator[Member]:
         """Each member in turn; ends only after the end marks and the last byte of the source."""
@@ -50,6 +54,7 @@ class ArchiveReader:
                 extended = self._extended(info.size)
                 info = self._parsed(self._exactly(BLOCK))
             member = self._member(info, extended)
+            self._require_place(member)
             self._left = member.size
             yield member
             if self._left:
@@ -72,6 +77,24 @@ class ArchiveReader:
         raise SnapshotIntegrityError(
             f"The media archive {self._name} was refused, and MEDIA_ROOT was not touched: {what}."
         )
+
+    def _require_place(self, member: Member) -> None:
+        parent, _, name = member.path.rpartition(b"/")
+        while self._open and self._open[-1][0] != parent:
+            self._open.pop()
+        if not self._open:
+            self.refuse(
+                f"{shown(member.path)} is not in a directory that the archive has opened: "
+                "its parent is missing, closed, a file or a link"
+            )
+        if is_own_name(name):
+            self.refuse(f"{shown(member.path)} has the name of a restore's own directory")
+        names = self._open[-1][1]
+        if name in names:
+            self.refuse(f"{shown(member.path)} is in it twice")
+        names.add(name)
+        if member.is_directory:
+            self._open.append((member.path, set()))
 
     def _fill(self) -> None:
         while not self._held:

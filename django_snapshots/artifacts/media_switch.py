@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from django_snapshots.artifacts import media_kept
@@ -30,6 +30,7 @@ from django_snapshots.artifacts.file_system import (
 from django_snapshots.artifacts.media_walk import STAGING_PREFIX, is_own_name
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError, SnapshotPreflightError
 from django_snapshots.marked import Marked, Shelf, inode, new_record, where_we_are
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.transfer import RestoreRequest
 
 _NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
@@ -55,6 +56,8 @@ class Staging:
         self.root = root
         self._request = request
         self._report = request.report
+        self._merge = request.merge and not kept
+        self._aside = request.mark or "late"
         self._undo: Callable[[], None] | None = None
         self._stuck = False
         self._begun = False
@@ -65,11 +68,6 @@ class Staging:
         self.new = self._directory / media_kept.NEW
         if not kept:
             self.new.mkdir(mode=0o700)
-
-    @property
-    def replaced(self) -> Path | None:
-        """After ``switch``: the tree that was replaced, if there was one."""
-        return next((path for path in (self._directory / media_kept.OLD, self.new) if path.exists()), None)
 
     def _fence(self) -> None:
         """Raise ``SnapshotBusyError`` if somebody has settled this attempt."""
@@ -84,11 +82,11 @@ class Staging:
     def switch(self, dress_missing: Callable[[Path], None]) -> None:
         """Make ``new`` the root. A root keeps its owner and mode; one that was missing gets its by *dress_missing*.
 
-        Raises ``SnapshotArtifactError``, which says in what state the root is.
+        A merge adds what came into the root since it was looked at. Raises ``SnapshotArtifactError``, which says in
+        what state the root is, and ``SnapshotUnsettled`` if it is switched and something has still to be added.
         """
         self._fence()
-        # A merge may be rolled back behind its switch because the disk is full: then nothing more can be written.
-        self._write_down(root=inode(self.root), new=inode(self.new), was_live=self._request.merge)
+        self._write_down(root=inode(self.root), new=inode(self.new), merge=self._merge)
         # Whatever interrupts the next lines (a signal's exception too) must not let ``discard`` remove old files.
         self._stuck = self._begun = True
         _reached("begun")
@@ -108,6 +106,21 @@ class Staging:
         self._stuck = False
         self._sync_names()
         _reached("switched")
+        if self._merge:
+            self._add_late()
+
+    def _add_late(self) -> None:
+        """Nothing is rolled back where it fails: clients have written to what is in place now."""
+        try:
+            media_kept.add_late(self.root, self._directory)
+            self._write_down(merge=False)
+        except (OSError, SnapshotError) as error:
+            self._fence()
+            self._stuck = True
+            raise SnapshotUnsettled(
+                f"{self.root} holds the snapshot, merged with what was there; but what came into it meanwhile could "
+                f"not all be put beside that: {error}. It is not lost, and is tried again."
+            ) from error
 
     def roll_back(self) -> None:
         """After ``switch``: put back what was there. Raises ``SnapshotArtifactError`` if that can't be done."""
@@ -168,12 +181,18 @@ class Staging:
     def _take(self, kept: str) -> Path:
         """The directory of a kept tree."""
         self._refuse_mounts_below()
-        self._request.note({**where_we_are(self.root.parent), "inside": False})
-        record = new_record(self._request.about, file=self.root.name)
         if not self.root.exists():
             raise SnapshotPreflightError(f"{self.root} is missing; make it (or mount its disk) first.")
-        self._marked = media_kept.take_kept(self.root, kept, self._request.mark, record)
+        shelf = media_kept.shelf_of_kept(self.root, kept)
+        self._note(shelf, self.root.parent)
+        record = new_record(self._request.about, file=self.root.name)
+        self._marked = media_kept.take_kept(shelf, kept, self._request.mark, record)
         return self._marked.path
+
+    def _note(self, shelf: Shelf, parent: Path | None) -> None:
+        """What is in the root can't be seen while its disk is away: that is told by the root's inode."""
+        inside = shelf.parent == self.root
+        self._request.note({**where_we_are(parent), "inside": inside, "root": inode(self.root)})
 
     def _refuse_mounts_below(self) -> None:
         mounts = mounts_at_or_below(self.root) - {self.root}
@@ -187,10 +206,8 @@ class Staging:
         """A new private directory on *shelf*. Raises ``OSError``."""
         if not self._request.mark:
             return Path(tempfile.mkdtemp(prefix=unmarked_prefix, dir=shelf.parent))
-        inside = shelf.parent == self.root
         # Directories that are made for a missing root are gone again where nothing was switched.
-        parent = None if self._parents else self.root.parent
-        self._request.note({**where_we_are(parent), "inside": inside, "root": inode(self.root)})
+        self._note(shelf, None if self._parents else self.root.parent)
         parents = [str(path) for path in self._parents]
         record = new_record(self._request.about, file=self.root.name, parents=parents)
         self._marked = shelf.make(self._request.mark, record)
@@ -283,20 +300,20 @@ class Staging:
             self._fence()
             self._put_back(old)
             raise
-        self._undo = lambda: self._rename_back(old)
+        self._undo = self._rename_back
 
     def _put_back(self, old: Path) -> None:
         try:
-            old.rename(self.root)
+            media_kept.renamed_back(self.root, self._directory, self._aside)
         except OSError as error:
             raise SnapshotArtifactError(
                 f"MEDIA_ROOT was taken away and could not be put back: {error}. "
                 f"Its files are in {old}; rename that to {self.root} by hand."
             ) from error
 
-    def _rename_back(self, old: Path) -> None:
+    def _rename_back(self) -> None:
         self._take_away()
-        old.rename(self.root)
+        media_kept.renamed_back(self.root, self._directory, self._aside)
 
     def _take_away(self) -> None:
         self.root.rename(self.new)
@@ -308,17 +325,16 @@ class Staging:
         self.new.chmod(0o700)
         names = {path: _entries(path) for path in (self.root, self.new)}
         inodes = {name: inode(self.new / name) for name in names[self.new]}
-        self._write_down(moves={media_kept.OLD: names[self.root], media_kept.NEW: inodes}, moved=False)
-        moves: list[tuple[Path, Path]] = []
+        moves = {media_kept.OLD: names[self.root], media_kept.NEW: inodes}
+        self._write_down(moves=moves, moved=False)
         try:
             for origin, destination in ((self.root, old), (self.new, self.root)):
                 if names[origin] and destination == self.root:
                     self._write_down(was_live=True)  # whoever finds a file may write to it from here on
                 for name in names[origin]:
                     if destination == self.root:
-                        self._make_way(name, moves)
+                        self._make_way(name)
                     move_without_replacing(origin / name, destination / name)
-                    moves.append((origin / name, destination / name))
                     _reached("moved")
         except BaseException:
             self._fence()
@@ -329,31 +345,28 @@ class Staging:
         self._write_down(moved=True)
         self._undo = lambda: self._move_all_back(moves)
 
-    def _make_way(self, name: str, moves: list[tuple[Path, Path]]) -> None:
+    def _make_way(self, name: str) -> None:
         """What somebody has put under a name of the snapshot since the list was made is moved aside, and kept."""
         if not os.path.lexists(self.root / name):
             return
         late = self._directory / media_kept.LATE
         late.mkdir(mode=0o700, exist_ok=True)
         move(self.root / name, late / name)
-        moves.append((self.root / name, late / name))
         self._report(f"{name} came into MEDIA_ROOT while it was restored; it is kept with what was replaced.")
 
-    def _move_all_back(self, moves: list[tuple[Path, Path]]) -> None:
+    def _move_all_back(self, moves: Mapping[str, object]) -> None:
         self._write_down(moved=False)
         self._move_back(moves)
 
-    def _move_back(self, moves: list[tuple[Path, Path]]) -> None:
-        while moves:
-            origin, destination = moves[-1]
-            try:
-                move(destination, origin)
-            except OSError as error:
-                raise SnapshotArtifactError(
-                    f"{self.root} is half replaced: {destination} could not be moved back to {origin}: {error}. "
-                    f"What was replaced is in {self._directory / 'old'}, what was restored is in {self.root}."
-                ) from error
-            moves.pop()
+    def _move_back(self, moves: Mapping[str, object]) -> None:
+        try:
+            media_kept.moved_back(self.root, self._directory, moves, self._aside)
+        except OSError as error:
+            raise SnapshotArtifactError(
+                f"{self.root} is half replaced: {error}. What was replaced is in {self._directory / media_kept.OLD}, "
+                f"what was restored is in {self.root}."
+            ) from error
+        self._fence()
 
     def _sync_names(self) -> None:
         for directory in (self.root, self.root.parent, self._directory):

@@ -1,9 +1,9 @@
 """Builds a tree from an archive that may be hostile: nothing is written outside of one directory of ours.
 
-The archive lists a directory before what is in it, and everything in it before what comes after it. So a member is
-taken only if its parent is one of the directories that are open at this point, made here and entered by descriptor.
-What lies below a link, below a file, or in a directory that was never listed, has no such parent; what is listed
-twice meets ``O_EXCL``.
+The archive lists a directory before what is in it, and everything in it before what comes after it. The reader lets
+nothing else pass: a member's parent is one of the directories that are open at this point, made here and entered by
+descriptor. What lies below a link, below a file, or in a directory that was never listed, has no such parent. What is
+listed twice, or what the file system takes for that, meets ``O_EXCL``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from django_snapshots.artifacts.media_reader import ArchiveReader
 from django_snapshots.artifacts.media_tar import Member
-from django_snapshots.artifacts.media_walk import DIRECTORY_FLAGS, Counts, is_own_name, shown
+from django_snapshots.artifacts.media_walk import DIRECTORY_FLAGS, Counts, shown
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotError
 
 _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -61,15 +61,8 @@ class Unpacker:
 
     def _add(self, member: Member) -> None:
         parent, _, name = member.path.rpartition(b"/")
-        while self._open and self._open[-1].path != parent:
+        while self._open and self._open[-1].path != parent:  # the reader has seen to it that it is open
             self._leave()
-        if parent and not self._open:
-            self._reader.refuse(
-                f"{shown(member.path)} is not in a directory that the archive has opened: "
-                "its parent is missing, closed, a file or a link"
-            )
-        if is_own_name(name):
-            self._reader.refuse(f"{shown(member.path)} has the name of a restore's own directory")
         self._count(member)
         with _explained(member):
             self._create(member, name)
@@ -83,7 +76,7 @@ class Unpacker:
             else:
                 self._file(member, name)
         except FileExistsError:
-            self._reader.refuse(f"{shown(member.path)} is in it twice")
+            self._reader.refuse(f"{shown(member.path)} is in it twice, as this file system sees names")
 
     def _count(self, member: Member) -> None:
         counts = self.result.counts

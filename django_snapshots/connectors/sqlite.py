@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPreflightError,
 )
 from django_snapshots.marked import Marked, Stage, new_record, where_we_are
 from django_snapshots.replaced import Beside, Finding, Outcome
@@ -92,10 +93,10 @@ class SQLiteConnector(FileTier):
 
         Under a mark the file is beside the target, and what the switch replaces is kept there.
         """
-        return self._prepare(subject, source, request, {})
+        return self._prepare(subject, source, request, _checked, {})
 
     def _prepare(
-        self, subject: str, source: Source, request: RestoreRequest, facts: Mapping[str, Any]
+        self, subject: str, source: Source, request: RestoreRequest, look: _Look, facts: Mapping[str, Any]
     ) -> _PreparedDatabase:
         place = files.locate(subject)
         if request.tables:
@@ -110,7 +111,7 @@ class SQLiteConnector(FileTier):
             staged = directory / sqlite_kept.STAGED
             with explained(place, "prepare the restore of"):
                 _spool(source, staged)
-                counts = _checked(place, source, staged, request)
+                counts = look(place, source, staged, request)
                 if request.tables:
                     sqlite_chosen.require_fit(place, staged, request, self._lock_timeout)
             if marked is None and not request.drill:
@@ -163,7 +164,8 @@ class SQLiteConnector(FileTier):
     def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> Prepared:
         """As ``KeepsReplaced.bring_back``: a copy of the kept file goes the way of every restore.
 
-        Of a restore of single tables only their rows come back, whatever *request* names.
+        Of a restore of single tables only their rows come back, whatever *request* names. A database that was damaged
+        when it was replaced comes back so; one that can't be read at all raises ``SnapshotPreflightError``.
         """
         place = files.locate(subject)
         if place.path is None:
@@ -171,7 +173,7 @@ class SQLiteConnector(FileTier):
         with explained(place, "bring back what was kept of"):
             path, tables = sqlite_kept.kept_file(place, mark, self._lock_timeout)
         source = Source(filename=str(path), metadata={}, open=lambda: _read(path))
-        return self._prepare(subject, source, replace(request, tables=tables), {"brought_back": mark})
+        return self._prepare(subject, source, replace(request, tables=tables), _as_it_was, {"brought_back": mark})
 
     def remove(self, subject: str, mark: str) -> None:
         """As ``KeepsReplaced.remove``."""
@@ -291,6 +293,33 @@ def _spool(source: Source, path: Path) -> None:
     with path.open("xb") as file:
         for chunk in source.open():
             file.write(chunk)
+
+
+_Look = Callable[[Place, Source, Path, RestoreRequest], Mapping[str, int]]
+
+
+def _as_it_was(place: Place, source: Source, path: Path, request: RestoreRequest) -> Mapping[str, int]:
+    """Report the faults of a private copy of a kept file: it was the live database with them, and nobody waits for a
+    better one. Its rows are counted nowhere."""
+    try:
+        with files.open_private(place.alias, path) as staged:
+            faults, _ = files.integrity_problems(staged)
+            files.plain_journal(staged)
+            for table in request.tables:
+                for _row in staged.execute(f"SELECT * FROM {files.quoted(table)} NOT INDEXED"):  # noqa: S608 - quoted
+                    pass
+    except sqlite3.DatabaseError as error:
+        if not files.is_damage(error):
+            raise
+        raise SnapshotPreflightError(
+            f"What was replaced of {place.title} can't be read ({error}), so it can't be brought back; nothing was "
+            f"changed. It is {source.filename}; put what .recover of the sqlite3 program finds in it there by hand."
+        ) from error
+    if faults:
+        request.report(
+            f"Database {place.alias!r} was damaged when it was replaced, and comes back so: {files.shown(faults)}."
+        )
+    return {}
 
 
 def _checked(place: Place, source: Source, path: Path, request: RestoreRequest) -> Mapping[str, int]:

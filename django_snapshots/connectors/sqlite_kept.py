@@ -83,6 +83,7 @@ def settle(place: Place, mark: str, noted: Mapping[str, Any], seconds: float) ->
             with taken(shelf, mark, stage) as marked:
                 if marked is not None:
                     return settle_directory(place, marked, seconds)
+        shelf.refuse_of_others(mark)
         return _without_directory(place, mark, noted, seconds)
 
 
@@ -305,8 +306,8 @@ def remove(place: Place, mark: str, seconds: float) -> None:
 
 
 def _settle_what_nobody_uses(place: Place, shelf: Shelf, mark: str, seconds: float) -> None:
+    shelf.refuse_of_others(mark)
     for stage in (Stage.BUILDING, Stage.SETTLING):
-        path = shelf.path(mark, stage)
-        with contextlib.suppress(FileNotFoundError):
-            if path.is_dir() and not path.is_symlink() and not is_in_use(path):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not is_in_use(shelf.path(mark, stage)):
                 settle(place, mark, {}, seconds)

@@ -142,12 +142,13 @@ class RowSwitch:
     def _copy(self, live: sqlite3.Connection, table: str, now: Shape) -> None:
         names = ", ".join(map(quoted, now.names))
         live.execute(f"DELETE FROM {LIVE}.{quoted(table)}")  # noqa: S608 - quoted names, here and below
+        # What is brought back may have been damaged before; an index with holes must not say which rows there are.
         live.execute(
             f"INSERT OR ABORT INTO {LIVE}.{quoted(table)} ({names}) "  # noqa: S608
-            f"SELECT {names} FROM {RESTORED}.{quoted(table)}"
+            f"SELECT {names} FROM {RESTORED}.{quoted(table)} NOT INDEXED"
         )
         there, wanted = (
-            live.execute(f"SELECT count(*) FROM {schema}.{quoted(table)}").fetchone()[0]  # noqa: S608
+            live.execute(f"SELECT count(*) FROM {schema}.{quoted(table)} NOT INDEXED").fetchone()[0]  # noqa: S608
             for schema in (LIVE, RESTORED)
         )
         if there != wanted:

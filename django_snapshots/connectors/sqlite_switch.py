@@ -37,7 +37,7 @@ from django_snapshots.connectors.sqlite_files import (
     pragma,
     quoted,
 )
-from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
 from django_snapshots.marked import sync
 from django_snapshots.processes import Processes
 
@@ -146,6 +146,11 @@ class Switch:
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
+            if all(_can_be_read(live, table) for table in self._preserve):
+                raise SnapshotPreflightError(
+                    f"What should have come into {self._place.title} is damaged ({error}), so the rows of "
+                    f"{', '.join(self._preserve)} could not be taken along, and nothing was changed."
+                ) from error
             self._report(
                 f"{self._place.title} is damaged, so the rows of {', '.join(self._preserve)} could not be taken along "
                 f"({error}). They are in the state that was replaced, as far as they can be read."
@@ -235,6 +240,15 @@ def _several_pages(staged: sqlite3.Connection) -> Iterator[Callable[[], None]]:
         staged.execute(f"DROP TABLE {_PADDING}")
 
     yield drop
+
+
+def _can_be_read(live: sqlite3.Connection, table: str) -> bool:
+    try:
+        for _ in live.execute(f"SELECT * FROM {quoted(table)} NOT INDEXED"):  # noqa: S608 - quoted
+            pass
+    except sqlite3.DatabaseError as error:
+        return not is_damage(error)  # else there is no such table
+    return True
 
 
 def carry(live: sqlite3.Connection, staged: sqlite3.Connection, tables: Iterable[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import importlib
 import os
 import stat
 import tarfile
@@ -28,6 +30,9 @@ def ordinary_user() -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
+    # Loaded when they are first needed, by whom Python's own library may not be readable to then.
+    codecs.lookup("ascii")
+    importlib.import_module("sqlite3.dump")
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
     try:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.artifacts.media_dump import is_loop
 from django_snapshots.artifacts.media_tar import leaves
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotCancelled, SnapshotError, SnapshotIntegrityError
@@ -55,6 +56,10 @@ HOSTILE = {
         "twice",
     ),
     "our own name": ([member(".django-snapshots-staging-x", DIR)], "a restore's own directory"),
+    "our own name below": (
+        [member("deep", DIR), member("deep/.django-snapshots-01234567-m", DIR)],
+        "a restore's own directory",
+    ),
     "time that is none": ([member("a", pax_headers={"mtime": "1e999999"})], "a time that is none"),
     "negative size": ([member("a", pax_headers={"size": "-1"})], "a number that is none"),
     "owner beyond the range": ([member("a", pax_headers={"uid": "99999999999"})], "out of range"),
@@ -83,6 +88,14 @@ def refused(content: bytes, root: Path, match: str, metadata=None) -> None:
 def test_a_hostile_member_is_refused_and_nothing_is_left(name, root):
     members, match = HOSTILE[name]
     refused(tar(member("innocent", content=b"x"), *members, member("later")), root, match)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whoever_only_looks_refuses_what_a_restore_refuses(name):
+    members, match = HOSTILE[name]
+    moves = Restore(tar(member("innocent", content=b"x"), *members, member("later")))
+    with pytest.raises(SnapshotIntegrityError, match=match):
+        MediaArtifact().examine("media", moves.source, moves.request)
 
 
 def test_the_good_archive_is_taken(root):

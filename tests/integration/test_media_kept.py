@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from django_snapshots.artifacts import media as media_artifact
 from django_snapshots.artifacts import media_kept, media_switch
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.exceptions import (
@@ -23,10 +23,21 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPreflightError,
 )
-from django_snapshots.replaced import TAKEN_BACK, Outcome
+from django_snapshots.replaced import TAKEN_BACK, Outcome, SnapshotUnsettled
 from tests.integration.media_attempt import attempt, go
-from tests.integration.media_trees import Restore, dump, media, member, ordinary_user, tar, tree
+from tests.integration.media_trees import (
+    NOBODY,
+    Restore,
+    dump,
+    media,
+    member,
+    open_directory,
+    ordinary_user,
+    tar,
+    tree,
+)
 from tests.integration.test_media_switch import NEW, fill
 from tests.projects import wait_until
 
@@ -185,9 +196,82 @@ def test_settling_takes_nothing_out_that_others_have_put_there(world: World) -> 
     (world.root / "spare").write_text("so that the number is not given again")
     (world.root / "same").write_text("an upload")
     assert world.settle() is BEFORE
-    assert (world.root / "same").read_text() == "an upload"
-    assert (world.root / "same.m").read_text() == "old"
+    assert (world.root / "same.m").read_text() == "an upload"
+    assert (world.root / "same").read_text() == "old"
     assert (world.root / "deep" / "old").read_text() == "old"
+
+
+def upload_again(world: World) -> None:
+    """As Django does it where the directories are missing."""
+    (world.root / "deep").mkdir(parents=True)
+    (world.root / "deep" / "upload").write_text("an upload")
+    (world.root / "deep" / "old").write_text("an upload")
+    (world.root / "same").write_text("an upload")
+
+
+def require_both(world: World) -> None:
+    """What was there, as it was, and every upload."""
+    content = world.content()
+    added = {name: content.pop(name)[-1] for name in set(content) - set(world.old)}
+    assert added == dict.fromkeys([b"deep/upload", b"deep/old.m", b"same.m"], b"an upload")
+    deep, was = content.pop(b"deep"), world.old[b"deep"]
+    assert [deep[index] for index in (0, 1, 2, 4)] == [was[index] for index in (0, 1, 2, 4)]  # but for its time
+    assert content == {name: facts for name, facts in world.old.items() if name != b"deep"}
+
+
+@pytest.mark.parametrize(("way", "phase"), [("renames", "half"), ("moves", "moved#3")])
+@pytest.mark.parametrize("settling", ["", "made way", *(f"moved back#{number}" for number in range(1, 5))])
+def test_what_was_replaced_gets_its_names_again_whoever_has_taken_them(world: World, phase: str, settling: str) -> None:
+    (world.root / "deep").chmod(0o750)
+    world.old = world.content()
+    world.killed(phase)
+    upload_again(world)
+    if settling and not (settling == "made way" and world.way == "moves"):
+        with world.attempt(settling, action="settle") as child:
+            child.wait(60)
+    assert world.settle() is BEFORE
+    require_both(world)
+    assert world.left == []
+
+
+@pytest.mark.parametrize("way", ["renames"])
+def test_a_root_that_is_made_again_and_again(world: World) -> None:
+    world.killed("half")
+    upload_again(world)
+    world.killed("made way", action="settle")
+    (world.root / "deep").mkdir(parents=True)
+    (world.root / "deep" / "another").write_text("an upload")
+    assert world.settle() is BEFORE
+    assert (world.root / "deep" / "another").read_text() == "an upload"
+    (world.root / "deep" / "another").unlink()
+    require_both(world)
+
+
+@pytest.mark.parametrize(("way", "phase"), [("renames", "half"), ("moves", "moved#3")])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_switch_that_fails_overwrites_no_upload(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str, marked: bool
+) -> None:
+    met: list[str] = []
+
+    def reached(name: str) -> None:
+        met.append(name)
+        if name == phase.partition("#")[0] and met.count(name) == int(phase.partition("#")[2] or 1):
+            upload_again(world)
+            if world.way == "moves":
+                raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(media_switch, "_reached", reached)
+    prepared = Restore(NEW, mark="m" if marked else "").prepare()
+    with pytest.raises(SnapshotArtifactError, match="is as it was"):
+        prepared.switch()
+    prepared.discard()
+    content = world.content()
+    if not marked:
+        content = {name.replace(b".late", b".m"): facts for name, facts in content.items()}
+        monkeypatch.setattr(world, "content", lambda: content)
+    require_both(world)
+    assert world.left == []
 
 
 @pytest.mark.parametrize(("way", "phase"), [("moves", "moved#1"), ("moves", "all moved"), ("renames", "half")])
@@ -339,25 +423,111 @@ def test_a_merge_keeps_what_the_snapshot_has_not(world: World, monkeypatch: pyte
     (world.root / "deep" / "below").chmod(0o755)
 
 
-@WAYS
-def test_a_merge_that_fails_behind_the_switch_takes_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(phase: str) -> None:
-        if phase == "switched":
-            monkeypatch.setattr(media_artifact, "add_missing", no_room)
+class Dead(BaseException):
+    """In the place of a death: nobody cleans up."""
 
-    def no_room(*_: Any) -> None:
+
+def uploads(world: World, monkeypatch: pytest.MonkeyPatch, then: Any) -> None:
+    """Between a merge's first look and the switch, and behind that; *then* comes last."""
+
+    def reached(phase: str) -> None:
+        if phase == "begun":
+            (world.root / "deep" / "upload").write_text("before")
+            (world.root / "album").mkdir(mode=0o755)
+            (world.root / "album" / "upload").write_text("before")
+        if phase == "switched":
+            (world.root / "later").write_text("behind")
+            then()
+
+    monkeypatch.setattr(media_switch, "_reached", reached)
+
+
+def require_every_upload(world: World) -> None:
+    assert (world.root / "deep" / "upload").read_text() == "before"
+    assert (world.root / "album" / "upload").read_text() == "before"
+    assert (world.root / "album").stat().st_mode & 0o777 == 0o755
+    assert (world.root / "later").read_text() == "behind"
+    assert (world.root / "same").read_text() == "new"
+
+
+def merging(world: World) -> Any:
+    return Restore(NEW, mark="m", about={"run": "m"}, merge=True).prepare()
+
+
+@WAYS
+def test_a_merge_that_fails_behind_the_switch_is_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(media_switch, "_reached", full)
-    with (
-        ordinary_user() if os.geteuid() != 0 else media(world.root),
-        pytest.raises(SnapshotArtifactError, match="as it was before"),
-    ):
-        restored("m", merge=True)
-    assert world.state == "old"
-    assert world.settle("m") is Outcome.BEFORE
-    assert world.state == "old"
-    assert [(one.mark, one.about) for one in KIND.beside("media")] == [("mb", TAKEN_BACK_OF_M)]
+    full = monkeypatch.context()
+    uploads(world, monkeypatch, lambda: full.__enter__().setattr(os, "link", no_room))
+    prepared = merging(world)
+    monkeypatch.setattr(shutil, "copy2", no_room)
+    with pytest.raises(SnapshotUnsettled, match="No space left"):
+        prepared.switch()
+    prepared.discard()
+    with pytest.raises(SnapshotArtifactError, match="No space left"):
+        world.settle()
+    full.__exit__(None, None, None)
+    assert world.settle() is SWITCHED
+    require_every_upload(world)
+    (world.root / "later").unlink()
+    (world.root / "album" / "upload").unlink()
+    assert world.settle() is SWITCHED
+    assert not (world.root / "album" / "upload").exists()
+    monkeypatch.setattr(media_switch, "_reached", lambda _: None)
+    brought_back("m", "u")
+    assert world.content().keys() == {*world.old, b"deep/upload", b"album", b"album/upload"}
+
+
+@WAYS
+@pytest.mark.parametrize("links", [True, False])
+def test_a_merge_that_dies_behind_the_switch_is_gone_on_with(
+    world: World, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def dies(*_: Any) -> None:
+        raise Dead
+
+    uploads(world, monkeypatch, dies)
+    prepared = merging(world)
+    with pytest.raises(Dead):
+        prepared.switch()
+    if not links:
+
+        def link(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    with monkeypatch.context() as patch:  # and so does the first who settles it
+        patch.setattr(media_kept, "_reached", dies)
+        with pytest.raises(Dead):
+            world.settle()
+    assert world.settle() is SWITCHED
+    require_every_upload(world)
+    assert [one.mark for one in KIND.beside("media")] == ["m"]
+
+
+@WAYS
+@pytest.mark.parametrize("links", [True, False])
+def test_a_merge_overwrites_nothing_that_comes_at_the_same_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    real = os.link
+
+    def link(theirs: bytes, ours: bytes, **options: Any) -> None:
+        if ours == os.fsencode(world.root / "album" / "upload"):
+            Path(os.fsdecode(ours)).write_text("somebody else's")
+        if not links:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        real(theirs, ours, **options)
+
+    monkeypatch.setattr(os, "link", link)
+    uploads(world, monkeypatch, lambda: None)
+    prepared = merging(world)
+    prepared.switch()
+    prepared.discard()
+    assert (world.root / "album" / "upload").read_text() == "somebody else's"
+    assert (world.root / "deep" / "upload").read_text() == "before"
 
 
 @pytest.mark.parametrize("way", ["exchange"])
@@ -378,7 +548,8 @@ def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path
     elif damage == "link":
         directory.rename(tmp_path / "moved")
         directory.symlink_to(tmp_path / "moved")
-    with pytest.raises((SnapshotNotFoundError, SnapshotIntegrityError, SnapshotArtifactError)):
+    expected = SnapshotBusyError if damage in ("open", "link") else (SnapshotIntegrityError, SnapshotArtifactError)
+    with pytest.raises(expected):
         brought_back("m", "u")
     assert world.state == "new"
     assert len(world.left) == 1
@@ -418,6 +589,22 @@ def test_removing_and_noting(world: World) -> None:
     world.killed("prepared", mark="k")
     KIND.remove("media", "k")
     assert world.left == []
+
+
+@WAYS
+def test_an_undo_on_a_disk_that_is_away_is_not_told(world: World) -> None:
+    restored("m")
+    noted: list[Any] = []
+    prepared = Restore(b"", mark="u", note=noted.append).bring_back("m")
+    prepared.switch()
+    # Its process is dead, and the disk of the root is not mounted after the machine has come up again.
+    disk = world.root.rename(world.root.with_name("disk"))
+    world.root.mkdir()
+    assert world.settle("u", noted[0]) is (Outcome.UNSEEN if world.way == "moves" else SWITCHED)
+    world.root.rmdir()
+    disk.rename(world.root)
+    assert world.settle("u", noted[0]) is SWITCHED
+    assert world.state == "old"
 
 
 @pytest.mark.parametrize("way", ["exchange"])
@@ -469,4 +656,67 @@ def test_an_attempt_that_wakes_while_it_is_settled_changes_nothing(
         monkeypatch.setattr(media_kept, "is_switched", is_switched)
         assert world.settle() is BEFORE
     assert "SnapshotBusyError" in said[0]
+    assert (world.state, world.left) == ("old", [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@WAYS
+@pytest.mark.parametrize("phase", ["prepared", "switched", "kept"])
+def test_another_user_does_not_take_what_is_there_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, way: str, phase: str
+) -> None:
+    for name, owner in (("exchange", media_switch), ("_make_beside", media_switch.Staging)):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    go(way)
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+            with media(world.root):
+                prepared = Restore(NEW, mark="m").prepare()
+                if phase != "prepared":
+                    prepared.switch()
+                if phase == "kept":
+                    prepared.discard()
+        left, state = world.left, world.state
+        with media(world.root):
+            for user in (0, NOBODY - 1):
+                os.seteuid(user)
+                try:
+                    with pytest.raises(SnapshotBusyError, match=r"(belongs to user number|can't be seen)"):
+                        world.settle()
+                    with pytest.raises(SnapshotBusyError):
+                        KIND.remove("media", "m")
+                finally:
+                    os.seteuid(0)
+            with pytest.raises(SnapshotBusyError):
+                brought_back("m", "u")
+            assert (world.left, world.state) == (left, state)
+            with ordinary_user():
+                assert world.settle() is (BEFORE if phase == "prepared" else SWITCHED)
+                prepared.discard()
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_what_a_stranger_puts_there_does_not_hide_what_is_ours(world: World) -> None:
+    world.killed("prepared")
+    strange = world.root.parent / f"{world.left[0]}.kept"
+    strange.mkdir(mode=0o755)
+    assert world.settle() is BEFORE
+    with pytest.raises(SnapshotBusyError, match=r"if no restore has made it, remove it"):
+        world.settle()
+    strange.rmdir()
+    assert (world.settle(), world.state, world.left) == (BEFORE, "old", [])
+
+
+@WAYS
+def test_a_file_system_that_forces_modes_keeps_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.mkdir
+
+    def mkdir(path: Path, mode: int = 0o777, **options: Any) -> None:
+        real(path, mode, **options)
+        path.chmod(0o777)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(SnapshotPreflightError, match="forces owners or modes"):
+        restored("m")
     assert (world.state, world.left) == ("old", [])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from django_snapshots.artifacts import media_switch
+from django_snapshots.artifacts import media_kept, media_switch
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotPreflightError
 from tests.integration.media_trees import (
@@ -102,7 +102,8 @@ def failing_rename(monkeypatch, *numbers: int) -> list[int]:
         return real(*arguments, **options)
 
     monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(media_switch, "move_without_replacing", media_switch.move)
+    for module in (media_switch, media_kept):
+        monkeypatch.setattr(module, "move_without_replacing", media_switch.move)
     return calls
 
 

@@ -29,11 +29,13 @@ from django_snapshots.exceptions import (
     SnapshotError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
+    SnapshotPreflightError,
 )
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Outcome
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
+from tests.integration.media_trees import open_directory, ordinary_user
 from tests.integration.sqlite_attempt import start
 from tests.projects import wait_until
 
@@ -617,7 +619,11 @@ def test_what_is_read_from_the_disk_is_not_believed(world: World, tmp_path: Path
     elif damage == "link":
         directory.rename(tmp_path / "moved")
         directory.symlink_to(tmp_path / "moved")
-    expected = SnapshotNotFoundError if damage in ("open", "link") else SnapshotIntegrityError
+    expected: type[SnapshotError] = SnapshotIntegrityError
+    if damage in ("open", "link"):
+        expected = SnapshotBusyError
+    elif damage == "kept is damaged":
+        expected = SnapshotPreflightError  # nobody waits for it
     with pytest.raises(expected):
         world.restore("u", "m")
     assert world.state == "new"
@@ -642,11 +648,7 @@ def test_two_files_of_one_directory_do_not_see_each_others_states(
 
 @MODES
 def test_a_damaged_target_is_replaced_and_its_damage_is_told(world: World) -> None:
-    with opened(world.path) as connection:
-        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [JOURNAL]).fetchone()[0]
-    with world.path.open("r+b") as file:
-        file.seek((root - 1) * 4096)
-        file.write(b"\xff" * 4096)
+    damage(world.path, JOURNAL)
     told: list[str] = []
     with requested("m", report=told.append) as request:
         source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
@@ -656,6 +658,71 @@ def test_a_damaged_target_is_replaced_and_its_damage_is_told(world: World) -> No
     assert "is damaged, so the rows of django_snapshots_run could not be taken along" in told[0]
     wanted, found = (sorted(line for line in said(path) if "orders" in line) for path in (world.dump, world.path))
     assert found == wanted
+
+
+def give_an_index_holes(path: Path) -> str:
+    """What SQLite says of it then."""
+    with opened(path) as connection:
+        connection.execute("CREATE INDEX words_of_orders ON orders (word) WHERE id < 50")
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute(
+            "UPDATE sqlite_master SET sql = 'CREATE INDEX words_of_orders ON orders (word)' WHERE type = 'index'"
+        )
+    with opened(path) as connection:
+        return str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
+
+
+@MODES
+@pytest.mark.parametrize("tables", [frozenset(), frozenset({"orders"})])
+def test_what_was_damaged_when_it_was_replaced_comes_back(world: World, tables: frozenset[str]) -> None:
+    fault = give_an_index_holes(world.path)
+    assert "missing from index" in fault
+    told: list[str] = []
+    with requested("m", tables=tables) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        prepared.switch()
+        prepared.discard()
+    with requested("u", report=told.append) as request:
+        prepared = CONNECTOR.bring_back(world.alias, "m", request)
+        prepared.check()
+        prepared.switch()
+        prepared.discard()
+    assert "was damaged when it was replaced, and comes back so" in told[0]
+    assert fault in told[0]
+    with opened(world.path) as connection:
+        found = connection.execute("SELECT word, count(*) FROM orders NOT INDEXED GROUP BY word").fetchall()
+        assert found == [("old", 100)]
+        assert connection.execute(f"SELECT word FROM {JOURNAL}").fetchall() == [("a run",)]
+    assert world.settle("u") is Outcome.SWITCHED
+
+
+def damage(path: Path, table: str) -> None:
+    with opened(path) as connection:
+        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()[0]
+    with path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+
+
+@MODES
+@pytest.mark.parametrize(("table", "tables"), [(JOURNAL, ()), ("orders", ("orders",))])
+def test_what_can_t_come_back_without_loss_is_refused_for_good(
+    world: World, table: str, tables: tuple[str, ...]
+) -> None:
+    with requested("m", tables=frozenset(tables)) as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        prepared.switch()
+        prepared.discard()
+    damage(next(world.path.parent.glob(f".django-snapshots-*/{sqlite_kept.KEPT}")), table)
+    with opened(world.path) as connection:
+        connection.execute(f"INSERT INTO {JOURNAL} (word) VALUES ('the undo')")
+    after = said(world.path)
+    with pytest.raises(SnapshotPreflightError, match=r"nothing was\s+changed"):
+        world.restore("u", "m")
+    assert [line for line in said(world.path) if "switch" not in line] == after
+    assert [one.mark for one in CONNECTOR.beside(world.alias) if one.kept] == ["m"]
 
 
 def test_a_drill_needs_no_target(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
@@ -810,3 +877,33 @@ def test_the_log_of_a_file_that_is_gone_never_gets_beside_a_new_one(world: World
         world.restore("n")
         assert "new" in "".join(said(world.path))
         assert not log.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@MODES
+@pytest.mark.parametrize("phase", ["prepared", "switched", "kept"])
+def test_another_user_does_not_take_what_is_there_for_nothing(
+    make_sqlite: Callable[..., str], mode: str, phase: str
+) -> None:
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(make_sqlite(NAME=str(directory / "live.sqlite3")), directory, mode)
+            with requested("m") as request:
+                source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+                prepared = CONNECTOR.prepare(world.alias, source, request)
+                if phase != "prepared":
+                    prepared.switch()
+                if phase == "kept":
+                    prepared.discard()
+        left = world.left
+        with pytest.raises(SnapshotBusyError, match="belongs to user number"):
+            world.settle()
+        with pytest.raises(SnapshotBusyError, match="belongs to user number"):
+            world.restore("u", "m")
+        with pytest.raises(SnapshotBusyError, match="belongs to user number"):
+            CONNECTOR.remove(world.alias, "m")
+        assert world.left == left
+        with ordinary_user():
+            assert world.settle() is (Outcome.BEFORE if phase == "prepared" else Outcome.SWITCHED)
+            prepared.discard()
+            assert world.state == ("old" if phase == "prepared" else "new")
