@@ -15,12 +15,13 @@ from typing import Any
 import MySQLdb
 import pytest
 from django.conf import settings
-from django.db import OperationalError, connections
+from django.db import OperationalError, ProgrammingError, connections
 
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
+from django_snapshots.connectors.mysql import record as recording
 from django_snapshots.connectors.mysql import restore as restoring
-from django_snapshots.connectors.mysql.record import Label, create_record, record_table
-from django_snapshots.connectors.mysql.server import execute, server_connection
+from django_snapshots.connectors.mysql.record import Label, create_record, record_table, with_transaction
+from django_snapshots.connectors.mysql.server import execute, server_connection, value
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -64,6 +65,17 @@ DROP TRIGGER hen_before_too; DELETE FROM partitioned WHERE id > 300; ALTER TABLE
 DROP TABLE latin_table;
 """
 
+FEW = b"""
+CREATE TABLE hen (id INTEGER PRIMARY KEY);
+CREATE TRIGGER hen_first BEFORE INSERT ON hen FOR EACH ROW SET @hen = NEW.id;
+CREATE VIEW hens AS SELECT id FROM hen;
+"""
+FEW_LATER = b"""
+CREATE TRIGGER hen_last AFTER INSERT ON hen FOR EACH ROW SET @last = NEW.id;
+CREATE EVENT hen_event ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO DELETE FROM hen;
+INSERT INTO hen VALUES (1);
+"""
+
 
 class Died(BaseException):
     """Our process, at one line."""
@@ -76,13 +88,16 @@ def mark() -> str:
 class World:
     """A database that has moved on since its snapshot, and what both states look like."""
 
-    def __init__(self, server: Server, make: Maker) -> None:
+    def __init__(self, server: Server, make: Maker, schema: bytes = b"", later: bytes = LATER) -> None:
         self.server = server
         self.alias = make()
-        load_schema(server, self.alias)
+        if schema:
+            client(server, self.alias, script=schema)
+        else:
+            load_schema(server, self.alias)
         self.snapshot = source(*dump(self.alias))
         self.restored = bare_dump(server, self.alias)
-        client(server, self.alias, script=LATER)
+        client(server, self.alias, script=later)
         self.before = bare_dump(server, self.alias)
         assert self.before != self.restored
 
@@ -294,7 +309,7 @@ def test_a_switch_that_can_not_be_brought_to_an_end_now_says_that_it_is_not_sett
         prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
         dying(monkeypatch, "hidden", away)
         with monkeypatch.context() as patched, contextlib.closing(prepared.sessions):
-            patched.setattr(restoring, "conclude", lambda *_: away())
+            patched.setattr(restoring, "settle", lambda *_: away())
             with pytest.raises(SnapshotUnsettled, match="stopped in the middle"):
                 prepared.switch()
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
@@ -316,6 +331,58 @@ def test_a_rollback_that_can_not_be_brought_to_an_end_now_says_so(
         with contextlib.closing(prepared.sessions), pytest.raises(SnapshotUnsettled, match="could not be rolled back"):
             prepared.roll_back()
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
+
+
+class Failing:
+    """Fails one statement of the transactions in which records are written, the *number*-th of transaction *which*;
+    and the ROLLBACK."""
+
+    def __init__(self, which: int, number: int) -> None:
+        self.left = [which, number]
+        self.failed = False
+
+    def execute(self, connection: Any, sql: str) -> None:
+        if sql == "START TRANSACTION":
+            self.left[0] -= 1
+        elif sql == "ROLLBACK":
+            raise OperationalError(1317, "Query execution was interrupted")
+        elif self.left[0] == -1 and not sql.startswith("CREATE TABLE"):
+            self.left[1] -= 1
+            if self.left[1] == -1:
+                self.failed = True
+                raise OperationalError(1114, "The table 'django_snapshots_record' is full")
+        execute(connection, sql)
+
+
+@pytest.mark.parametrize("written", ["first", "captured", "decided", "done"])
+def test_a_record_that_can_not_be_written_leaves_the_one_before(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """The session lives, and must not take what it has half written for the record, whichever statement fails."""
+    world = World(mariadb, make_mariadb, FEW, FEW_LATER)
+    number, failing = 0, True
+    while failing:
+        own = mark()
+        with monkeypatch.context() as patched, restore_request(mark=own) as request:
+            prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+            fault = Failing(["first", "captured", "decided", "done"].index(written), number)
+            patched.setattr(recording, "execute", fault.execute)
+            with contextlib.suppress(SnapshotConnectorError):
+                prepared.switch()
+            prepared.discard()
+        failing = fault.failed
+        world.require(Outcome.BEFORE if failing and written != "done" else Outcome.SWITCHED, own)
+        number += 1
+    assert number > 6
+
+
+def test_a_transaction_that_fails_is_not_left_open(make_mariadb: Maker) -> None:
+    with server_connection(make_mariadb()) as connection:
+        execute(connection, "CREATE TABLE t (a INTEGER)")
+        with pytest.raises(ProgrammingError, match="missing"):
+            with_transaction(connection, ["INSERT INTO t VALUES (1)", "INSERT INTO missing VALUES (1)"])
+        assert value(connection, "SELECT @@in_transaction") == 0
+        assert value(connection, "SELECT COUNT(*) FROM t") == 0
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -7,13 +7,16 @@ switch an attempt stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import InterfaceError
 
 from django_snapshots.connectors.mysql.server import execute, names, quote, rows, value
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError
@@ -163,9 +166,15 @@ def create_record(connection: BaseDatabaseWrapper, schema: str, content: Record 
 def with_transaction(connection: BaseDatabaseWrapper, statements: Sequence[str]) -> None:
     """Run all *statements* or none."""
     execute(connection, "START TRANSACTION")
-    for statement in statements:
-        execute(connection, statement)
-    execute(connection, "COMMIT")
+    try:
+        for statement in statements:
+            execute(connection, statement)
+        execute(connection, "COMMIT")
+    except BaseException:
+        # A session that lives would see what it has half done, and its next DDL would commit that.
+        with contextlib.suppress(DatabaseError, InterfaceError):
+            execute(connection, "ROLLBACK")
+        raise
 
 
 def read_record(connection: BaseDatabaseWrapper, schema: str) -> Record | Rows | Label | None:

@@ -22,7 +22,6 @@ from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
 from django_snapshots.connectors.mysql.findings import require_place
 from django_snapshots.connectors.mysql.kept import (
     Schemas,
-    conclude,
     database_of,
     hidden_names,
     kept,
@@ -162,22 +161,15 @@ class MySQLRestore:
 
     def discard(self) -> None:
         """Drop what was built and not switched in, and without a mark what was replaced, too."""
-        with self.sessions:
-            switched = self.record is not None
-            if self._alive():
-                with explained(self.db_alias, "could not be freed of what its restore has built"):
-                    outcome = conclude(self.connection, self.db_alias, self.target, self.mark, self.schemas)
-            else:
-                outcome = settle(self.db_alias, self.mark, self.schemas)
-        if switched and outcome is Outcome.SWITCHED and not self.request.mark:
+        outcome = self._settle()
+        if outcome is Outcome.SWITCHED and self.record is not None and not self.request.mark:
             remove(self.db_alias, self.mark, self.schemas)
 
-    def _alive(self) -> bool:
-        try:
-            rows(self.connection, "SELECT 1")
-        except (DatabaseError, InterfaceError):
-            return False
-        return True
+    def _settle(self) -> Outcome:
+        """Bring the exchange to one of its ends in another session: this one may have a transaction open, in which
+        its record is half written."""
+        self.sessions.close()
+        return settle(self.db_alias, self.mark, self.schemas)
 
     def _record(self) -> Record:
         """Write the record of the exchange; the target is made if it is missing."""
@@ -231,10 +223,7 @@ class MySQLRestore:
         if self.record is None:
             return kind(f"{self.db_alias!r} could not be switched: {said} It was not touched.")
         try:
-            if self._alive():
-                outcome = conclude(self.connection, self.db_alias, self.target, self.mark, self.schemas)
-            else:
-                outcome = settle(self.db_alias, self.mark, self.schemas)
+            outcome = self._settle()
         except (SnapshotError, DatabaseError, InterfaceError) as second:
             return SnapshotUnsettled(
                 f"The switch of {self.db_alias!r} stopped in the middle: {said} {self.in_between}: the record is in "
