@@ -172,6 +172,8 @@ def test_what_is_kept_looks_like_what_it_was(world: World) -> None:
     with preparing(world.alias, world.snapshot, mark=own, about={"snapshot": "nightly"}) as prepared:
         prepared.check()
         prepared.switch()
+        with pytest.raises(SnapshotConnectorError, match="snapshots undo"):
+            prepared.roll_back()
     (kept,) = MySQLConnector().beside(world.alias)
     assert kept.about == {"snapshot": "nightly"} and kept.kept_at is not None and not kept.in_use
     schema = f"django_snapshots_old_{own}"
@@ -179,16 +181,6 @@ def test_what_is_kept_looks_like_what_it_was(world: World) -> None:
     assert query(world.alias, f"SELECT `{schema}`.plus_one(2)") == [(3,)]
     # Its events would fire there.
     assert query(world.alias, f"SHOW EVENTS FROM `{schema}`") == []
-
-
-def test_a_rollback_brings_back_what_was_there(world: World) -> None:
-    with preparing(world.alias, world.snapshot, mark=mark()) as prepared:
-        prepared.check()
-        prepared.switch()
-        assert world.now() == world.restored
-        prepared.roll_back()
-        assert world.now() == world.before
-    assert leftovers(world.alias) == [] and world.now() == world.before
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, phase: str, death: Any) -> None:
@@ -283,19 +275,6 @@ def test_a_database_in_the_middle_of_a_switch_is_not_dumped(
     prepared.discard()
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_rollback_that_dies_is_settled(world: World, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
-    own = mark()
-    with restore_request(mark=own) as request:
-        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
-        prepared.switch()
-        dying(monkeypatch, phase, die)
-        with contextlib.closing(prepared.sessions), contextlib.suppress(Died):
-            prepared.roll_back()
-    dying(monkeypatch, "no more", die)
-    world.require(MySQLConnector().settle(world.alias, own, {}), own)
-
-
 def test_a_switch_that_can_not_be_brought_to_an_end_now_says_that_it_is_not_settled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,24 +291,6 @@ def test_a_switch_that_can_not_be_brought_to_an_end_now_says_that_it_is_not_sett
             patched.setattr(restoring, "settle", lambda *_: away())
             with pytest.raises(SnapshotUnsettled, match="stopped in the middle"):
                 prepared.switch()
-    world.require(MySQLConnector().settle(world.alias, own, {}), own)
-
-
-@pytest.mark.parametrize("phase", ["hidden", "moved"])
-def test_a_rollback_that_can_not_be_brought_to_an_end_now_says_so(
-    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
-) -> None:
-    own = mark()
-
-    def away() -> None:
-        raise OperationalError(2006, "Server has gone away")
-
-    with restore_request(mark=own) as request:
-        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
-        prepared.switch()
-        dying(monkeypatch, phase, away)
-        with contextlib.closing(prepared.sessions), pytest.raises(SnapshotUnsettled, match="could not be rolled back"):
-            prepared.roll_back()
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
@@ -405,18 +366,6 @@ def test_a_session_that_is_ended_at_any_line(world: World, monkeypatch: pytest.M
             prepared.switch()
         prepared.discard()
     world.require(Outcome.BEFORE if phase in BEFORE_MOVED else Outcome.SWITCHED, own)
-
-
-def test_a_rollback_whose_session_was_ended_says_that_it_is_not_settled(world: World) -> None:
-    own = mark()
-    with restore_request(mark=own) as request:
-        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
-        prepared.switch()
-        with mariadb_cursor(world.server) as cursor:
-            cursor.execute(f"KILL {int(prepared.connection.connection.thread_id())}")
-        with contextlib.closing(prepared.sessions), pytest.raises(SnapshotUnsettled, match="could not be rolled back"):
-            prepared.roll_back()
-    world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
 @pytest.mark.parametrize("phase", ["hidden", "decided", "moved", "revealed"])

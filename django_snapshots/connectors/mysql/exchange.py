@@ -84,12 +84,6 @@ class Exchange:
         self.converge(forward=forward)
         return forward
 
-    def back(self) -> None:
-        """Make the target what it was, also after ``forward``."""
-        self._set_up()
-        self.record = replace_record(self._connection, self.record, done=False)
-        self.converge(forward=False)
-
     def moved(self) -> bool:
         """Whether the tables of the target have left it."""
         return MARKER in tables_in(self._connection, self.record.outgoing.home)

@@ -42,7 +42,6 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     Side,
     create_record,
-    read_record,
     tables_in,
     text,
 )
@@ -126,28 +125,11 @@ class MySQLRestore:
         Exchange(self.connection, record).forward()
 
     def roll_back(self) -> None:
-        """Bring back what the target was; what was written to it since the switch goes with what was restored."""
-        if self.record is None:
-            return
-        try:
-            with explained(self.db_alias, "could not be rolled back"):
-                found = self.take_back()
-        except SnapshotError as error:
-            raise SnapshotUnsettled(
-                f"{error} {self.in_between}; the next sweep, or manage.py snapshots sweep, brings it to one of its "
-                "ends."
-            ) from error
-        if not found:
-            raise SnapshotConnectorError(
-                f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
-            )
-
-    def take_back(self) -> bool:
-        """What ``roll_back`` does; whether what was replaced is there."""
-        record = read_record(self.connection, self.home)
-        if isinstance(record, Record):
-            Exchange(self.connection, record).back()
-        return isinstance(record, Record)
+        """Never called by a restore, which brings back what is kept: that loses nothing that was written meanwhile."""
+        raise SnapshotConnectorError(
+            f"The restore of {self.db_alias!r} can't be rolled back: what it has replaced is kept, and "
+            "`manage.py snapshots undo` brings it back."
+        )
 
     @property
     def home(self) -> str:
