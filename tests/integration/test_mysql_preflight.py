@@ -155,6 +155,16 @@ def test_what_another_server_is_like(logging_server: Server, shop: str, django_d
             assert "The dump has functions or triggers, and the server's binary log does not let narrow@%" in stops[0]
             assert found(alias, {"has_functions": False}) == ([], [])
             assert "If the dump has functions or triggers" in found(alias, {})[1][0]
+            # What the database has itself must be made again if it comes back.
+            query(alias, "CREATE TABLE fired (id INTEGER)")
+            trigger = f"`{database(alias)}`.quiet"
+            cursor.execute(
+                f"CREATE DEFINER = narrow@'%' TRIGGER {trigger} BEFORE INSERT ON `{database(alias)}`.fired "
+                "FOR EACH ROW SET @x = 1"
+            )
+            (own,) = found(alias, {"has_functions": False})[0]
+            assert f"There are functions or triggers in {database(alias)}, and the server's binary log does not" in own
+            cursor.execute(f"DROP TRIGGER {trigger}")
             cursor.execute(stops[0].rpartition("run: ")[2])
             assert found(alias, {"has_functions": True}) == ([], [])
         # Names that this server takes for one.

@@ -20,7 +20,7 @@ from django.db import OperationalError, ProgrammingError, connections
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
 from django_snapshots.connectors.mysql import record as recording
 from django_snapshots.connectors.mysql import restore as restoring
-from django_snapshots.connectors.mysql.record import Label, create_record, record_table, with_transaction
+from django_snapshots.connectors.mysql.record import OWN_TABLES, Label, create_record, record_table, with_transaction
 from django_snapshots.connectors.mysql.server import execute, server_connection, value
 from django_snapshots.exceptions import (
     SnapshotBusyError,
@@ -644,6 +644,114 @@ def test_preflight_tells_everything(mariadb: Server, make_mariadb: Maker) -> Non
                 MySQLConnector().prepare(alias, source(b"", metadata), request)
     finally:
         query(other, "DROP TABLE stranger")
+
+
+@pytest.fixture
+def modest(mariadb: Server, make_mariadb: Maker) -> str:
+    """A database of an account that may restore it, and sets no definers."""
+    alias = make_mariadb(user="modest_restorer")
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("GRANT SELECT ON mysql.proc TO modest_restorer@'%'")
+        cursor.execute(r"GRANT ALL ON `django\_snapshots\_%`.* TO modest_restorer@'%'")
+    client(mariadb, alias, script=b"CREATE TABLE t (a INTEGER);")
+    return alias
+
+
+FOREIGN = {
+    "trigger": b"CREATE TRIGGER foreign_one BEFORE INSERT ON t FOR EACH ROW SET @a = 1;",
+    "view": b"CREATE VIEW foreign_one AS SELECT a FROM t;",
+    "procedure": b"CREATE PROCEDURE foreign_one() SELECT 1;",
+    "event": b"CREATE EVENT foreign_one ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO SELECT 1;",
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_the_account_could_not_make_again_is_found_before_anything_changes(
+    mariadb: Server, modest: str, what: str
+) -> None:
+    """Half-way it would hide the tables until somebody gives the right: also where the restore itself goes back."""
+    snapshot = source(*dump(modest))
+    client(mariadb, modest, script=FOREIGN[what])
+    before = bare_dump(mariadb, modest)
+    with pytest.raises(SnapshotPreflightError, match=r"run as \w+@%, and modest.*GRANT SET USER.*Or drop them"):
+        restore(modest, snapshot, mark=mark())
+    assert bare_dump(mariadb, modest) == before and leftovers(modest) == []
+
+
+def test_what_the_account_could_not_make_again_and_came_after_the_preflight(mariadb: Server, modest: str) -> None:
+    snapshot = source(*dump(modest))
+    with preparing(modest, snapshot, mark=mark()) as prepared:
+        client(mariadb, modest, script=FOREIGN["event"])
+        before = bare_dump(mariadb, modest)
+        with pytest.raises(SnapshotPreflightError, match=r"Or drop them.*It was not touched"):
+            prepared.switch()
+    assert bare_dump(mariadb, modest) == before and leftovers(modest) == []
+
+
+def test_a_kept_state_that_the_account_could_not_make_stays_kept(mariadb: Server, modest: str) -> None:
+    snapshot = source(*dump(modest))
+    client(mariadb, modest, script=FOREIGN["trigger"])
+    before = bare_dump(mariadb, modest)
+    own = mark()
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("GRANT SET USER ON *.* TO modest_restorer@'%'")
+        connections[modest].close()
+        restore(modest, snapshot, mark=own)
+        cursor.execute("REVOKE SET USER ON *.* FROM modest_restorer@'%'")
+        restored = bare_dump(mariadb, modest)
+        with pytest.raises(SnapshotPreflightError, match=r"in what is kept run as \w+@%, and modest.*GRANT SET USER"):
+            undo(modest, own)
+        assert bare_dump(mariadb, modest) == restored
+        cursor.execute("GRANT SET USER ON *.* TO modest_restorer@'%'")
+        undo(modest, own)
+    assert bare_dump(mariadb, modest) == before
+
+
+def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alias = make_mariadb()
+    client(
+        mariadb,
+        alias,
+        script=b"CREATE TABLE hen (id INTEGER); CREATE TABLE egg (id INTEGER);"
+        b"CREATE VIEW eggs AS SELECT id FROM egg; CREATE VIEW all_eggs AS SELECT id FROM eggs;"
+        b"CREATE VIEW hens AS SELECT id FROM hen;",
+    )
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"DROP TABLE egg;")
+    with restore_request() as request:
+        found = list(MySQLConnector().preflight(alias, snapshot, request))
+    assert [item for item in found if "What the view eggs stands on is gone" in item.text and not item.stops]
+
+    def fail() -> None:
+        raise OperationalError(1114, "The table is full")
+
+    # Whoever goes back has left it where it is.
+    dying(monkeypatch, "decided", fail)
+    with pytest.raises(SnapshotConnectorError, match="It is as it was before"):
+        restore(alias, snapshot, mark=mark())
+    assert {name for (name, *_) in query(alias, "SHOW TABLES")} == {"hen", "eggs", "all_eggs", "hens"}
+    assert leftovers(alias) == []
+
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+    assert query(alias, "SELECT * FROM all_eggs") == []
+    there = {name for (name, *_) in query(alias, f"SHOW TABLES FROM django_snapshots_old_{first}")}
+    assert there - OWN_TABLES == {"hen", "hens"}
+    notes: list[str] = []
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert {name for (name, *_) in query(alias, "SHOW TABLES")} == {"hen", "hens"}
+    assert [item.mark for item in MySQLConnector().beside(alias) if item.kept] == [second]
+    assert len(notes) == 2 and "The view all_eggs" in notes[0] and "The view eggs" in notes[1]
+    assert f"in the table `django_snapshots_old_{second}`.django_snapshots_record" in notes[1]
+    texts = query(alias, f"SELECT name FROM django_snapshots_old_{second}.django_snapshots_record WHERE kind = 'VIEW'")
+    assert ("eggs",) in texts
+    undo(alias, second)
+    assert query(alias, "SELECT * FROM all_eggs") == []
 
 
 @pytest.mark.parametrize("wrong", ["", "../x", "UPPER", "a" * 41, "x`; DROP DATABASE y"])

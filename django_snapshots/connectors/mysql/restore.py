@@ -33,7 +33,7 @@ from django_snapshots.connectors.mysql.kept import (
 )
 from django_snapshots.connectors.mysql.load import Loader
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
-from django_snapshots.connectors.mysql.preflight import require_restorable
+from django_snapshots.connectors.mysql.preflight import not_to_be_made_again, require_kept, require_restorable
 from django_snapshots.connectors.mysql.record import (
     MARKER,
     Definition,
@@ -42,6 +42,7 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     Side,
     create_record,
+    record_table,
     tables_in,
     text,
 )
@@ -122,7 +123,13 @@ class MySQLRestore:
     def exchange(self) -> None:
         """What ``switch`` does in its turn."""
         self.record = record = self._record()
-        Exchange(self.connection, record).forward()
+        exchange = Exchange(self.connection, record)
+        exchange.forward()
+        for name, said in exchange.lost.items():
+            self.request.report(
+                f"The view {name} of {self.db_alias!r} could not be made again, because what it stands on is gone: "
+                f"{said}. Its text is in the table {record_table(self.home)}, as long as that schema is kept."
+            )
 
     def roll_back(self) -> None:
         """Never called by a restore, which brings back what is kept: that loses nothing that was written meanwhile."""
@@ -167,6 +174,10 @@ class MySQLRestore:
                 f"COLLATE = {quote(self.incoming.collation)}",
             )
             self._require_free_names()
+            server = without_database(connection, self.db_alias, target)
+            # Somebody may have made such since the preflight.
+            if found := list(not_to_be_made_again(connection, server)):
+                raise SnapshotPreflightError(" ".join(found))
             home = self.schemas.keeping(connection, self.mark, self.incoming.home)
             outgoing = read_side(connection, target, home, self.mark, self.request.preserve_tables)
             self.schemas.make(connection, home, outgoing.charset, outgoing.collation)
@@ -298,6 +309,8 @@ def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Sch
             require_finished(connection, db_alias, target, schemas)
             if isinstance(record, Rows):
                 raise SnapshotNotFoundError(f"What {mark} has replaced in {db_alias!r} are the rows of single tables.")
+            server = without_database(connection, db_alias, target)
+            require_kept(connection, db_alias, server, record.outgoing.definitions)
         return MySQLRestore(
             db_alias=db_alias,
             request=request,

@@ -224,3 +224,15 @@ def definers(connection: BaseDatabaseWrapper) -> list[str]:
         "UNION SELECT definer FROM information_schema.routines WHERE routine_schema = DATABASE() "
         "UNION SELECT definer FROM information_schema.events WHERE event_schema = DATABASE() ORDER BY 1",
     )
+
+
+def has_functions(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the database has functions or triggers, which a binary log may not let everybody create."""
+    return bool(
+        value(
+            connection,
+            "SELECT EXISTS (SELECT 1 FROM information_schema.triggers WHERE trigger_schema = DATABASE()) OR EXISTS "
+            "(SELECT 1 FROM information_schema.routines WHERE routine_schema = DATABASE() "
+            "AND routine_type = 'FUNCTION')",
+        )
+    )
