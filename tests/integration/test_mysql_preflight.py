@@ -16,7 +16,8 @@ from django.db import connections
 
 from django_snapshots.connectors.mysql import MySQLConnector, circumstances
 from django_snapshots.connectors.mysql.kept import Schemas
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError, SnapshotIntegrityError
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError
+from django_snapshots.replaced import Outcome
 from tests.databases import Maker, MariaDBMaker, mariadb_cursor
 from tests.integration.mysql_support import client, database, dump, leftovers, query, restore, restore_request, source
 from tests.projects import wait_until
@@ -324,7 +325,11 @@ def test_a_view_that_the_tool_leaves_out_fails_the_dump(shop: str, mariadb: Serv
         dump(shop, MySQLConnector(client_directory=str(tmp_path)))
 
 
-def test_a_record_that_can_not_be_understood_is_told_and_hides_no_other(shop: str, mariadb: Server) -> None:
+def test_a_record_that_can_not_be_understood_is_told_and_hides_no_other(
+    shop: str, mariadb: Server, make_mariadb: Maker
+) -> None:
+    scratch, kept = database(make_mariadb()), database(make_mariadb())
+    given = MySQLConnector(scratch_database=scratch, kept_database=kept)
     content = source(*dump(shop))
     restore(shop, content, mark="a" * 32 + "_1_0")
     broken = "django_snapshots_old_" + "b" * 32 + "_1_0"
@@ -336,14 +341,35 @@ def test_a_record_that_can_not_be_understood_is_told_and_hides_no_other(shop: st
                        "VALUES ('head', 'switch', '', '{broken', '')")  # fmt: skip
     connector = MySQLConnector()
     assert {item.mark[0]: item.kept for item in connector.beside(shop)} == {"a": True, "b": False}
-    with pytest.raises(SnapshotIntegrityError, match=rf"in the schema {broken} can't be understood.*drop the schema"):
+    with pytest.raises(SnapshotConnectorError, match=rf"in the schema {broken} can't be understood.*drop the schema"):
         connector.settle(shop, "b" * 32 + "_1_0", {})
     with mariadb_cursor(mariadb) as cursor:
         cursor.execute(f"DELETE FROM {broken}.django_snapshots_record")
         cursor.execute(f"INSERT INTO {broken}.django_snapshots_record (side, kind, name, settings, content) "
                        "VALUES ('head', 'label', '', '{\"mark\": 1, \"strange\": 2}', '')")  # fmt: skip
-    with pytest.raises(SnapshotIntegrityError, match="TypeError"):
-        connector.settle(shop, "b" * 32 + "_1_0", {})
+    for asked in (connector.settle, connector.bring_back):
+        with pytest.raises(SnapshotConnectorError, match="TypeError"), restore_request() as request:
+            asked(shop, "b" * 32 + "_1_0", request)
+    with pytest.raises(SnapshotConnectorError, match="TypeError"):
+        connector.remove(shop, "b" * 32 + "_1_0")
+    # Nobody else is kept from anything: it may be another project's, or a newer release's.
+    dump(shop)
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute(
+            f"CREATE TABLE `{kept}`.django_snapshots_record AS SELECT * FROM {broken}.django_snapshots_record"
+        )
+    dump(shop, given)
+    with pytest.raises(SnapshotConnectorError, match=f"in the schema {kept} can't"):
+        given.settle(shop, "c" * 32 + "_1_0", {})
+    assert connector.settle(shop, "c" * 32 + "_1_0", {}) is Outcome.BEFORE
+    second = "d" * 32 + "_1_0"
+    with restore_request(mark=second) as request:
+        prepared = connector.bring_back(shop, "a" * 32 + "_1_0", request)
+        prepared.switch()
+        prepared.discard()
+    restore(shop, content, mark="a" * 32 + "_1_0")
+    connector.remove(shop, second)
+    assert leftovers(shop) == [f"django_snapshots_old_{'a' * 32}_1_0", broken]
     with mariadb_cursor(mariadb) as cursor:
         cursor.execute(f"DROP DATABASE {broken}")
     connector.remove(shop, "a" * 32 + "_1_0")
