@@ -14,7 +14,7 @@ from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import connections
 
-from django_snapshots.connectors.mysql import MySQLConnector, circumstances
+from django_snapshots.connectors.mysql import MySQLConnector, circumstances, exchange
 from django_snapshots.connectors.mysql.kept import Schemas
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError
 from django_snapshots.replaced import Outcome
@@ -197,6 +197,38 @@ def test_what_another_server_is_like(logging_server: Server, shop: str, django_d
             assert "160 B more on the disk" in found(alias, sizes)[0][0]
         finally:
             circumstances._free = free
+        make.undo()
+
+
+@pytest.mark.django_db(databases=[])
+def test_a_name_in_another_case_than_the_server_stores(
+    logging_server: Server, monkeypatch: pytest.MonkeyPatch, django_db_blocker: Any
+) -> None:
+    with django_db_blocker.unblock():
+        make = MariaDBMaker(logging_server)
+        alias = make(NAME="Test_Shop")
+        query(alias, "CREATE TABLE orders (id INTEGER)")
+        target = MySQLConnector().target(alias)
+        assert (target.name, target.empty) == ("test_shop", False)
+        snapshot = source(*dump(alias))
+        query(alias, "INSERT INTO orders VALUES (1)")
+        own = "a" * 32 + "_1_0"
+
+        def stop(phase: str) -> None:
+            if phase == "revealed":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, restore_request(mark=own) as request:
+            prepared = MySQLConnector().prepare(alias, snapshot, request)
+            patched.setattr(exchange, "_reached", stop)
+            with contextlib.closing(prepared.sessions), pytest.raises(KeyboardInterrupt):
+                prepared.switch()
+        with pytest.raises(SnapshotBusyError, match="stopped in the middle"):
+            dump(alias)
+        assert MySQLConnector().settle(alias, own, {}) is Outcome.SWITCHED
+        assert query(alias, "SELECT * FROM orders") == []
+        dump(alias)
+        assert [item.mark for item in MySQLConnector().beside(alias) if item.kept] == [own]
         make.undo()
 
 

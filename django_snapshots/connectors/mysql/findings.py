@@ -16,6 +16,7 @@ from django_snapshots.connectors.mysql.record import (
     OLD_PREFIX,
     SCHEMA_PATTERN,
     is_free,
+    schema_names,
     tables_in,
     text,
 )
@@ -143,7 +144,7 @@ def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -
                 "databases as the connector's scratch_database and kept_database."
             )
     for name in schemas.given:
-        if not exists(connection, name):
+        if name not in schema_names(connection, schemas.given):
             yield _stops(f"The database {name}, which the connector was given to restore by, is missing: create it.")
         elif not is_free(connection, name):
             yield _stops(

@@ -125,8 +125,10 @@ def hidden_names(names: Sequence[str], mark: str, side: str) -> dict[str, str]:
 
 
 def database_of(alias: str, connection: BaseDatabaseWrapper) -> str:
-    """The name of the database of *alias*, which need not be there."""
-    return str(connections[alias].settings_dict["NAME"] or value(connection, "SELECT DATABASE()") or "")
+    """The name of the database of *alias* as the server stores it; the database need not be there."""
+    current, lower = rows(connection, "SELECT DATABASE(), @@lower_case_table_names = 1")[0]
+    name = str(connections[alias].settings_dict["NAME"] or current or "")
+    return name.lower() if lower else name
 
 
 @contextlib.contextmanager

@@ -171,7 +171,10 @@ def without_database(connection: BaseDatabaseWrapper, db_alias: str, database: s
 
 def exists(connection: BaseDatabaseWrapper, database: str) -> bool:
     """Whether the server has *database*, as far as the account may see."""
-    return database in names(connection, "SELECT schema_name FROM information_schema.schemata")
+    there = names(connection, "SELECT schema_name FROM information_schema.schemata")
+    if value(connection, "SELECT @@lower_case_table_names"):
+        return database.lower() in map(str.lower, there)
+    return database in there
 
 
 def identity(connection: BaseDatabaseWrapper, database: str) -> str:
