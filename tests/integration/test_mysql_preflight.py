@@ -14,9 +14,10 @@ from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import connections
 
-from django_snapshots.connectors.mysql import MySQLConnector, circumstances
+from django_snapshots.connectors.mysql import MySQLConnector, circumstances, exchange
 from django_snapshots.connectors.mysql.kept import Schemas
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError, SnapshotIntegrityError
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError
+from django_snapshots.replaced import Outcome
 from tests.databases import Maker, MariaDBMaker, mariadb_cursor
 from tests.integration.mysql_support import client, database, dump, leftovers, query, restore, restore_request, source
 from tests.projects import wait_until
@@ -155,6 +156,16 @@ def test_what_another_server_is_like(logging_server: Server, shop: str, django_d
             assert "The dump has functions or triggers, and the server's binary log does not let narrow@%" in stops[0]
             assert found(alias, {"has_functions": False}) == ([], [])
             assert "If the dump has functions or triggers" in found(alias, {})[1][0]
+            # What the database has itself must be made again if it comes back.
+            query(alias, "CREATE TABLE fired (id INTEGER)")
+            trigger = f"`{database(alias)}`.quiet"
+            cursor.execute(
+                f"CREATE DEFINER = narrow@'%' TRIGGER {trigger} BEFORE INSERT ON `{database(alias)}`.fired "
+                "FOR EACH ROW SET @x = 1"
+            )
+            (own,) = found(alias, {"has_functions": False})[0]
+            assert f"There are functions or triggers in {database(alias)}, and the server's binary log does not" in own
+            cursor.execute(f"DROP TRIGGER {trigger}")
             cursor.execute(stops[0].rpartition("run: ")[2])
             assert found(alias, {"has_functions": True}) == ([], [])
         # Names that this server takes for one.
@@ -186,6 +197,38 @@ def test_what_another_server_is_like(logging_server: Server, shop: str, django_d
             assert "160 B more on the disk" in found(alias, sizes)[0][0]
         finally:
             circumstances._free = free
+        make.undo()
+
+
+@pytest.mark.django_db(databases=[])
+def test_a_name_in_another_case_than_the_server_stores(
+    logging_server: Server, monkeypatch: pytest.MonkeyPatch, django_db_blocker: Any
+) -> None:
+    with django_db_blocker.unblock():
+        make = MariaDBMaker(logging_server)
+        alias = make(NAME="Test_Shop")
+        query(alias, "CREATE TABLE orders (id INTEGER)")
+        target = MySQLConnector().target(alias)
+        assert (target.name, target.empty) == ("test_shop", False)
+        snapshot = source(*dump(alias))
+        query(alias, "INSERT INTO orders VALUES (1)")
+        own = "a" * 32 + "_1_0"
+
+        def stop(phase: str) -> None:
+            if phase == "revealed":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, restore_request(mark=own) as request:
+            prepared = MySQLConnector().prepare(alias, snapshot, request)
+            patched.setattr(exchange, "_reached", stop)
+            with contextlib.closing(prepared.sessions), pytest.raises(KeyboardInterrupt):
+                prepared.switch()
+        with pytest.raises(SnapshotBusyError, match="stopped in the middle"):
+            dump(alias)
+        assert MySQLConnector().settle(alias, own, {}) is Outcome.SWITCHED
+        assert query(alias, "SELECT * FROM orders") == []
+        dump(alias)
+        assert [item.mark for item in MySQLConnector().beside(alias) if item.kept] == [own]
         make.undo()
 
 
@@ -314,7 +357,11 @@ def test_a_view_that_the_tool_leaves_out_fails_the_dump(shop: str, mariadb: Serv
         dump(shop, MySQLConnector(client_directory=str(tmp_path)))
 
 
-def test_a_record_that_can_not_be_understood_is_told_and_hides_no_other(shop: str, mariadb: Server) -> None:
+def test_a_record_that_can_not_be_understood_is_told_and_hides_no_other(
+    shop: str, mariadb: Server, make_mariadb: Maker
+) -> None:
+    scratch, kept = database(make_mariadb()), database(make_mariadb())
+    given = MySQLConnector(scratch_database=scratch, kept_database=kept)
     content = source(*dump(shop))
     restore(shop, content, mark="a" * 32 + "_1_0")
     broken = "django_snapshots_old_" + "b" * 32 + "_1_0"
@@ -326,14 +373,35 @@ def test_a_record_that_can_not_be_understood_is_told_and_hides_no_other(shop: st
                        "VALUES ('head', 'switch', '', '{broken', '')")  # fmt: skip
     connector = MySQLConnector()
     assert {item.mark[0]: item.kept for item in connector.beside(shop)} == {"a": True, "b": False}
-    with pytest.raises(SnapshotIntegrityError, match=rf"in the schema {broken} can't be understood.*drop the schema"):
+    with pytest.raises(SnapshotConnectorError, match=rf"in the schema {broken} can't be understood.*drop the schema"):
         connector.settle(shop, "b" * 32 + "_1_0", {})
     with mariadb_cursor(mariadb) as cursor:
         cursor.execute(f"DELETE FROM {broken}.django_snapshots_record")
         cursor.execute(f"INSERT INTO {broken}.django_snapshots_record (side, kind, name, settings, content) "
                        "VALUES ('head', 'label', '', '{\"mark\": 1, \"strange\": 2}', '')")  # fmt: skip
-    with pytest.raises(SnapshotIntegrityError, match="TypeError"):
-        connector.settle(shop, "b" * 32 + "_1_0", {})
+    for asked in (connector.settle, connector.bring_back):
+        with pytest.raises(SnapshotConnectorError, match="TypeError"), restore_request() as request:
+            asked(shop, "b" * 32 + "_1_0", request)
+    with pytest.raises(SnapshotConnectorError, match="TypeError"):
+        connector.remove(shop, "b" * 32 + "_1_0")
+    # Nobody else is kept from anything: it may be another project's, or a newer release's.
+    dump(shop)
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute(
+            f"CREATE TABLE `{kept}`.django_snapshots_record AS SELECT * FROM {broken}.django_snapshots_record"
+        )
+    dump(shop, given)
+    with pytest.raises(SnapshotConnectorError, match=f"in the schema {kept} can't"):
+        given.settle(shop, "c" * 32 + "_1_0", {})
+    assert connector.settle(shop, "c" * 32 + "_1_0", {}) is Outcome.BEFORE
+    second = "d" * 32 + "_1_0"
+    with restore_request(mark=second) as request:
+        prepared = connector.bring_back(shop, "a" * 32 + "_1_0", request)
+        prepared.switch()
+        prepared.discard()
+    restore(shop, content, mark="a" * 32 + "_1_0")
+    connector.remove(shop, second)
+    assert leftovers(shop) == [f"django_snapshots_old_{'a' * 32}_1_0", broken]
     with mariadb_cursor(mariadb) as cursor:
         cursor.execute(f"DROP DATABASE {broken}")
     connector.remove(shop, "a" * 32 + "_1_0")

@@ -15,12 +15,13 @@ from typing import Any
 import MySQLdb
 import pytest
 from django.conf import settings
-from django.db import OperationalError, connections
+from django.db import OperationalError, ProgrammingError, connections
 
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
+from django_snapshots.connectors.mysql import record as recording
 from django_snapshots.connectors.mysql import restore as restoring
-from django_snapshots.connectors.mysql.record import Label, create_record, record_table
-from django_snapshots.connectors.mysql.server import execute, server_connection
+from django_snapshots.connectors.mysql.record import OWN_TABLES, Label, create_record, record_table, with_transaction
+from django_snapshots.connectors.mysql.server import execute, server_connection, value
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -64,6 +65,17 @@ DROP TRIGGER hen_before_too; DELETE FROM partitioned WHERE id > 300; ALTER TABLE
 DROP TABLE latin_table;
 """
 
+FEW = b"""
+CREATE TABLE hen (id INTEGER PRIMARY KEY);
+CREATE TRIGGER hen_first BEFORE INSERT ON hen FOR EACH ROW SET @hen = NEW.id;
+CREATE VIEW hens AS SELECT id FROM hen;
+"""
+FEW_LATER = b"""
+CREATE TRIGGER hen_last AFTER INSERT ON hen FOR EACH ROW SET @last = NEW.id;
+CREATE EVENT hen_event ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO DELETE FROM hen;
+INSERT INTO hen VALUES (1);
+"""
+
 
 class Died(BaseException):
     """Our process, at one line."""
@@ -76,13 +88,16 @@ def mark() -> str:
 class World:
     """A database that has moved on since its snapshot, and what both states look like."""
 
-    def __init__(self, server: Server, make: Maker) -> None:
+    def __init__(self, server: Server, make: Maker, schema: bytes = b"", later: bytes = LATER) -> None:
         self.server = server
         self.alias = make()
-        load_schema(server, self.alias)
+        if schema:
+            client(server, self.alias, script=schema)
+        else:
+            load_schema(server, self.alias)
         self.snapshot = source(*dump(self.alias))
         self.restored = bare_dump(server, self.alias)
-        client(server, self.alias, script=LATER)
+        client(server, self.alias, script=later)
         self.before = bare_dump(server, self.alias)
         assert self.before != self.restored
 
@@ -157,6 +172,8 @@ def test_what_is_kept_looks_like_what_it_was(world: World) -> None:
     with preparing(world.alias, world.snapshot, mark=own, about={"snapshot": "nightly"}) as prepared:
         prepared.check()
         prepared.switch()
+        with pytest.raises(SnapshotConnectorError, match="snapshots undo"):
+            prepared.roll_back()
     (kept,) = MySQLConnector().beside(world.alias)
     assert kept.about == {"snapshot": "nightly"} and kept.kept_at is not None and not kept.in_use
     schema = f"django_snapshots_old_{own}"
@@ -164,16 +181,6 @@ def test_what_is_kept_looks_like_what_it_was(world: World) -> None:
     assert query(world.alias, f"SELECT `{schema}`.plus_one(2)") == [(3,)]
     # Its events would fire there.
     assert query(world.alias, f"SHOW EVENTS FROM `{schema}`") == []
-
-
-def test_a_rollback_brings_back_what_was_there(world: World) -> None:
-    with preparing(world.alias, world.snapshot, mark=mark()) as prepared:
-        prepared.check()
-        prepared.switch()
-        assert world.now() == world.restored
-        prepared.roll_back()
-        assert world.now() == world.before
-    assert leftovers(world.alias) == [] and world.now() == world.before
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, phase: str, death: Any) -> None:
@@ -268,19 +275,6 @@ def test_a_database_in_the_middle_of_a_switch_is_not_dumped(
     prepared.discard()
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_rollback_that_dies_is_settled(world: World, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
-    own = mark()
-    with restore_request(mark=own) as request:
-        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
-        prepared.switch()
-        dying(monkeypatch, phase, die)
-        with contextlib.closing(prepared.sessions), contextlib.suppress(Died):
-            prepared.roll_back()
-    dying(monkeypatch, "no more", die)
-    world.require(MySQLConnector().settle(world.alias, own, {}), own)
-
-
 def test_a_switch_that_can_not_be_brought_to_an_end_now_says_that_it_is_not_settled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,28 +288,62 @@ def test_a_switch_that_can_not_be_brought_to_an_end_now_says_that_it_is_not_sett
         prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
         dying(monkeypatch, "hidden", away)
         with monkeypatch.context() as patched, contextlib.closing(prepared.sessions):
-            patched.setattr(restoring, "conclude", lambda *_: away())
+            patched.setattr(restoring, "settle", lambda *_: away())
             with pytest.raises(SnapshotUnsettled, match="stopped in the middle"):
                 prepared.switch()
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
-@pytest.mark.parametrize("phase", ["hidden", "moved"])
-def test_a_rollback_that_can_not_be_brought_to_an_end_now_says_so(
-    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
+class Failing:
+    """Fails one statement of the transactions in which records are written, the *number*-th of transaction *which*;
+    and the ROLLBACK."""
+
+    def __init__(self, which: int, number: int) -> None:
+        self.left = [which, number]
+        self.failed = False
+
+    def execute(self, connection: Any, sql: str) -> None:
+        if sql == "START TRANSACTION":
+            self.left[0] -= 1
+        elif sql == "ROLLBACK":
+            raise OperationalError(1317, "Query execution was interrupted")
+        elif self.left[0] == -1 and not sql.startswith("CREATE TABLE"):
+            self.left[1] -= 1
+            if self.left[1] == -1:
+                self.failed = True
+                raise OperationalError(1114, "The table 'django_snapshots_record' is full")
+        execute(connection, sql)
+
+
+@pytest.mark.parametrize("written", ["first", "captured", "decided", "done"])
+def test_a_record_that_can_not_be_written_leaves_the_one_before(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
-    own = mark()
+    """The session lives, and must not take what it has half written for the record, whichever statement fails."""
+    world = World(mariadb, make_mariadb, FEW, FEW_LATER)
+    number, failing = 0, True
+    while failing:
+        own = mark()
+        with monkeypatch.context() as patched, restore_request(mark=own) as request:
+            prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+            fault = Failing(["first", "captured", "decided", "done"].index(written), number)
+            patched.setattr(recording, "execute", fault.execute)
+            with contextlib.suppress(SnapshotConnectorError):
+                prepared.switch()
+            prepared.discard()
+        failing = fault.failed
+        world.require(Outcome.BEFORE if failing and written != "done" else Outcome.SWITCHED, own)
+        number += 1
+    assert number > 6
 
-    def away() -> None:
-        raise OperationalError(2006, "Server has gone away")
 
-    with restore_request(mark=own) as request:
-        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
-        prepared.switch()
-        dying(monkeypatch, phase, away)
-        with contextlib.closing(prepared.sessions), pytest.raises(SnapshotUnsettled, match="could not be rolled back"):
-            prepared.roll_back()
-    world.require(MySQLConnector().settle(world.alias, own, {}), own)
+def test_a_transaction_that_fails_is_not_left_open(make_mariadb: Maker) -> None:
+    with server_connection(make_mariadb()) as connection:
+        execute(connection, "CREATE TABLE t (a INTEGER)")
+        with pytest.raises(ProgrammingError, match="missing"):
+            with_transaction(connection, ["INSERT INTO t VALUES (1)", "INSERT INTO missing VALUES (1)"])
+        assert value(connection, "SELECT @@in_transaction") == 0
+        assert value(connection, "SELECT COUNT(*) FROM t") == 0
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -338,18 +366,6 @@ def test_a_session_that_is_ended_at_any_line(world: World, monkeypatch: pytest.M
             prepared.switch()
         prepared.discard()
     world.require(Outcome.BEFORE if phase in BEFORE_MOVED else Outcome.SWITCHED, own)
-
-
-def test_a_rollback_whose_session_was_ended_says_that_it_is_not_settled(world: World) -> None:
-    own = mark()
-    with restore_request(mark=own) as request:
-        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
-        prepared.switch()
-        with mariadb_cursor(world.server) as cursor:
-            cursor.execute(f"KILL {int(prepared.connection.connection.thread_id())}")
-        with contextlib.closing(prepared.sessions), pytest.raises(SnapshotUnsettled, match="could not be rolled back"):
-            prepared.roll_back()
-    world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
 @pytest.mark.parametrize("phase", ["hidden", "decided", "moved", "revealed"])
@@ -628,6 +644,114 @@ def test_preflight_tells_everything(mariadb: Server, make_mariadb: Maker) -> Non
                 MySQLConnector().prepare(alias, source(b"", metadata), request)
     finally:
         query(other, "DROP TABLE stranger")
+
+
+@pytest.fixture
+def modest(mariadb: Server, make_mariadb: Maker) -> str:
+    """A database of an account that may restore it, and sets no definers."""
+    alias = make_mariadb(user="modest_restorer")
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("GRANT SELECT ON mysql.proc TO modest_restorer@'%'")
+        cursor.execute(r"GRANT ALL ON `django\_snapshots\_%`.* TO modest_restorer@'%'")
+    client(mariadb, alias, script=b"CREATE TABLE t (a INTEGER);")
+    return alias
+
+
+FOREIGN = {
+    "trigger": b"CREATE TRIGGER foreign_one BEFORE INSERT ON t FOR EACH ROW SET @a = 1;",
+    "view": b"CREATE VIEW foreign_one AS SELECT a FROM t;",
+    "procedure": b"CREATE PROCEDURE foreign_one() SELECT 1;",
+    "event": b"CREATE EVENT foreign_one ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO SELECT 1;",
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_the_account_could_not_make_again_is_found_before_anything_changes(
+    mariadb: Server, modest: str, what: str
+) -> None:
+    """Half-way it would hide the tables until somebody gives the right: also where the restore itself goes back."""
+    snapshot = source(*dump(modest))
+    client(mariadb, modest, script=FOREIGN[what])
+    before = bare_dump(mariadb, modest)
+    with pytest.raises(SnapshotPreflightError, match=r"run as \w+@%, and modest.*GRANT SET USER.*Or drop them"):
+        restore(modest, snapshot, mark=mark())
+    assert bare_dump(mariadb, modest) == before and leftovers(modest) == []
+
+
+def test_what_the_account_could_not_make_again_and_came_after_the_preflight(mariadb: Server, modest: str) -> None:
+    snapshot = source(*dump(modest))
+    with preparing(modest, snapshot, mark=mark()) as prepared:
+        client(mariadb, modest, script=FOREIGN["event"])
+        before = bare_dump(mariadb, modest)
+        with pytest.raises(SnapshotPreflightError, match=r"Or drop them.*It was not touched"):
+            prepared.switch()
+    assert bare_dump(mariadb, modest) == before and leftovers(modest) == []
+
+
+def test_a_kept_state_that_the_account_could_not_make_stays_kept(mariadb: Server, modest: str) -> None:
+    snapshot = source(*dump(modest))
+    client(mariadb, modest, script=FOREIGN["trigger"])
+    before = bare_dump(mariadb, modest)
+    own = mark()
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("GRANT SET USER ON *.* TO modest_restorer@'%'")
+        connections[modest].close()
+        restore(modest, snapshot, mark=own)
+        cursor.execute("REVOKE SET USER ON *.* FROM modest_restorer@'%'")
+        restored = bare_dump(mariadb, modest)
+        with pytest.raises(SnapshotPreflightError, match=r"in what is kept run as \w+@%, and modest.*GRANT SET USER"):
+            undo(modest, own)
+        assert bare_dump(mariadb, modest) == restored
+        cursor.execute("GRANT SET USER ON *.* TO modest_restorer@'%'")
+        undo(modest, own)
+    assert bare_dump(mariadb, modest) == before
+
+
+def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alias = make_mariadb()
+    client(
+        mariadb,
+        alias,
+        script=b"CREATE TABLE hen (id INTEGER); CREATE TABLE egg (id INTEGER);"
+        b"CREATE VIEW eggs AS SELECT id FROM egg; CREATE VIEW all_eggs AS SELECT id FROM eggs;"
+        b"CREATE VIEW hens AS SELECT id FROM hen;",
+    )
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"DROP TABLE egg;")
+    with restore_request() as request:
+        found = list(MySQLConnector().preflight(alias, snapshot, request))
+    assert [item for item in found if "What the view eggs stands on is gone" in item.text and not item.stops]
+
+    def fail() -> None:
+        raise OperationalError(1114, "The table is full")
+
+    # Whoever goes back has left it where it is.
+    dying(monkeypatch, "decided", fail)
+    with pytest.raises(SnapshotConnectorError, match="It is as it was before"):
+        restore(alias, snapshot, mark=mark())
+    assert {name for (name, *_) in query(alias, "SHOW TABLES")} == {"hen", "eggs", "all_eggs", "hens"}
+    assert leftovers(alias) == []
+
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+    assert query(alias, "SELECT * FROM all_eggs") == []
+    there = {name for (name, *_) in query(alias, f"SHOW TABLES FROM django_snapshots_old_{first}")}
+    assert there - OWN_TABLES == {"hen", "hens"}
+    notes: list[str] = []
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert {name for (name, *_) in query(alias, "SHOW TABLES")} == {"hen", "hens"}
+    assert [item.mark for item in MySQLConnector().beside(alias) if item.kept] == [second]
+    assert len(notes) == 2 and "The view all_eggs" in notes[0] and "The view eggs" in notes[1]
+    assert f"in the table `django_snapshots_old_{second}`.django_snapshots_record" in notes[1]
+    texts = query(alias, f"SELECT name FROM django_snapshots_old_{second}.django_snapshots_record WHERE kind = 'VIEW'")
+    assert ("eggs",) in texts
+    undo(alias, second)
+    assert query(alias, "SELECT * FROM all_eggs") == []
 
 
 @pytest.mark.parametrize("wrong", ["", "../x", "UPPER", "a" * 41, "x`; DROP DATABASE y"])

@@ -24,7 +24,7 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
     SnapshotPreflightError,
 )
-from django_snapshots.replaced import Outcome, SnapshotUnsettled
+from django_snapshots.replaced import Outcome
 from tests.databases import Maker, MariaDBMaker, mariadb_cursor
 from tests.integration.conftest import entry
 from tests.integration.mysql_support import (
@@ -372,40 +372,6 @@ def test_an_undo_that_dies_is_settled_and_loses_no_rows(
     assert len(leftovers(world.alias)) == 1
     undo(world.alias, *world.kept())
     assert (world.rows_of(*TABLES) == restored) == (outcome is Outcome.SWITCHED)
-
-
-@pytest.mark.parametrize("undone", [False, True])
-def test_a_rollback(world: World, undone: bool) -> None:
-    first = world.restore(*TABLES) if undone else ""
-    before, kept = world.now(), world.kept()
-    with restore_request(mark=mark(), tables=frozenset() if undone else frozenset(TABLES)) as request:
-        connector = MySQLConnector()
-        prepared = (
-            connector.bring_back(world.alias, first, request)
-            if undone
-            else connector.prepare(world.alias, world.snapshot(), request)
-        )
-        prepared.check()
-        prepared.switch()
-        assert without_counters(world.now()) != without_counters(before)
-        prepared.roll_back()
-        prepared.discard()
-    assert without_counters(world.now()) == without_counters(before)
-    assert world.kept() == kept and len(leftovers(world.alias)) == len(kept)
-    if undone:
-        world.require(Outcome.SWITCHED, first, *TABLES)
-
-
-def test_a_rollback_whose_session_was_ended_says_that_it_is_not_settled(world: World) -> None:
-    own = mark()
-    with restore_request(mark=own, tables=frozenset(TABLES)) as request:
-        prepared = MySQLConnector().prepare(world.alias, world.snapshot(), request)
-        prepared.switch()
-        with mariadb_cursor(world.server) as cursor:
-            cursor.execute(f"KILL {int(prepared.connection.connection.thread_id())}")
-        with contextlib.closing(prepared.sessions), pytest.raises(SnapshotUnsettled, match="none is lost"):
-            prepared.roll_back()
-    world.require(MySQLConnector().settle(world.alias, own, {}), own, *TABLES)
 
 
 def test_without_a_mark_nothing_is_kept(world: World) -> None:

@@ -15,8 +15,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_snapshots.connectors.mysql.record import Definition, text
 from django_snapshots.connectors.mysql.server import execute, names, quote, rows, value
 from django_snapshots.exceptions import SnapshotConnectorError
+from django_snapshots.redaction import redact
 
 ROUTINES = ("FUNCTION", "PROCEDURE", "PACKAGE", "PACKAGE BODY")
+_GONE = (1049, 1054, 1146, 1305, 1356, 4091)
+"""Of a view that is made: a database, a column, a table, a function, a view's own ones or a sequence is not there."""
 
 
 def read_definitions(connection: BaseDatabaseWrapper, schema: str) -> list[Definition]:
@@ -76,8 +79,9 @@ def create(connection: BaseDatabaseWrapper, schema: str, item: Definition) -> No
         set_collation(connection, schema, collation)
 
 
-def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[Definition]) -> None:
-    """Make *views*, which may stand on one another in any order."""
+def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[Definition]) -> dict[str, str]:
+    """Make *views*, which may stand on one another in any order. Return those that can't be made because what they
+    stand on is gone, with what the server says: to wait for that could be for ever."""
     left = list(views)
     while left:
         failed: list[tuple[Definition, DatabaseError]] = []
@@ -87,8 +91,12 @@ def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[D
             except DatabaseError as error:
                 failed.append((item, error))
         if len(failed) == len(left):
-            raise failed[0][1]
+            for _, failure in failed:
+                if failure.args[0] not in _GONE:
+                    raise failure
+            return {item.name: redact(str(failure.args[-1])) for item, failure in failed}
         left = [item for item, _ in failed]
+    return {}
 
 
 def drop_triggers(connection: BaseDatabaseWrapper, schema: str, tables: Iterable[str]) -> None:

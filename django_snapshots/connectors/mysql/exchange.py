@@ -71,6 +71,8 @@ class Exchange:
     def __init__(self, connection: BaseDatabaseWrapper, record: Record) -> None:
         self._connection = connection
         self.record = record
+        self.lost: dict[str, str] = {}
+        """Views that could not be made, because what they stand on is gone, with what the server says."""
 
     def forward(self) -> None:
         """Make the target the incoming state. Raises ``SnapshotBusyError`` or ``DatabaseError`` at any line."""
@@ -83,12 +85,6 @@ class Exchange:
         forward = self.moved()
         self.converge(forward=forward)
         return forward
-
-    def back(self) -> None:
-        """Make the target what it was, also after ``forward``."""
-        self._set_up()
-        self.record = replace_record(self._connection, self.record, done=False)
-        self.converge(forward=False)
 
     def moved(self) -> bool:
         """Whether the tables of the target have left it."""
@@ -157,7 +153,8 @@ class Exchange:
             coming, leaving = self._sides(forward)
             self._exchange(coming, leaving)
             _reached("moved")
-        if self.record.decided:
+        if forward:
+            # Nobody goes back from here: until here the target has its own, also those that can't be made again.
             self._make_routines(coming)
             _reached("routines made")
         if coming.captured:
@@ -259,7 +256,7 @@ class Exchange:
         target = self.record.target
         there = {*definitions.view_names(self._connection, target)}
         missing = [item for item in coming.definitions if item.kind == "VIEW" and item.name not in there]
-        definitions.create_views(self._connection, target, missing)
+        self.lost = definitions.create_views(self._connection, target, missing)
         definitions.set_collation(self._connection, target, coming.collation)
         _reached("views made")
         events = {*definitions.event_names(self._connection, target)}

@@ -7,22 +7,22 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.connectors.mysql import circumstances, row_tables
+from django_snapshots.connectors.mysql import circumstances, row_tables, views
 from django_snapshots.connectors.mysql.kept import Schemas, unfinished
-from django_snapshots.connectors.mysql.preflight import require_fit
+from django_snapshots.connectors.mysql.preflight import not_to_be_made, not_to_be_made_again, require_fit
 from django_snapshots.connectors.mysql.record import (
     HIDDEN_PREFIX,
     NEW_PREFIX,
     OLD_PREFIX,
     SCHEMA_PATTERN,
     is_free,
+    schema_names,
     tables_in,
     text,
 )
 from django_snapshots.connectors.mysql.rights import (
     account,
     grant,
-    may_set_definers,
     missing_beside,
     missing_for_rows,
     missing_to_restore,
@@ -56,6 +56,8 @@ def findings(
     yield from _rights(connection, server)
     yield from _target(connection, db_alias, server, schemas)
     if exists(connection, server.database):
+        yield from map(_stops, not_to_be_made_again(connection, server))
+        yield from _broken(connection)
         yield from _strangers(connection, server, request)
         yield from _company(connection, server)
         yield from circumstances.work(connection, server)
@@ -142,7 +144,7 @@ def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -
                 "databases as the connector's scratch_database and kept_database."
             )
     for name in schemas.given:
-        if not exists(connection, name):
+        if name not in schema_names(connection, schemas.given):
             yield _stops(f"The database {name}, which the connector was given to restore by, is missing: create it.")
         elif not is_free(connection, name):
             yield _stops(
@@ -152,14 +154,8 @@ def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -
 
 
 def _definers(connection: BaseDatabaseWrapper, server: Server, source: Source) -> Iterator[Finding]:
-    rights = read_rights(connection, server)
-    others = sorted(set(source.metadata.get("definers") or ()) - {rights.account})
-    if others and not may_set_definers(rights):
-        right = "SET USER" if server.mariadb else "SET_USER_ID (SET_ANY_DEFINER from MySQL 8.2)"
-        yield _stops(
-            f"Views, triggers, routines or events in the dump run as {', '.join(others)}, and {rights.account} may not "
-            f"create such; run: GRANT {right} ON *.* TO {account(rights)};"
-        )
+    accounts = source.metadata.get("definers") or ()
+    yield from map(_stops, not_to_be_made(connection, server, "the dump", accounts, functions=False))
 
 
 def _target(connection: BaseDatabaseWrapper, db_alias: str, server: Server, schemas: Schemas) -> Iterator[Finding]:
@@ -173,6 +169,14 @@ def _target(connection: BaseDatabaseWrapper, db_alias: str, server: Server, sche
         )
     elif any(name.startswith(HIDDEN_PREFIX) for name in tables_in(connection, server.database)):
         yield _stops(f"{server.database} has tables whose names begin with {HIDDEN_PREFIX}, and no record of them.")
+
+
+def _broken(connection: BaseDatabaseWrapper) -> Iterator[Finding]:
+    for name, said in views.broken(connection, views.view_names(connection)):
+        yield _warns(
+            f"What the view {name} stands on is gone ({said}), so an undo of the restore can't make it again. Make it "
+            "anew, or drop it."
+        )
 
 
 def _strangers(connection: BaseDatabaseWrapper, server: Server, request: RestoreRequest) -> Iterator[Finding]:
@@ -203,12 +207,12 @@ def _naming(journal: frozenset[str]) -> Callable[[str], list[str]]:
 def _on_the_journal(
     connection: BaseDatabaseWrapper, server: Server, naming: Callable[[str], list[str]]
 ) -> Iterator[Finding]:
-    views = rows(
+    found_views = rows(
         connection,
         "SELECT table_name, view_definition FROM information_schema.views "  # noqa: S608 - hex
         f"WHERE table_schema = {text(server.database)}",
     )
-    for name, definition in views:
+    for name, definition in found_views:
         if found := naming(str(definition)):
             yield _stops(f"The view {name} reads {', '.join(found)}, which must stay: drop it first.")
 

@@ -34,7 +34,6 @@ from django_snapshots.connectors.mysql.sessions import end_sessions, prefix
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
-    SnapshotIntegrityError,
     SnapshotNotFoundError,
 )
 from django_snapshots.replaced import Beside, Outcome
@@ -83,9 +82,19 @@ class Schemas:
             what = "SEQUENCE" if found[table] == "SEQUENCE" else "TABLE"
             execute(connection, f"DROP {what} {quote(name)}.{quote(table)}")
 
-    def found(self, connection: BaseDatabaseWrapper) -> list[tuple[str, Record | Rows | Label | None]]:
-        """Every such schema that is there, and what it says of itself."""
-        return [(name, read_record(connection, name)) for name in schema_names(connection, self.given)]
+    def found(self, connection: BaseDatabaseWrapper, mark: str = "") -> list[tuple[str, Record | Rows | Label | None]]:
+        """Every such schema that is there, and what it says of itself, but for those whose record can't be understood.
+
+        Raises ``SnapshotConnectorError`` where that is one that was given or that carries *mark*.
+        """
+        found = []
+        for name in schema_names(connection, self.given):
+            try:
+                found.append((name, read_record(connection, name)))
+            except SnapshotConnectorError:
+                if name in self.given or _mark_of(name) == mark:
+                    raise
+        return found
 
     def _free(self, empty: Sequence[str]) -> str:
         if not empty:
@@ -116,8 +125,10 @@ def hidden_names(names: Sequence[str], mark: str, side: str) -> dict[str, str]:
 
 
 def database_of(alias: str, connection: BaseDatabaseWrapper) -> str:
-    """The name of the database of *alias*, which need not be there."""
-    return str(connections[alias].settings_dict["NAME"] or value(connection, "SELECT DATABASE()") or "")
+    """The name of the database of *alias* as the server stores it; the database need not be there."""
+    current, lower = rows(connection, "SELECT DATABASE(), @@lower_case_table_names = 1")[0]
+    name = str(connections[alias].settings_dict["NAME"] or current or "")
+    return name.lower() if lower else name
 
 
 @contextlib.contextmanager
@@ -147,14 +158,14 @@ def _readable(connection: BaseDatabaseWrapper, schemas: Schemas) -> Iterator[tup
     for name in schema_names(connection, schemas.given):
         try:
             yield name, read_record(connection, name)
-        except SnapshotIntegrityError:
+        except SnapshotConnectorError:
             yield name, None
 
 
 def _beside(
     connection: BaseDatabaseWrapper, target: str, name: str, content: Record | Rows | Label | None
 ) -> Beside | None:
-    mark = content.mark if content else name.removeprefix(NEW_PREFIX).removeprefix(OLD_PREFIX)
+    mark = content.mark if content else _mark_of(name)
     if content is None and mark == name:
         return None
     kept = _is_kept(connection, name, content)
@@ -226,7 +237,7 @@ def _conclude_rows(connection: BaseDatabaseWrapper, record: Rows, schemas: Schem
 
 def find(connection: BaseDatabaseWrapper, mark: str, target: str, schemas: Schemas) -> Record | Rows | None:
     """The record of the exchange *mark* of *target*, if it was committed."""
-    for _, content in schemas.found(connection):
+    for _, content in schemas.found(connection, mark):
         if isinstance(content, Record | Rows) and (content.mark, content.target) == (mark, target):
             return content
     return None
@@ -244,7 +255,8 @@ def require_whole(
     """Raise ``SnapshotBusyError`` where an exchange has stopped in the middle of *target*, which has these *tables*:
     they may be hidden then, and views and events missing."""
     halfway = any(name.startswith(HIDDEN_PREFIX) for name in tables)
-    with contextlib.suppress(DatabaseError):  # the account need not see these schemas to dump
+    # The account need not see these schemas to dump, nor understand what is in those that it was given.
+    with contextlib.suppress(DatabaseError, SnapshotConnectorError):
         halfway = halfway or unfinished(connection, target, schemas) is not None
     if halfway:
         raise SnapshotBusyError(
@@ -284,7 +296,7 @@ def _mark_in(connection: BaseDatabaseWrapper, schema: str) -> str:
 
 
 def _sweep(connection: BaseDatabaseWrapper, target: str, mark: str, schemas: Schemas) -> None:
-    for name, content in schemas.found(connection):
+    for name, content in schemas.found(connection, mark):
         owner = (content.mark, content.target) if content else (_mark_of(name), target)
         if owner == (mark, target) and name != target:
             schemas.unmake(connection, name)

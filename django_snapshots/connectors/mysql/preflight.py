@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_snapshots.connectors.mysql.record import Definition
 from django_snapshots.connectors.mysql.rights import (
     account,
     grant,
@@ -16,8 +17,8 @@ from django_snapshots.connectors.mysql.rights import (
     missing_to_restore,
     read_rights,
 )
-from django_snapshots.connectors.mysql.scan import Findings
-from django_snapshots.connectors.mysql.server import Server, explained
+from django_snapshots.connectors.mysql.scan import Findings, definer_of
+from django_snapshots.connectors.mysql.server import Server, definers, explained, has_functions
 from django_snapshots.exceptions import SnapshotPreflightError
 from django_snapshots.transfer import Source
 
@@ -71,17 +72,46 @@ def _in_the_rights(connection: BaseDatabaseWrapper, server: Server, findings: Fi
     rights = read_rights(connection, server)
     if missing := missing_to_restore(rights):
         yield f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}"
-    others = sorted(findings.definers - {rights.account})
+    yield from not_to_be_made(connection, server, "the dump", findings.definers, functions=findings.functions)
+    if hidden := hidden_routines(connection, rights):
+        yield f"{rights.account} can't read {hidden}, so what is there could not be replaced."
+
+
+def not_to_be_made(
+    connection: BaseDatabaseWrapper, server: Server, where: str, definers: Collection[str], *, functions: bool
+) -> Iterator[str]:
+    """Why the account may not create what is *where*: it runs as *definers*, and has *functions* or triggers or not."""
+    rights = read_rights(connection, server)
+    others = sorted({*definers} - {rights.account, ""})
     if others and not may_set_definers(rights):
         right = "SET USER" if server.mariadb else "SET_USER_ID (SET_ANY_DEFINER from MySQL 8.2)"
         yield (
-            f"Views, triggers, routines or events in the dump run as {', '.join(others)}, and {rights.account} may not "
+            f"Views, triggers, routines or events in {where} run as {', '.join(others)}, and {rights.account} may not "
             f"create such; run: GRANT {right} ON *.* TO {account(rights)};"
         )
-    if findings.functions and not may_create_functions(connection, rights):
+    if functions and not may_create_functions(connection, rights):
         yield (
-            f"The dump has functions or triggers, and the server's binary log does not let {rights.account} create "
-            "them; run: SET GLOBAL log_bin_trust_function_creators = 1;"
+            f"There are functions or triggers in {where}, and the server's binary log does not let {rights.account} "
+            "create them; run: SET GLOBAL log_bin_trust_function_creators = 1;"
         )
-    if hidden := hidden_routines(connection, rights):
-        yield f"{rights.account} can't read {hidden}, so what is there could not be replaced."
+
+
+def not_to_be_made_again(connection: BaseDatabaseWrapper, server: Server) -> Iterator[str]:
+    """Why what the target itself has could not come back after a switch; *connection* is in it."""
+    for said in not_to_be_made(
+        connection, server, server.database, definers(connection), functions=has_functions(connection)
+    ):
+        yield f"{said} Or drop them: without that, what is replaced could not be brought back."
+
+
+def require_kept(
+    connection: BaseDatabaseWrapper, db_alias: str, server: Server, definitions: Sequence[Definition]
+) -> None:
+    """Raise ``SnapshotPreflightError`` where the account may not create what a kept state has: half-way it would be
+    too late to find out."""
+    accounts = {definer_of(item.text) for item in definitions}
+    functions = any(item.kind in ("FUNCTION", "TRIGGER") for item in definitions)
+    if found := list(not_to_be_made(connection, server, "what is kept", accounts, functions=functions)):
+        raise SnapshotPreflightError(
+            f"What is kept of {db_alias!r} can't be brought back, and nothing was touched: {' '.join(found)}"
+        )

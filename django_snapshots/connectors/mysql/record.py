@@ -7,16 +7,19 @@ switch an attempt stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import InterfaceError
 
 from django_snapshots.connectors.mysql.server import execute, names, quote, rows, value
-from django_snapshots.exceptions import SnapshotConnectorError, SnapshotIntegrityError
+from django_snapshots.exceptions import SnapshotConnectorError
 
 NEW_PREFIX = "django_snapshots_new_"
 OLD_PREFIX = "django_snapshots_old_"
@@ -163,14 +166,20 @@ def create_record(connection: BaseDatabaseWrapper, schema: str, content: Record 
 def with_transaction(connection: BaseDatabaseWrapper, statements: Sequence[str]) -> None:
     """Run all *statements* or none."""
     execute(connection, "START TRANSACTION")
-    for statement in statements:
-        execute(connection, statement)
-    execute(connection, "COMMIT")
+    try:
+        for statement in statements:
+            execute(connection, statement)
+        execute(connection, "COMMIT")
+    except BaseException:
+        # A session that lives would see what it has half done, and its next DDL would commit that.
+        with contextlib.suppress(DatabaseError, InterfaceError):
+            execute(connection, "ROLLBACK")
+        raise
 
 
 def read_record(connection: BaseDatabaseWrapper, schema: str) -> Record | Rows | Label | None:
-    """What *schema* says it is about; ``None`` if it says nothing. Raises ``SnapshotIntegrityError`` if that can't be
-    understood."""
+    """What *schema* says it is about; ``None`` if it says nothing. Raises ``SnapshotConnectorError`` if that can't be
+    understood: it may be another project's, or a newer release's."""
     if RECORD not in tables_in(connection, schema):
         return None
     found = rows(
@@ -180,7 +189,7 @@ def read_record(connection: BaseDatabaseWrapper, schema: str) -> Record | Rows |
     try:
         return _understood(found)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise SnapshotIntegrityError(
+        raise SnapshotConnectorError(
             f"The record of a restore in the schema {schema} can't be understood ({type(error).__name__}: {error}), so "
             "nothing is done with what is there. It may hold a state that a restore has replaced: look at it, and drop "
             "the schema if nobody needs that."

@@ -22,7 +22,6 @@ from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
 from django_snapshots.connectors.mysql.findings import require_place
 from django_snapshots.connectors.mysql.kept import (
     Schemas,
-    conclude,
     database_of,
     hidden_names,
     kept,
@@ -34,7 +33,7 @@ from django_snapshots.connectors.mysql.kept import (
 )
 from django_snapshots.connectors.mysql.load import Loader
 from django_snapshots.connectors.mysql.options import connection_options, secrets_in, write_option_file
-from django_snapshots.connectors.mysql.preflight import require_restorable
+from django_snapshots.connectors.mysql.preflight import not_to_be_made_again, require_kept, require_restorable
 from django_snapshots.connectors.mysql.record import (
     MARKER,
     Definition,
@@ -43,7 +42,7 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     Side,
     create_record,
-    read_record,
+    record_table,
     tables_in,
     text,
 )
@@ -124,31 +123,20 @@ class MySQLRestore:
     def exchange(self) -> None:
         """What ``switch`` does in its turn."""
         self.record = record = self._record()
-        Exchange(self.connection, record).forward()
-
-    def roll_back(self) -> None:
-        """Bring back what the target was; what was written to it since the switch goes with what was restored."""
-        if self.record is None:
-            return
-        try:
-            with explained(self.db_alias, "could not be rolled back"):
-                found = self.take_back()
-        except SnapshotError as error:
-            raise SnapshotUnsettled(
-                f"{error} {self.in_between}; the next sweep, or manage.py snapshots sweep, brings it to one of its "
-                "ends."
-            ) from error
-        if not found:
-            raise SnapshotConnectorError(
-                f"The restore of {self.db_alias!r} can't be rolled back: what it replaced is not there any more."
+        exchange = Exchange(self.connection, record)
+        exchange.forward()
+        for name, said in exchange.lost.items():
+            self.request.report(
+                f"The view {name} of {self.db_alias!r} could not be made again, because what it stands on is gone: "
+                f"{said}. Its text is in the table {record_table(self.home)}, as long as that schema is kept."
             )
 
-    def take_back(self) -> bool:
-        """What ``roll_back`` does; whether what was replaced is there."""
-        record = read_record(self.connection, self.home)
-        if isinstance(record, Record):
-            Exchange(self.connection, record).back()
-        return isinstance(record, Record)
+    def roll_back(self) -> None:
+        """Never called by a restore, which brings back what is kept: that loses nothing that was written meanwhile."""
+        raise SnapshotConnectorError(
+            f"The restore of {self.db_alias!r} can't be rolled back: what it has replaced is kept, and "
+            "`manage.py snapshots undo` brings it back."
+        )
 
     @property
     def home(self) -> str:
@@ -162,22 +150,15 @@ class MySQLRestore:
 
     def discard(self) -> None:
         """Drop what was built and not switched in, and without a mark what was replaced, too."""
-        with self.sessions:
-            switched = self.record is not None
-            if self._alive():
-                with explained(self.db_alias, "could not be freed of what its restore has built"):
-                    outcome = conclude(self.connection, self.db_alias, self.target, self.mark, self.schemas)
-            else:
-                outcome = settle(self.db_alias, self.mark, self.schemas)
-        if switched and outcome is Outcome.SWITCHED and not self.request.mark:
+        outcome = self._settle()
+        if outcome is Outcome.SWITCHED and self.record is not None and not self.request.mark:
             remove(self.db_alias, self.mark, self.schemas)
 
-    def _alive(self) -> bool:
-        try:
-            rows(self.connection, "SELECT 1")
-        except (DatabaseError, InterfaceError):
-            return False
-        return True
+    def _settle(self) -> Outcome:
+        """Bring the exchange to one of its ends in another session: this one may have a transaction open, in which
+        its record is half written."""
+        self.sessions.close()
+        return settle(self.db_alias, self.mark, self.schemas)
 
     def _record(self) -> Record:
         """Write the record of the exchange; the target is made if it is missing."""
@@ -193,6 +174,10 @@ class MySQLRestore:
                 f"COLLATE = {quote(self.incoming.collation)}",
             )
             self._require_free_names()
+            server = without_database(connection, self.db_alias, target)
+            # Somebody may have made such since the preflight.
+            if found := list(not_to_be_made_again(connection, server)):
+                raise SnapshotPreflightError(" ".join(found))
             home = self.schemas.keeping(connection, self.mark, self.incoming.home)
             outgoing = read_side(connection, target, home, self.mark, self.request.preserve_tables)
             self.schemas.make(connection, home, outgoing.charset, outgoing.collation)
@@ -231,10 +216,7 @@ class MySQLRestore:
         if self.record is None:
             return kind(f"{self.db_alias!r} could not be switched: {said} It was not touched.")
         try:
-            if self._alive():
-                outcome = conclude(self.connection, self.db_alias, self.target, self.mark, self.schemas)
-            else:
-                outcome = settle(self.db_alias, self.mark, self.schemas)
+            outcome = self._settle()
         except (SnapshotError, DatabaseError, InterfaceError) as second:
             return SnapshotUnsettled(
                 f"The switch of {self.db_alias!r} stopped in the middle: {said} {self.in_between}: the record is in "
@@ -327,6 +309,8 @@ def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Sch
             require_finished(connection, db_alias, target, schemas)
             if isinstance(record, Rows):
                 raise SnapshotNotFoundError(f"What {mark} has replaced in {db_alias!r} are the rows of single tables.")
+            server = without_database(connection, db_alias, target)
+            require_kept(connection, db_alias, server, record.outgoing.definitions)
         return MySQLRestore(
             db_alias=db_alias,
             request=request,

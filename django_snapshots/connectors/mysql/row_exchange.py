@@ -53,7 +53,7 @@ class RowExchange:
         """Make the rows of the origin those of the target. When this raises, whether the record says done is what it
         has become."""
         record = self._record
-        with self._locked(comes=record.origin, was=record.home) as orphans:
+        with self._locked() as orphans:
             self._require_same()
             for table in record.tables:
                 self._copy(table, self._target, record.home)
@@ -70,23 +70,11 @@ class RowExchange:
             execute(self._connection, "COMMIT")
             _reached("committed")
 
-    def back(self) -> None:
-        """Make the rows what they were before ``forward``; what was written to them since goes."""
-        record = self._record
-        with self._locked(comes=record.home, was=record.origin) as orphans:
-            for table in record.tables:
-                self._replace(table, record.home)
-            self._require_no_orphans(orphans)
-            execute(self._connection, not_done_statement(record.home))
-            if record.origin_is_kept:
-                execute(self._connection, done_statement(record.origin))
-            execute(self._connection, "COMMIT")
-
     @contextlib.contextmanager
-    def _locked(self, comes: str, was: str) -> Iterator[list[Orphans]]:
+    def _locked(self) -> Iterator[list[Orphans]]:
         """The locks, and what counts the rows that point at nothing; what isn't committed in it is taken back."""
         keys = row_tables.foreign_keys(self._connection, self._target, self._record.tables)
-        orphans = [Orphans(key, n, self._target, was, self._record.tables) for n, key in enumerate(keys)]
+        orphans = [Orphans(key, n, self._target, self._record.home, self._record.tables) for n, key in enumerate(keys)]
         execute(
             self._connection,
             f"SET SESSION autocommit = 0, foreign_key_checks = 0, lock_wait_timeout = {LOCK_WAIT}, "
@@ -95,18 +83,18 @@ class RowExchange:
             "sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES'",
         )
         try:
-            execute(self._connection, f"LOCK TABLES {', '.join(self._locks(comes, was, orphans))}")
+            execute(self._connection, f"LOCK TABLES {', '.join(self._locks(orphans))}")
             _reached("locked")
             yield orphans
         finally:
             self._unlock()
 
-    def _locks(self, comes: str, was: str, orphans: list[Orphans]) -> Iterator[str]:
+    def _locks(self, orphans: list[Orphans]) -> Iterator[str]:
         record = self._record
         for table in record.tables:
             yield f"{quote(self._target)}.{quote(table)} WRITE"
-            yield f"{quote(comes)}.{quote(table)} READ"
-            yield f"{quote(was)}.{quote(table)} WRITE"
+            yield f"{quote(record.origin)}.{quote(table)} READ"
+            yield f"{quote(record.home)}.{quote(table)} WRITE"
         yield f"{record_table(record.home)} WRITE"
         if record.origin_is_kept:
             yield f"{record_table(record.origin)} WRITE"

@@ -48,14 +48,6 @@ class RowRestore(MySQLRestore):
         self.record = record
         RowExchange(self.connection, self.db_alias, record).forward()
 
-    def take_back(self) -> bool:
-        """The same the other way."""
-        record = read_record(self.connection, self.home)
-        if not isinstance(record, Rows) or not record.done:
-            return False
-        RowExchange(self.connection, self.db_alias, record).back()
-        return True
-
     @property
     def in_between(self) -> str:
         """One transaction."""

@@ -17,6 +17,7 @@ _REACH = 4096
 _QUOTED = rb"`(?:[^`\n]|``)*`"
 _ACCOUNT = rb"(?:" + _QUOTED + rb'|"(?:[^"\n]|"")*")'
 """Routines that were made under ANSI_QUOTES keep its quotes."""
+_DEFINER = re.compile(rb"\bDEFINER ?= ?(%b(?:@%b)?)" % (_ACCOUNT, _ACCOUNT))
 _PATTERNS = (
     rb"DELIMITER (?P<delimiter>;+)(?=\n)",
     rb"(?:/\*!50003 CREATE\*/ /\*!50017 |CREATE (?:OR REPLACE )?|/\*!50013 |/\*!50106 CREATE\*/ /\*!50117 )"
@@ -129,7 +130,7 @@ class Scanner:
         if match["delimiter"]:
             self._in_body = match["delimiter"] != b";"
         if match["definer"]:
-            self._definers.add("@".join(_unquoted(part) for part in re.findall(_ACCOUNT, match["definer"])))
+            self._definers.add(_account(match["definer"]))
             self._functions = self._functions or bool(match["function"])
         if match["events"]:
             self._events_at = self._base + match.start("events")
@@ -189,6 +190,16 @@ def split(chunks: Iterator[bytes], offset: int) -> tuple[Iterator[bytes], Iterat
         yield from chunks
 
     return before(), after()
+
+
+def definer_of(definition: bytes) -> str:
+    """The account, as ``user@host``, that a definition which the server has printed runs as."""
+    found = _DEFINER.search(definition)
+    return _account(found[1]) if found else ""
+
+
+def _account(quoted: bytes) -> str:
+    return "@".join(_unquoted(part) for part in re.findall(_ACCOUNT, quoted))
 
 
 def _unquoted(name: bytes) -> str:

@@ -171,7 +171,10 @@ def without_database(connection: BaseDatabaseWrapper, db_alias: str, database: s
 
 def exists(connection: BaseDatabaseWrapper, database: str) -> bool:
     """Whether the server has *database*, as far as the account may see."""
-    return database in names(connection, "SELECT schema_name FROM information_schema.schemata")
+    there = names(connection, "SELECT schema_name FROM information_schema.schemata")
+    if value(connection, "SELECT @@lower_case_table_names"):
+        return database.lower() in map(str.lower, there)
+    return database in there
 
 
 def identity(connection: BaseDatabaseWrapper, database: str) -> str:
@@ -223,4 +226,16 @@ def definers(connection: BaseDatabaseWrapper) -> list[str]:
         "UNION SELECT definer FROM information_schema.triggers WHERE trigger_schema = DATABASE() "
         "UNION SELECT definer FROM information_schema.routines WHERE routine_schema = DATABASE() "
         "UNION SELECT definer FROM information_schema.events WHERE event_schema = DATABASE() ORDER BY 1",
+    )
+
+
+def has_functions(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the database has functions or triggers, which a binary log may not let everybody create."""
+    return bool(
+        value(
+            connection,
+            "SELECT EXISTS (SELECT 1 FROM information_schema.triggers WHERE trigger_schema = DATABASE()) OR EXISTS "
+            "(SELECT 1 FROM information_schema.routines WHERE routine_schema = DATABASE() "
+            "AND routine_type = 'FUNCTION')",
+        )
     )

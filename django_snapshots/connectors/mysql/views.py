@@ -21,12 +21,16 @@ def view_names(connection: BaseDatabaseWrapper) -> list[str]:
 
 def require_whole(connection: BaseDatabaseWrapper, alias: str, views: Sequence[str]) -> None:
     """Raise ``SnapshotConnectorError`` that names every view whose columns the server can't tell."""
-    broken = [(name, said) for name in views if (said := _error(connection, f"SHOW FIELDS FROM {quote(name)}"))]
-    if broken:
+    if found := broken(connection, views):
         raise SnapshotConnectorError(
             f"{alias!r} can't be dumped: what these views stand on is gone, or the account may not read it: "
-            f"{'; '.join(f'{name} ({said})' for name, said in broken)}. Make them anew or drop them."
+            f"{'; '.join(f'{name} ({said})' for name, said in found)}. Make them anew or drop them."
         )
+
+
+def broken(connection: BaseDatabaseWrapper, views: Sequence[str]) -> list[tuple[str, str]]:
+    """The views whose columns the server can't tell, each with what it says: no such view can be created."""
+    return [(name, said) for name in views if (said := _error(connection, f"SHOW FIELDS FROM {quote(name)}"))]
 
 
 def warnings(connection: BaseDatabaseWrapper, views: Sequence[str]) -> Iterator[str]:
