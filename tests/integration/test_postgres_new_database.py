@@ -17,6 +17,7 @@ from psycopg import sql
 
 from django_snapshots.connectors.file_tier import private_directory
 from django_snapshots.connectors.postgres import PostgresConnector, exchange
+from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.exceptions import (
     SnapshotConnectorError,
     SnapshotIntegrityError,
@@ -417,6 +418,30 @@ def test_the_server_process_of_the_renames_is_ended(
     monkeypatch.undo()
     assert connector.settle(alias, MARK, {}) is Outcome.BEFORE
     assert databases(postgres) == []
+    assert text_of(postgres, alias) == before
+
+
+def test_a_server_that_goes_away_while_the_journal_s_rows_are_copied(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target is as it was, and that is what is said of it."""
+    before = text_of(postgres, alias)
+    real = Carried.copy
+
+    def copy(origin: Any, goal: Any, tables: Any) -> None:
+        with postgres_cursor(postgres) as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [origin.connection.info.backend_pid])
+        real(origin, goal, tables)
+
+    monkeypatch.setattr(Carried, "copy", copy)
+    with (
+        prepared(connector, alias, source, mark=MARK, preserve_tables=JOURNAL) as restoring,
+        pytest.raises(
+            SnapshotConnectorError, match=rf"could not be copied: .*\. '{name_of(alias)[1:-1]}' is as it was"
+        ),
+    ):
+        restoring.switch()
+    assert connector.settle(alias, MARK, {}) is Outcome.BEFORE
     assert text_of(postgres, alias) == before
 
 

@@ -144,8 +144,13 @@ class Exchange:
         if not tables:
             return
         self._lock(insider, tables)
-        with session(self.alias, self.label, self.incoming) as inside, transaction(inside):
-            Carried.copy(insider, inside, tables)
+        try:
+            with session(self.alias, self.label, self.incoming) as inside, transaction(inside):
+                Carried.copy(insider, inside, tables)
+        except SnapshotConnectorError as error:
+            raise SnapshotConnectorError(
+                f"The rows of {', '.join(sorted(tables))} could not be copied: {error}. {self.target!r} is as it was."
+            ) from error
         _reached("rows copied")
 
     def _lock(self, insider: BaseDatabaseWrapper, tables: Mapping[str, Carried]) -> None:
