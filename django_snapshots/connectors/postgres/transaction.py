@@ -28,9 +28,10 @@ from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 LOCK_TIMEOUT_SECONDS = 60
 """How long a restore waits for each table that somebody else uses."""
 
+# READ COMMITTED, whatever the default is: else rows that are committed while a LOCK waits are not seen, and stay.
 # A server that is busy looks for a vanished client only if it is told to, and that works on Linux.
 _OPENING = """\\encoding UTF8
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL client_min_messages = warning;
 SELECT set_config(name, '0', true) FROM pg_settings
 WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout') \\g /dev/null
