@@ -29,6 +29,7 @@ from django_snapshots.replaced import Inspectable, KeepsReplaced, Outcome, Prefl
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 from tests.databases import Maker, postgres_cursor, unregister
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, take, text_of
+from tests.projects import wait_until
 from tests.services import Server
 
 MARK, UNDO = "0123456789abcdef0123456789abcdef_1_0", "fedcba9876543210fedcba9876543210_1_0"
@@ -293,7 +294,11 @@ def test_an_undo_that_is_rolled_back_or_never_made(
         assert [(thing.mark, thing.kept) for thing in connector.beside(alias)] == [(MARK, True), (UNDO, False)]
         connector.remove(alias, MARK)
         connector.remove(alias, UNDO)
-        with pytest.raises(SnapshotConnectorError, match="an undo that was begun has it"):
+        # Somebody is at work with it.
+        with (
+            postgres_cursor(postgres, f"django_snapshots_lent_{UNDO}"),
+            pytest.raises(SnapshotConnectorError, match="an undo that was begun has it"),
+        ):
             undo(connector, alias, MARK, mark="another_1_0")
         back.check()
         back.switch()
@@ -327,6 +332,25 @@ def test_what_a_dead_undo_was_lent_is_found_by_whoever_settles_leftovers(
     assert connector.settle(alias, left.mark, {}) is Outcome.BEFORE
     assert [(thing.mark, thing.kept) for thing in connector.beside(alias)] == [(MARK, True)]
     undo(connector, alias, MARK, mark=UNDO)
+
+
+def test_what_a_dead_undo_was_lent_is_brought_back_by_the_next(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """Also if nobody settles the dead one any more; if it only slept, it finds nothing to switch in."""
+    execute(postgres, alias, "CREATE TABLE later AS SELECT 1 AS x")
+    before = text_of(postgres, alias)
+    put_back(connector, alias, source, mark=MARK)
+    with Processes() as processes:
+        sleeper = connector.bring_back(alias, MARK, request(processes, mark=UNDO))
+        assert databases(postgres) == [f"django_snapshots_lent_{UNDO}"]
+        wait_until(lambda: not any(thing.in_use for thing in connector.beside(alias)), "the end of its sessions")
+        undo(connector, alias, MARK, mark="another_1_0")
+        with pytest.raises(SnapshotConnectorError, match="is gone: another process has settled"):
+            sleeper.switch()
+        sleeper.discard()
+    assert databases(postgres) == ["django_snapshots_kept_another_1_0"]
+    assert text_of(postgres, alias) == before
 
 
 def test_who_is_settled_while_asleep_can_not_switch(
