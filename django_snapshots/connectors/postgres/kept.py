@@ -56,12 +56,9 @@ def _target(alias: str) -> str:
 
 
 def beside(alias: str) -> Sequence[Beside]:
-    """Everything that carries a mark beside *alias*; nothing where the server is away."""
-    try:
-        with _anywhere(alias) as connection:
-            return left.beside(connection, _target(alias), _place(connection))
-    except SnapshotConnectorError:
-        return ()
+    """Everything that carries a mark beside *alias*. Raises ``SnapshotConnectorError`` where the server is away."""
+    with _anywhere(alias) as connection:
+        return left.beside(connection, _target(alias), _place(connection))
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:
