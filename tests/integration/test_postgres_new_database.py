@@ -552,9 +552,16 @@ def test_a_database_that_is_missing(
 ) -> None:
     missing = make_postgres.register("postgres_missing", {**settings.DATABASES[alias], "NAME": "test_postgres_missing"})
     noted: list[Any] = []
+    told: list[str] = []
     try:
         assert connector.keeps(missing)
-        put_back(connector, missing, source, mark=MARK, note=noted.append, preserve_tables=JOURNAL)
+        put_back(connector, missing, source, mark=MARK, note=noted.append, report=told.append, preserve_tables=JOURNAL)
+        # As of a database that somebody makes by hand: whoever could connect to the lost one can connect.
+        rights = "SELECT a::text FROM pg_database d, unnest(coalesce(datacl, acldefault('d', datdba))) a"
+        assert set(fetch(postgres, missing, f"{rights} WHERE datname = current_database()")) == set(
+            fetch(postgres, missing, "SELECT a::text FROM unnest(acldefault('d', 'snapshots_creator'::regrole)) a")
+        )
+        assert "Rights and settings of the database itself are not in a snapshot." in " ".join(told)
         assert fetch(postgres, missing, "SELECT count(*) FROM shop") == [(1000,)]
         assert connector.beside(missing) == []
         assert connector.settle(missing, MARK, noted[0]) is Outcome.SWITCHED

@@ -125,7 +125,7 @@ class NewDatabase:
             remark=kept_remark(self.way.target, self._mark, self.request),
             preserve_tables=self.request.preserve_tables,
             carried=self._carried,
-            takes_properties=not self.way.missing,
+            takes_properties=True,
             missing=self.way.missing,
         ).run()
         self._state = "switched"
@@ -196,6 +196,11 @@ class NewDatabase:
         beside.comment(connection, self._new, self._remark().text())
         if not self.way.missing:
             self._rehearse(connection, wanted)
+        elif not self.request.drill:
+            self.request.report(
+                f"The database {self.way.target!r} was missing, and gets the rights that any new one has: every role "
+                "may connect. Rights and settings of the database itself are not in a snapshot."
+            )
 
     def _properties(self, connection: BaseDatabaseWrapper) -> Properties:
         """The target's; where there is none, what the snapshot says, with the role as the owner."""
