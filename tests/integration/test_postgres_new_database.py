@@ -222,6 +222,25 @@ def test_undo_gives_back_the_one_before_and_can_be_undone(
         undo(connector, alias, MARK, mark=UNDO)
 
 
+def test_an_undo_creates_nothing_and_needs_no_right_to(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """What only a superuser could make again goes along with the database that has it."""
+    before = text_of(postgres, alias)
+    put_back(connector, alias, source, mark=MARK)
+    execute(
+        postgres,
+        alias,
+        "CREATE EXTENSION pg_stat_statements",
+        "CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
+        "CREATE EVENT TRIGGER heard ON ddl_command_end EXECUTE FUNCTION heard()",
+        f"ALTER DATABASE {name_of(alias)} SET log_statement = 'none'",
+    )
+    assert not PostgresConnector(client_directory=postgres.bin_directory).keeps(alias)
+    undo(connector, alias, MARK, mark=UNDO)
+    assert text_of(postgres, alias) == before
+
+
 def test_without_a_mark_nothing_is_left(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source
 ) -> None:
