@@ -345,8 +345,12 @@ def test_large_objects_are_counted_by_a_restore(
     for strategy in ("new-database", "transaction"):
         way = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
         put_back(way, alias, source)
+        execute(postgres, alias, "CREATE TABLE later AS SELECT 1 AS x", "ALTER TABLE later OWNER TO snapshots_app")
+        before = text_of(postgres, alias)
         with pytest.raises(SnapshotIntegrityError, match="has 3 large objects instead of the 4"):
             put_back(way, alias, wrong)
+        # The script of the large objects must not commit what is not checked yet.
+        assert text_of(postgres, alias) == before
     execute(postgres, alias, "ALTER ROLE snapshots_app NOCREATEDB")
 
 
