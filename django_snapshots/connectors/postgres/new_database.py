@@ -104,7 +104,8 @@ class NewDatabase:
         with session(self.alias, self.request.label, self._new) as connection:
             if wanted is not None:
                 carried_over = catalog.numbers(connection, self._carried)
-                counts.compare(self.alias, wanted, catalog.row_counts(connection, carried_over))
+                found = catalog.row_counts(connection, carried_over)
+                counts.compare(self.alias, wanted, found, catalog.rerouted(connection))
             counts.compare_large_objects(self.alias, self.source.metadata, catalog.large_objects(connection))
 
     def switch(self) -> None:

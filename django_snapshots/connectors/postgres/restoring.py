@@ -57,7 +57,8 @@ class Restoring(InTransaction):
         (number,) = self._open_session.ask("SELECT count(*) FROM pg_largeobject_metadata;")
         counts.compare_large_objects(self._alias, self._source.metadata, int(number))
         if wanted is not None:
-            counts.compare(self._alias, wanted, self._count())
+            rerouted = catalog.decoded("".join(self._open_session.ask(f"{catalog.REROUTED};")) or "null")
+            counts.compare(self._alias, wanted, self._count(), rerouted)
 
     def _clear(self, kept: Mapping[int, str]) -> None:
         """Remove what is there; check that no CASCADE took anything that was to stay."""
