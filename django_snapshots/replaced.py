@@ -81,7 +81,10 @@ class KeepsReplaced(Protocol):
         """
 
     def beside(self, subject: str) -> Sequence[Beside]:
-        """Everything that carries a mark beside *subject*, the newest first. Empty where the server is away."""
+        """Everything that carries a mark beside *subject*, the newest first.
+
+        Raises ``SnapshotError`` where it can't be asked: an undo must know that there may be more.
+        """
 
     def settle(self, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:
         """Bring an attempt that nobody has a right to any more to its end, whatever line it stopped at.

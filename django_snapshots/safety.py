@@ -14,7 +14,12 @@ from datetime import timedelta
 from django_snapshots import backup
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
-from django_snapshots.exceptions import SnapshotCancelled, SnapshotError
+from django_snapshots.exceptions import (
+    SnapshotCancelled,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotStorageError,
+)
 from django_snapshots.manifest import Safety, Snapshot
 from django_snapshots.plan import PlannedStep, SnapshotPlan, timestamp
 from django_snapshots.processes import Processes
@@ -49,7 +54,9 @@ class Safekeeping:
         except SnapshotCancelled:
             raise
         except SnapshotError as error:
-            raise type(error)(
+            # What is wrong with the copy says nothing of the snapshot that is restored.
+            kind = SnapshotStorageError if isinstance(error, SnapshotIntegrityError) else type(error)
+            raise kind(
                 f"The safety copy of {change.target.description} could not be taken, so the restore has stopped and "
                 f"nothing was changed. {error}"
             ) from error

@@ -7,6 +7,7 @@ import functools
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ class StorageThatIsAway(LocalFileSystemBackend):
         if name in ("list", "recursive_list", "exists", "read", "stream_read", "write", "stream_write", "delete"):
             raise SnapshotStorageError("The storage does not answer.")
         return super().__getattribute__(name)
+
+
+class StorageThatSpoilsSafetyCopies(LocalFileSystemBackend):
+    """One that gives back another byte of what a safety copy holds."""
+
+    def stream_read(self, path: str) -> Iterator[bytes]:
+        for chunk in super().stream_read(path):
+            yield chunk[:-1] + bytes([chunk[-1] ^ 1]) if path.startswith("safety-") and ".zst" in path else chunk
 
 
 class SilentKind:

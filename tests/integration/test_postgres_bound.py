@@ -15,9 +15,11 @@ import pytest
 from django.conf import settings
 from django.db import connections
 
+from django_snapshots.connectors.file_tier import private_directory
 from django_snapshots.connectors.postgres import PostgresConnector
 from django_snapshots.exceptions import SnapshotPreflightError
-from django_snapshots.transfer import Source
+from django_snapshots.processes import Processes
+from django_snapshots.transfer import RestoreRequest, Source
 from tests.databases import Maker, PostgresMaker
 from tests.integration.conftest import again
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, take, text_of
@@ -138,6 +140,37 @@ def test_prepared_transactions_and_slots_of_the_target(logical: Server, make_log
     execute(logical, alias, *re.findall(r"drop them \((.*?)\)\. ", stops))
     put_back(whole, alias, source)
     assert fetch(logical, alias, "SELECT n FROM shop") == [(1,)]
+
+
+def test_prepared_transactions_and_slots_stop_an_undo_too(logical: Server, make_logical: Maker, tmp_path: Path) -> None:
+    """Before anybody's session is ended: what was kept stays, and comes back once they are gone."""
+    alias = make_logical()
+    connector = PostgresConnector(client_directory=logical.bin_directory, strategy="new-database")
+    execute(logical, alias, "CREATE TABLE shop AS SELECT 1 AS n")
+    source = take(connector, alias, tmp_path / "shop.pgdump")
+    execute(logical, alias, "INSERT INTO shop VALUES (2)")
+    put_back(connector, alias, source, mark=MARK)
+    reached = {"user": logical.user, "password": logical.password, "dbname": connections[alias].settings_dict["NAME"]}
+    with (
+        psycopg.connect(host=logical.host, port=logical.port, autocommit=True, **reached) as other,
+        Processes() as tools,
+    ):
+        asked = RestoreRequest(processes=tools, temporary_directory=private_directory, mark=f"{MARK}0")
+        other.execute("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
+        with pytest.raises(SnapshotPreflightError, match=r"replication slots, .* with the old one: feed\..*drop them"):
+            connector.bring_back(alias, MARK, asked)
+        other.execute("SELECT pg_drop_replication_slot('feed')")
+        for statement in ("BEGIN", "INSERT INTO shop VALUES (3)", "PREPARE TRANSACTION 'half way'"):
+            other.execute(statement)
+        with pytest.raises(SnapshotPreflightError, match=r"prepared transactions: half way\. End each"):
+            connector.bring_back(alias, MARK, asked)
+        other.execute("ROLLBACK PREPARED 'half way'")
+        back = connector.bring_back(alias, MARK, asked)
+        back.check()
+        back.switch()
+        back.discard()
+    assert fetch(logical, alias, "SELECT n FROM shop ORDER BY 1") == [(1,), (2,)]
+    connector.remove(alias, f"{MARK}0")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from psycopg import sql
 
 from django_snapshots.connectors.file_tier import private_directory
 from django_snapshots.connectors.postgres import PostgresConnector, exchange
+from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.exceptions import (
     SnapshotConnectorError,
     SnapshotIntegrityError,
@@ -28,6 +29,7 @@ from django_snapshots.replaced import Inspectable, KeepsReplaced, Outcome, Prefl
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 from tests.databases import Maker, postgres_cursor, unregister
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, take, text_of
+from tests.projects import wait_until
 from tests.services import Server
 
 MARK, UNDO = "0123456789abcdef0123456789abcdef_1_0", "fedcba9876543210fedcba9876543210_1_0"
@@ -245,6 +247,25 @@ def test_undo_gives_back_the_one_before_and_can_be_undone(
         undo(connector, alias, MARK, mark=UNDO)
 
 
+def test_an_undo_creates_nothing_and_needs_no_right_to(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """What only a superuser could make again goes along with the database that has it."""
+    before = text_of(postgres, alias)
+    put_back(connector, alias, source, mark=MARK)
+    execute(
+        postgres,
+        alias,
+        "CREATE EXTENSION pg_stat_statements",
+        "CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
+        "CREATE EVENT TRIGGER heard ON ddl_command_end EXECUTE FUNCTION heard()",
+        f"ALTER DATABASE {name_of(alias)} SET log_statement = 'none'",
+    )
+    assert not PostgresConnector(client_directory=postgres.bin_directory).keeps(alias)
+    undo(connector, alias, MARK, mark=UNDO)
+    assert text_of(postgres, alias) == before
+
+
 def test_without_a_mark_nothing_is_left(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source
 ) -> None:
@@ -317,7 +338,11 @@ def test_an_undo_that_is_rolled_back_or_never_made(
         assert [(thing.mark, thing.kept) for thing in connector.beside(alias)] == [(MARK, True), (UNDO, False)]
         connector.remove(alias, MARK)
         connector.remove(alias, UNDO)
-        with pytest.raises(SnapshotConnectorError, match="an undo that was begun has it"):
+        # Somebody is at work with it.
+        with (
+            postgres_cursor(postgres, f"django_snapshots_lent_{UNDO}"),
+            pytest.raises(SnapshotConnectorError, match="an undo that was begun has it"),
+        ):
             undo(connector, alias, MARK, mark="another_1_0")
         back.check()
         back.switch()
@@ -351,6 +376,25 @@ def test_what_a_dead_undo_was_lent_is_found_by_whoever_settles_leftovers(
     assert connector.settle(alias, left.mark, {}) is Outcome.BEFORE
     assert [(thing.mark, thing.kept) for thing in connector.beside(alias)] == [(MARK, True)]
     undo(connector, alias, MARK, mark=UNDO)
+
+
+def test_what_a_dead_undo_was_lent_is_brought_back_by_the_next(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """Also if nobody settles the dead one any more; if it only slept, it finds nothing to switch in."""
+    execute(postgres, alias, "CREATE TABLE later AS SELECT 1 AS x")
+    before = text_of(postgres, alias)
+    put_back(connector, alias, source, mark=MARK)
+    with Processes() as processes:
+        sleeper = connector.bring_back(alias, MARK, request(processes, mark=UNDO))
+        assert databases(postgres) == [f"django_snapshots_lent_{UNDO}"]
+        wait_until(lambda: not any(thing.in_use for thing in connector.beside(alias)), "the end of its sessions")
+        undo(connector, alias, MARK, mark="another_1_0")
+        with pytest.raises(SnapshotConnectorError, match="is gone: another process has settled"):
+            sleeper.switch()
+        sleeper.discard()
+    assert databases(postgres) == ["django_snapshots_kept_another_1_0"]
+    assert text_of(postgres, alias) == before
 
 
 def test_who_is_settled_while_asleep_can_not_switch(
@@ -445,6 +489,30 @@ def test_the_server_process_of_the_renames_is_ended(
     assert text_of(postgres, alias) == before
 
 
+def test_a_server_that_goes_away_while_the_journal_s_rows_are_copied(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target is as it was, and that is what is said of it."""
+    before = text_of(postgres, alias)
+    real = Carried.copy
+
+    def copy(origin: Any, goal: Any, tables: Any) -> None:
+        with postgres_cursor(postgres) as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [origin.connection.info.backend_pid])
+        real(origin, goal, tables)
+
+    monkeypatch.setattr(Carried, "copy", copy)
+    with (
+        prepared(connector, alias, source, mark=MARK, preserve_tables=JOURNAL) as restoring,
+        pytest.raises(
+            SnapshotConnectorError, match=rf"could not be copied: .*\. '{name_of(alias)[1:-1]}' is as it was"
+        ),
+    ):
+        restoring.switch()
+    assert connector.settle(alias, MARK, {}) is Outcome.BEFORE
+    assert text_of(postgres, alias) == before
+
+
 def test_a_session_that_can_not_be_ended(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source
 ) -> None:
@@ -528,9 +596,16 @@ def test_a_database_that_is_missing(
 ) -> None:
     missing = make_postgres.register("postgres_missing", {**settings.DATABASES[alias], "NAME": "test_postgres_missing"})
     noted: list[Any] = []
+    told: list[str] = []
     try:
         assert connector.keeps(missing)
-        put_back(connector, missing, source, mark=MARK, note=noted.append, preserve_tables=JOURNAL)
+        put_back(connector, missing, source, mark=MARK, note=noted.append, report=told.append, preserve_tables=JOURNAL)
+        # As of a database that somebody makes by hand: whoever could connect to the lost one can connect.
+        rights = "SELECT a::text FROM pg_database d, unnest(coalesce(datacl, acldefault('d', datdba))) a"
+        assert set(fetch(postgres, missing, f"{rights} WHERE datname = current_database()")) == set(
+            fetch(postgres, missing, "SELECT a::text FROM unnest(acldefault('d', 'snapshots_creator'::regrole)) a")
+        )
+        assert "Rights and settings of the database itself are not in a snapshot." in " ".join(told)
         assert fetch(postgres, missing, "SELECT count(*) FROM shop") == [(1000,)]
         assert connector.beside(missing) == []
         assert connector.settle(missing, MARK, noted[0]) is Outcome.SWITCHED

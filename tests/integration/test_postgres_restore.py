@@ -14,6 +14,7 @@ import pytest
 from django.db import connections
 
 from django_snapshots.connectors.postgres import PostgresConnector, transaction
+from django_snapshots.connectors.postgres.restoring import Restoring
 from django_snapshots.exceptions import (
     SnapshotCancelled,
     SnapshotConnectorError,
@@ -151,6 +152,26 @@ def test_rows_that_are_not_those_of_the_manifest(
     name = next(iter(wrong), "public.zoo")
     with pytest.raises(SnapshotIntegrityError, match=f"{name} .* instead of"):
         put_back(connector, alias, other)
+
+
+@pytest.mark.parametrize("made", ["CREATE TABLE theirs (x integer)", "SELECT lo_create(4711)"])
+def test_what_a_client_makes_meanwhile_says_nothing_of_the_snapshot(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, made: str, monkeypatch: Any
+) -> None:
+    """Nor is it lost: the restore is given up."""
+    clear = Restoring._clear
+
+    def cleared(self: Restoring, kept: Any) -> None:
+        clear(self, kept)
+        with connections[alias].cursor() as cursor:
+            cursor.execute(made)
+
+    monkeypatch.setattr(Restoring, "_clear", cleared)
+    with pytest.raises(SnapshotConnectorError, match=r"Somebody else has made (public\.theirs|large object 4711) in"):
+        put_back(connector, alias, source)
+    monkeypatch.undo()
+    assert fetch(postgres, alias, "SELECT to_regclass('theirs') IS NOT NULL OR EXISTS (TABLE pg_largeobject_metadata)")
+    put_back(connector, alias, source)
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -231,12 +231,33 @@ def test_nobody_else_is_disturbed(world: World) -> None:
         assert other.execute('SELECT count(*) FROM note WHERE "order" = 3').fetchone() == (1,)
 
 
-def waiting(world: World) -> int:
+def waiting(world: World, verb: str = "INSERT") -> int:
     statement = (
         "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
-        "AND query LIKE 'INSERT%'"
+        f"AND query LIKE '{verb}%'"
     )
     return len(fetch(world.server, world.alias, statement))
+
+
+def test_a_row_that_is_committed_while_the_restore_waits_for_the_table(world: World) -> None:
+    """It goes like every other row of the table, whatever isolation the database's sessions begin with."""
+    name = connections[world.alias].settings_dict["NAME"]
+    execute(
+        world.server, world.alias, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'"
+    )
+    world.change()
+    server, reached = world.server, {"user": world.server.user, "password": world.server.password, "dbname": name}
+    with psycopg.connect(host=server.host, port=server.port, **reached) as other, ThreadPoolExecutor() as threads:
+        other.execute("INSERT INTO shop_order (customer, total) VALUES (1, 4711)")
+
+        def commit() -> None:
+            wait_until(lambda: waiting(world, "LOCK") == 1, "the restore to wait for the table")
+            other.commit()
+
+        writer = threads.submit(commit)
+        world.restore()
+        writer.result()
+    assert block(world.text, "shop_order") == block(world.early, "shop_order")
 
 
 @pytest.mark.parametrize("change", ["ADD COLUMN fresh integer", "OWNER TO CURRENT_USER"])

@@ -111,6 +111,27 @@ def test_an_alias_that_this_project_has_no_more_is_named(project):
     assert content(project) == ["changed"]
 
 
+def test_a_safety_copy_that_is_spoiled_says_nothing_of_the_snapshot(project):
+    """The restore stops, and the snapshot is relied on as before."""
+    project.snapshots["DATABASE_CONNECTORS"] = {"other": "tests.integration.sqlite_projects.CopyConnector"}
+    options = {"location": str(project.storage)}
+    project.call("answer = django_snapshots.create_snapshot('copied', databases=['other']).name")
+    project.snapshots["STORAGE"] = {
+        "BACKEND": "tests.integration.sqlite_projects.StorageThatSpoilsSafetyCopies",
+        "OPTIONS": options,
+    }
+    answer = restore(project, "copied", databases=["other"], confirm=targets(project, "other"))
+    refused(answer, "SnapshotStorageError", "The safety copy of", "nothing was changed", "SHA-256 does not match")
+    untouched(project)
+    judged = project.call(
+        "from django_snapshots import runs\n"
+        "from django_snapshots.conf import get_settings\n"
+        "from django_snapshots.catalog import Catalog\n"
+        "answer = [str(proof) for proof in runs.judged([Catalog(get_settings().storage).get('copied')]).values()]"
+    )
+    assert judged == []
+
+
 def test_a_snapshot_of_another_connector_is_refused(project):
     project.snapshots["DATABASE_CONNECTORS"] = {"other": "dumpdata"}
     answer = restore(project, confirm=targets(project))

@@ -178,6 +178,24 @@ def test_a_kind_that_can_not_be_asked_stops_only_an_undo_that_is_of_it(project):
     assert content(project, "other") == ["changed"]
 
 
+@pytest.mark.parametrize("engine", ["postgresql", "mysql"])
+def test_a_server_that_is_away_may_have_kept_more(project, engine):
+    """So which restore was the latest can't be told; one that is named is undone if the journal knows all of it."""
+    names, run = targets(project), restored(project)["undo"]
+    entry = {"ENGINE": f"django.db.backends.{engine}", "HOST": "127.0.0.1", "PORT": 1, "NAME": "shop", "USER": "shop"}
+    project.databases["away"] = entry
+    for arguments in ("", "databases=['away'], "):
+        answer = project.call(f"answer = django_snapshots.undo_restore({arguments}confirm={names!r})")
+        assert answer["type"] == "SnapshotPreflightError", answer
+        assert "Which restore was the latest can't be told now, because database away (" in answer["error"]
+    listed = project.manage("snapshots", "undo", "--list")
+    assert run in listed.stdout
+    assert "database away (" in listed.stderr
+    undone(project, run, confirm=names)
+    del project.databases["away"]
+    holds(project, "changed", "changed")
+
+
 def test_without_a_journal_an_undo_that_may_be_half_of_one_is_refused(project):
     run = restored(project)["undo"]
     without_journal(project)

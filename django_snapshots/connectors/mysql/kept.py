@@ -139,16 +139,16 @@ def serving(alias: str, what: str) -> Iterator[tuple[BaseDatabaseWrapper, str]]:
 
 
 def beside(alias: str, schemas: Schemas) -> list[Beside]:
-    """Everything that restores have left beside the database of *alias*, the newest first."""
-    try:
-        with serving(alias, "could not be asked what restores have left") as (connection, target):
-            found = [
-                _beside(connection, target, name, content)
-                for name, content in _readable(connection, schemas)
-                if content is None or content.target == target
-            ]
-    except SnapshotConnectorError:
-        return []
+    """Everything that restores have left beside the database of *alias*, the newest first.
+
+    Raises ``SnapshotConnectorError`` where the server is away.
+    """
+    with serving(alias, "could not be asked what restores have left") as (connection, target):
+        found = [
+            _beside(connection, target, name, content)
+            for name, content in _readable(connection, schemas)
+            if content is None or content.target == target
+        ]
     newest = [item for item in found if item is not None]
     return sorted(newest, key=lambda item: (item.kept_at is not None, item.kept_at or 0, item.mark), reverse=True)
 

@@ -105,7 +105,8 @@ def found(connection: BaseDatabaseWrapper) -> list[Found]:
             (SELECT array_agg(a.application_name) FROM pg_catalog.pg_stat_activity a WHERE a.datname = d.datname)
         FROM pg_catalog.pg_database d WHERE starts_with(d.datname::text, %s) ORDER BY d.oid DESC
     """
-    at_work = {label for (label,) in catalog.rows(connection, "SELECT application_name FROM pg_stat_activity") if label}
+    others = "SELECT application_name FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    at_work = {label for (label,) in catalog.rows(connection, others) if label}
     return [
         _read(name, comment, sessions or [], at_work)
         for name, comment, sessions in catalog.rows(connection, sql, [_PREFIX])

@@ -69,14 +69,20 @@ class Carried:
 
     @staticmethod
     def copy(origin: BaseDatabaseWrapper, goal: BaseDatabaseWrapper, tables: Mapping[str, Carried]) -> None:
-        """Make the *tables* of *goal* hold the rows that those of *origin* have, and the sequences go on from there."""
+        """Make the *tables* of *goal* hold the rows that those of *origin* have, and the sequences go on from there.
+
+        Raises ``django.db.Error``.
+        """
         if not tables:
             return
         execute(goal, f"TRUNCATE {', '.join(sorted(tables))}")
         for table in _in_order(tables):
             columns = ", ".join(table.columns)
-            source, sink = origin.connection.cursor(), goal.connection.cursor()
+            # These cursors are the driver's own, and so is what they raise, on either side.
             with (
+                origin.wrap_database_errors,
+                origin.connection.cursor() as source,
+                goal.connection.cursor() as sink,
                 source.copy(f"COPY (SELECT {columns} FROM {table.name}) TO STDOUT (FORMAT binary)") as rows,  # noqa: S608
                 sink.copy(f"COPY {table.name} ({columns}) FROM STDIN (FORMAT binary)") as copy,
             ):

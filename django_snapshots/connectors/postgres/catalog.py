@@ -24,6 +24,21 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {USER_SCHEMA}
 """  # noqa: S608 - made of constants
 """Every table that holds rows of its own: plain tables and partitions, without those of an extension."""
 
+REROUTED = """
+SELECT json_object_agg(format('%I.%I', n.nspname, c.relname), format('%I.%I', m.nspname, r.relname))
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class r ON r.oid = pg_catalog.pg_partition_root(c.oid)
+JOIN pg_catalog.pg_namespace m ON m.oid = r.relnamespace
+WHERE c.relkind = 'r' AND c.relispartition AND EXISTS (
+    SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a (relid)
+    JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = a.relid
+    JOIN pg_catalog.pg_opclass o ON o.oid = ANY (p.partclass)
+    WHERE p.partstrat = 'h' AND o.opcname = 'enum_ops' AND o.opcnamespace = 'pg_catalog'::pg_catalog.regnamespace)
+"""
+"""The partitions, each with its topmost ancestor, whose rows a restore distributes anew: which one a row belongs to is
+told by the hash of an enum, which is another one in each database. By the same rule ``pg_dump`` has such rows loaded
+through the ancestor."""
+
 _NAME = re.compile(r'"((?:[^"]|"")*)"|([^".]+)')
 
 
@@ -87,6 +102,12 @@ def row_counts(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> 
     """Number of rows of every table but those with the oids in *exclude*; children don't count for their parents."""
     names = counted_tables(connection, exclude).values()
     return {name: rows(connection, f"SELECT count(*) FROM ONLY {name}")[0][0] for name in names}  # noqa: S608
+
+
+def rerouted(connection: BaseDatabaseWrapper) -> Mapping[str, str]:
+    """What ``REROUTED`` gives."""
+    ((found,),) = rows(connection, REROUTED)
+    return decoded(found) or {}
 
 
 def counted_tables(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -> dict[int, str]:

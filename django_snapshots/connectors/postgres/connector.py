@@ -17,7 +17,7 @@ from django_snapshots.connectors.postgres.access import connected, exists
 from django_snapshots.connectors.postgres.new_database import NewDatabase, default_jobs
 from django_snapshots.connectors.postgres.preflight import Survey, survey
 from django_snapshots.connectors.postgres.restoring import Restoring
-from django_snapshots.connectors.postgres.strategy import STRATEGIES, Strategy, Way, choose
+from django_snapshots.connectors.postgres.strategy import STRATEGIES, Strategy, Way, choose, way_back
 from django_snapshots.connectors.postgres.tables import TablesRestoring
 from django_snapshots.exceptions import (
     SnapshotConfigurationError,
@@ -141,7 +141,7 @@ class PostgresConnector(FileTier):
     def bring_back(self, subject: str, mark: str, request: RestoreRequest) -> Prepared:
         """Prepare to put what the restore *mark* has replaced in the place of the alias's database."""
         facts.require_alias(subject)
-        way = choose(subject, "new-database", drill=False, label=request.label)
+        way = way_back(subject, request.label)
         if way.against:
             # Who settles a restore in one transaction must hear that there is nothing, and not try it for ever.
             kept.require(subject, way.target, mark)

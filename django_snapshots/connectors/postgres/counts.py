@@ -16,10 +16,13 @@ def exact(metadata: Mapping[str, Any]) -> Mapping[str, int] | None:
     return metadata.get("row_counts") if metadata.get("row_counts_exact") else None
 
 
-def compare(alias: str, wanted: Mapping[str, int], found: Mapping[str, int]) -> None:
-    """Raise ``SnapshotIntegrityError`` unless the same tables have the same number of rows."""
-    here = {split_name(name): number for name, number in found.items()}
-    there = {split_name(name): number for name, number in wanted.items()}
+def compare(
+    alias: str, wanted: Mapping[str, int], found: Mapping[str, int], rerouted: Mapping[str, str] | None = None
+) -> None:
+    """Raise ``SnapshotIntegrityError`` unless the same tables have the same number of rows; those that are *rerouted*,
+    in sum for what they are partitions of."""
+    whole = {split_name(part): split_name(root) for part, root in (rerouted or {}).items()}
+    here, there = _summed(found, whole), _summed(wanted, whole)
     wrong = sorted(name for name in {*here, *there} if here.get(name) != there.get(name))
     if wrong:
         told = [f"{'.'.join(name)} {here.get(name)} instead of {there.get(name)}" for name in wrong[:_SHOWN]]
@@ -27,6 +30,14 @@ def compare(alias: str, wanted: Mapping[str, int], found: Mapping[str, int]) -> 
             f"{len(wrong)} tables of {alias!r} don't have the rows that the snapshot had: {', '.join(told)}. "
             "Nothing was changed."
         )
+
+
+def _summed(counts: Mapping[str, int], whole: Mapping[tuple[str, ...], tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    summed: dict[tuple[str, ...], int] = {}
+    for name, number in counts.items():
+        table = whole.get(split_name(name), split_name(name))
+        summed[table] = summed.get(table, 0) + number
+    return summed
 
 
 def compare_large_objects(alias: str, metadata: Mapping[str, Any], found: int) -> None:

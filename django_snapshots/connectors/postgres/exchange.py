@@ -80,7 +80,8 @@ class Exchange:
     carried: Mapping[str, Carried] = field(default_factory=dict)
     """The preserved tables, as *incoming* has them."""
     takes_properties: bool = False
-    """Whether *incoming* gets the rights, settings, limit and comment that the target has at that moment."""
+    """Whether *incoming* gets the rights, settings, limit and comment that the target has at that moment; if that is
+    missing, the rights that any new database has."""
     comment: str | None = None
     """What *incoming* is commented with otherwise."""
 
@@ -120,6 +121,8 @@ class Exchange:
         with self._committing(renamer), transaction(renamer):
             beside.rename(renamer, self.incoming, self.target)
             beside.comment(renamer, self.target, self.comment)
+            if self.takes_properties:
+                properties.give_default_rights(renamer, self.target)
             _reached("before the commit")
         _reached("after the commit")
 
@@ -144,8 +147,13 @@ class Exchange:
         if not tables:
             return
         self._lock(insider, tables)
-        with session(self.alias, self.label, self.incoming) as inside, transaction(inside):
-            Carried.copy(insider, inside, tables)
+        try:
+            with session(self.alias, self.label, self.incoming) as inside, transaction(inside):
+                Carried.copy(insider, inside, tables)
+        except SnapshotConnectorError as error:
+            raise SnapshotConnectorError(
+                f"The rows of {', '.join(sorted(tables))} could not be copied: {error}. {self.target!r} is as it was."
+            ) from error
         _reached("rows copied")
 
     def _lock(self, insider: BaseDatabaseWrapper, tables: Mapping[str, Carried]) -> None:

@@ -2,9 +2,9 @@
 
 Who can die when, and what then holds, for an undo: ``bring_back`` gives the kept database the name
 ``django_snapshots_lent_<mark of the undo>``, in one transaction with its comment. From then on it is the *incoming*
-of an ``exchange``. Whoever dies before the commit leaves it lent; ``settle`` gives it its old name back, and a sleeper
-that wakes finds nothing to switch in. It is never dropped on the way. After the commit it is the target, and what was
-there is kept under the undo's mark.
+of an ``exchange``. Whoever dies before the commit leaves it lent; ``settle``, or the next ``bring_back`` of the same
+state, gives it its old name back, and a sleeper that wakes finds nothing to switch in. It is never dropped on the way.
+After the commit it is the target, and what was there is kept under the undo's mark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from django_snapshots.connectors.postgres import beside as left
 from django_snapshots.connectors.postgres import catalog, properties
 from django_snapshots.connectors.postgres.access import connected
 from django_snapshots.connectors.postgres.backend import Backend, outcome
-from django_snapshots.connectors.postgres.beside import Found, Kind, Remark, name_of
+from django_snapshots.connectors.postgres.beside import Kind, Remark, name_of
 from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.connectors.postgres.exchange import Exchange
 from django_snapshots.connectors.postgres.maintenance import execute, session, transaction
@@ -56,12 +56,9 @@ def _target(alias: str) -> str:
 
 
 def beside(alias: str) -> Sequence[Beside]:
-    """Everything that carries a mark beside *alias*; nothing where the server is away."""
-    try:
-        with _anywhere(alias) as connection:
-            return left.beside(connection, _target(alias), _place(connection))
-    except SnapshotConnectorError:
-        return ()
+    """Everything that carries a mark beside *alias*. Raises ``SnapshotConnectorError`` where the server is away."""
+    with _anywhere(alias) as connection:
+        return left.beside(connection, _target(alias), _place(connection))
 
 
 def _place(connection: BaseDatabaseWrapper) -> str:
@@ -167,26 +164,21 @@ def bring_back(
 
 
 def _kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str) -> tuple[str, Remark]:
-    """The database that is the kept state *mark* of *target*, and its remark."""
-    found = left.found(connection)
-    for item in found:
-        if item.name == name_of(Kind.KEPT, mark) and item.remark is not None and _is_of(item, target):
-            return item.name, item.remark
-    raise _not_found(found, alias, target, mark)
-
-
-def _is_of(item: Found, target: str) -> bool:
-    return item.remark is not None and item.remark.of == target
-
-
-def _not_found(found: Sequence[Found], alias: str, target: str, mark: str) -> Exception:
-    for item in found:
-        if item.kind is Kind.LENT and item.remark and item.remark.mark == mark and item.remark.of == target:
-            return SnapshotConnectorError(
+    """The database that is the kept state *mark* of *target*, and its remark. What an undo was lent that is not at work
+    any more is given back for it: whoever asks has the target's lock."""
+    for item in left.found(connection):
+        if item.remark is None or (item.remark.of, item.remark.mark) != (target, mark):
+            continue
+        if item.kind is Kind.LENT and item.in_use:
+            raise SnapshotConnectorError(
                 f"What the restore {mark} has replaced in {alias!r} is {item.name!r} now: an undo that was begun has "
                 "it. Wait until that one has ended."
             )
-    return SnapshotNotFoundError(f"What the restore {mark} has replaced in {alias!r} is not kept any more.")
+        if item.kind is Kind.LENT:
+            _give_back(connection, item.mark)
+        if item.kind is not Kind.NEW:
+            return name_of(Kind.KEPT, mark), item.remark
+    raise SnapshotNotFoundError(f"What the restore {mark} has replaced in {alias!r} is not kept any more.")
 
 
 @dataclass(kw_only=True)

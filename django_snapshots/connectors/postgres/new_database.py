@@ -104,7 +104,8 @@ class NewDatabase:
         with session(self.alias, self.request.label, self._new) as connection:
             if wanted is not None:
                 carried_over = catalog.numbers(connection, self._carried)
-                counts.compare(self.alias, wanted, catalog.row_counts(connection, carried_over))
+                found = catalog.row_counts(connection, carried_over)
+                counts.compare(self.alias, wanted, found, catalog.rerouted(connection))
             counts.compare_large_objects(self.alias, self.source.metadata, catalog.large_objects(connection))
 
     def switch(self) -> None:
@@ -125,7 +126,7 @@ class NewDatabase:
             remark=kept_remark(self.way.target, self._mark, self.request),
             preserve_tables=self.request.preserve_tables,
             carried=self._carried,
-            takes_properties=not self.way.missing,
+            takes_properties=True,
             missing=self.way.missing,
         ).run()
         self._state = "switched"
@@ -196,6 +197,11 @@ class NewDatabase:
         beside.comment(connection, self._new, self._remark().text())
         if not self.way.missing:
             self._rehearse(connection, wanted)
+        elif not self.request.drill:
+            self.request.report(
+                f"The database {self.way.target!r} was missing, and gets the rights that any new one has: every role "
+                "may connect. Rights and settings of the database itself are not in a snapshot."
+            )
 
     def _properties(self, connection: BaseDatabaseWrapper) -> Properties:
         """The target's; where there is none, what the snapshot says, with the role as the owner."""

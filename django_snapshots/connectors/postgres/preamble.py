@@ -11,7 +11,8 @@ _FIRST_ENTRY = re.compile(rb"^-- (Name|Data for Name|TOC entry)", re.MULTILINE)
 
 
 def without_unknown_settings(chunks: Iterator[bytes], known: Collection[str]) -> Iterator[bytes]:
-    """Leave out of a script's preamble the settings that the server, being older than ``pg_dump``, doesn't know."""
+    """Leave out of a script's preamble the settings that the server, being older than ``pg_dump``, doesn't know; and a
+    BEGIN, because whoever runs it has begun."""
     preamble = b""
     for chunk in chunks:
         preamble += chunk
@@ -23,7 +24,7 @@ def without_unknown_settings(chunks: Iterator[bytes], known: Collection[str]) ->
     def known_only(match: re.Match[bytes]) -> bytes:
         return match[0] if match[1].decode() in known else b""
 
-    yield _SETTING.sub(known_only, preamble[:end]) + preamble[end:]
+    yield _SETTING.sub(known_only, preamble[:end]).replace(b"\nBEGIN;\n", b"\n") + preamble[end:]
     yield from chunks
 
 

@@ -14,8 +14,8 @@ from django_snapshots.connectors.postgres.access import connected
 from django_snapshots.connectors.postgres.archive import Contents, Entry, read_contents
 from django_snapshots.connectors.postgres.clients import major_of
 from django_snapshots.connectors.postgres.maintenance import backend_of, session
-from django_snapshots.connectors.postgres.quoting import identifier, literal
-from django_snapshots.connectors.postgres.strategy import Way
+from django_snapshots.connectors.postgres.quoting import identifier
+from django_snapshots.connectors.postgres.strategy import Way, prepared, slots
 from django_snapshots.exceptions import SnapshotError, SnapshotPreflightError
 from django_snapshots.replaced import Finding
 from django_snapshots.sizes import human_size
@@ -127,9 +127,9 @@ def _server(
 def _target(found: Survey, connection: BaseDatabaseWrapper, request: RestoreRequest, way: Way) -> None:
     tables = catalog.find_tables(connection, request.preserve_tables)
     found.stop(_dependents(connection, tables))
-    found.stop(_prepared(connection))
+    found.stop(prepared(connection))
     if way.new_database:
-        found.stop(_bound(connection))
+        found.stop(f"{text} {_INSTEAD}" for text in slots(connection))
         _connected(found, connection, way.target)
         found.warn(_cached_types(connection))
     else:
@@ -264,28 +264,6 @@ def _dependents(connection: BaseDatabaseWrapper, tables: Collection[int]) -> Ite
         yield (
             f"The tables of django_snapshots stay as they are, but there depends on them: {', '.join(names)}. "
             "Drop what depends on them."
-        )
-
-
-def _prepared(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    """They hold locks, outlive every session, and are part of the database as it is."""
-    sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1"
-    if prepared := [gid for (gid,) in catalog.rows(connection, sql)]:
-        statements = "; ".join(f"ROLLBACK PREPARED {literal(gid)}" for gid in prepared)
-        yield (
-            f"The database has prepared transactions: {', '.join(prepared)}. End each by COMMIT PREPARED or ROLLBACK "
-            f"PREPARED, as whoever prepared it or a superuser ({statements})."
-        )
-
-
-def _bound(connection: BaseDatabaseWrapper) -> Iterator[str]:
-    """What is tied to the database itself and keeps it from being renamed or replaced."""
-    sql = "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() ORDER BY 1"
-    if slots := [name for (name,) in catalog.rows(connection, sql)]:
-        statements = "; ".join(f"SELECT pg_drop_replication_slot({literal(name)})" for name in slots)
-        yield (
-            f"The database has replication slots, which would stay with the old one: {', '.join(slots)}. End what "
-            f"reads them and drop them ({statements}). {_INSTEAD}"
         )
 
 

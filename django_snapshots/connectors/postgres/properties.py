@@ -123,12 +123,17 @@ def _settings(connection: BaseDatabaseWrapper, name: str) -> Iterator[Setting]:
 def create(connection: BaseDatabaseWrapper, name: str, properties: Properties) -> None:
     """Create the database *name*, empty, with the owner, the tablespace, the encoding and the locale of *properties*.
 
-    Until it takes another one's place only its owner may connect, and the role that asks.
+    Until it gets its place only its owner may connect, and the role that asks.
     """
     execute(connection, f"CREATE DATABASE {identifier(name)} {' '.join(_options(connection, properties))}")
     execute(connection, f"REVOKE ALL ON DATABASE {identifier(name)} FROM PUBLIC")
     ((user,),) = catalog.rows(connection, "SELECT session_user::text")
     execute(connection, f"GRANT CONNECT ON DATABASE {identifier(name)} TO {identifier(user)}")
+
+
+def give_default_rights(connection: BaseDatabaseWrapper, name: str) -> None:
+    """Give the database *name*, which ``create`` has made, the rights that any new one has."""
+    execute(connection, f"GRANT CONNECT, TEMPORARY ON DATABASE {identifier(name)} TO PUBLIC")
 
 
 def _options(connection: BaseDatabaseWrapper, properties: Properties) -> Iterator[str]:

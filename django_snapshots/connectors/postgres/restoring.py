@@ -13,8 +13,10 @@ from django_snapshots.connectors.postgres import catalog, clearing, counts
 from django_snapshots.connectors.postgres.access import access, connected
 from django_snapshots.connectors.postgres.archive import Contents, Entry, still_to_create
 from django_snapshots.connectors.postgres.transaction import InTransaction
-from django_snapshots.exceptions import SnapshotPreflightError
+from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
 from django_snapshots.transfer import RestoreRequest, Source
+
+_SHOWN = 10
 
 
 class Restoring(InTransaction):
@@ -50,11 +52,13 @@ class Restoring(InTransaction):
 
     def check(self) -> None:
         """Compare the rows of every table, as this transaction sees them, with the manifest's."""
+        self._require_nothing_of_others()
         wanted = counts.exact(self._source.metadata)
         (number,) = self._open_session.ask("SELECT count(*) FROM pg_largeobject_metadata;")
         counts.compare_large_objects(self._alias, self._source.metadata, int(number))
         if wanted is not None:
-            counts.compare(self._alias, wanted, self._count())
+            rerouted = catalog.decoded("".join(self._open_session.ask(f"{catalog.REROUTED};")) or "null")
+            counts.compare(self._alias, wanted, self._count(), rerouted)
 
     def _clear(self, kept: Mapping[int, str]) -> None:
         """Remove what is there; check that no CASCADE took anything that was to stay."""
@@ -66,6 +70,22 @@ class Restoring(InTransaction):
                 f"{self._alias!r} can't be restored: {', '.join(kept.values()) or 'an extension'} depends on something "
                 "that is to be replaced, such as a type, a function or a table. Remove that dependency. "
                 "Nothing was changed."
+            )
+
+    def _require_nothing_of_others(self) -> None:
+        """What others have made since the database was cleared says nothing of the snapshot, and is not to be lost."""
+        sql = f"""
+            SELECT json_agg(name) FROM (
+                SELECT name FROM ({catalog.COUNTED_TABLES} AND c.xmin <> pg_current_xact_id()::xid) t
+                WHERE oid <> ALL(:'kept'::oid[])
+                UNION ALL
+                SELECT 'large object ' || oid FROM pg_largeobject_metadata WHERE xmin <> pg_current_xact_id()::xid
+            ) made;
+        """  # noqa: S608 - made of constants
+        if made := catalog.decoded("".join(self._open_session.ask(sql)) or "null"):
+            raise SnapshotConnectorError(
+                f"Somebody else has made {', '.join(sorted(made)[:_SHOWN])} in {self._alias!r} while it was restored. "
+                "Nothing was changed; begin again."
             )
 
     def _report_extensions(self, installed: Mapping[str, str]) -> None:

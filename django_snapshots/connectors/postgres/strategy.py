@@ -13,6 +13,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django_snapshots.connectors.postgres import catalog, properties
 from django_snapshots.connectors.postgres.access import MAINTENANCE, connected, exists
 from django_snapshots.connectors.postgres.maintenance import backend_of, session
+from django_snapshots.connectors.postgres.quoting import literal
 from django_snapshots.exceptions import SnapshotConnectorError
 
 Strategy = Literal["auto", "new-database", "transaction"]
@@ -40,13 +41,28 @@ def choose(alias: str, strategy: Strategy, *, drill: bool, label: str) -> Way:
     if drill:
         against = tuple(_server(alias, label))
         return Way(new_database=True, against=against, target=_settings_name(alias), missing=True)
-    missing = not exists(alias)
-    target = _settings_name(alias) if missing else _name(alias)
+    target, missing = _place(alias)
     if strategy == "transaction":
         return Way(new_database=False, against=(), target=target, missing=missing)
     against = (*_server(alias, label), *(() if missing else _target(alias, target)))
     wanted = strategy == "new-database" or not against
     return Way(new_database=wanted, against=against, target=target, missing=missing)
+
+
+def way_back(alias: str, label: str) -> Way:
+    """How what a restore of *alias* has replaced takes its place again: nothing is created, two databases are renamed.
+
+    No preflight of a restore comes before it, so what stops that whichever way is taken speaks against this, too.
+    """
+    target, missing = _place(alias)
+    against = (*_server(alias, label), *(() if missing else _target(alias, target, back=True)))
+    return Way(new_database=True, against=against, target=target, missing=missing)
+
+
+def _place(alias: str) -> tuple[str, bool]:
+    """The name of the target's database, and whether it is missing."""
+    missing = not exists(alias)
+    return (_settings_name(alias) if missing else _name(alias)), missing
 
 
 def _settings_name(alias: str) -> str:
@@ -82,8 +98,8 @@ def _server_rights(connection: BaseDatabaseWrapper) -> Iterator[str]:
         yield "The alias goes through a pooler; name the server itself."
 
 
-def _target(alias: str, target: str) -> Iterator[str]:
-    """What is in the way with the database that is there."""
+def _target(alias: str, target: str, *, back: bool = False) -> Iterator[str]:
+    """What is in the way with the database that is there, of a new one or, on the way *back*, of the renames alone."""
     if target == MAINTENANCE:
         yield f"The database {MAINTENANCE!r} is the one that a rename is made from; use another one for the project."
         return
@@ -97,6 +113,11 @@ def _target(alias: str, target: str) -> Iterator[str]:
         yield from _subscriptions(connection)
         if not superuser:
             yield from _ownership(connection, role, version)
+        if back:
+            yield from prepared(connection)
+            yield from slots(connection)
+        elif not superuser:
+            yield from _tablespace(connection, role)
             yield from _extensions(connection)
             yield from _event_triggers(connection)
             yield from _settings(connection, target, role)
@@ -105,15 +126,21 @@ def _target(alias: str, target: str) -> Iterator[str]:
 
 def _ownership(connection: BaseDatabaseWrapper, role: str, version: int) -> Iterator[str]:
     sql = """
-        SELECT quote_ident(datname), quote_ident(pg_get_userbyid(datdba)), pg_has_role(datdba, %s),
-            dattablespace = (SELECT dattablespace FROM pg_database WHERE datname = 'template0')
-            OR has_tablespace_privilege(dattablespace, 'CREATE')
+        SELECT quote_ident(pg_get_userbyid(datdba)), pg_has_role(datdba, %s)
         FROM pg_database WHERE datname = current_database()
     """
-    ((name, owner, member, may),) = catalog.rows(connection, sql, ["SET" if version >= 160000 else "MEMBER"])
+    ((owner, member),) = catalog.rows(connection, sql, ["SET" if version >= 160000 else "MEMBER"])
     if not member:
         yield f"The role {role} is not the owner of the database: GRANT {owner} TO {role}."
-    if not may:
+
+
+def _tablespace(connection: BaseDatabaseWrapper, role: str) -> Iterator[str]:
+    sql = """
+        SELECT quote_ident(datname) FROM pg_database WHERE datname = current_database()
+            AND dattablespace <> (SELECT dattablespace FROM pg_database WHERE datname = 'template0')
+            AND NOT has_tablespace_privilege(dattablespace, 'CREATE')
+    """
+    for (name,) in catalog.rows(connection, sql):
         yield f"The role {role} may not create a database in the tablespace of {name}: GRANT CREATE ON TABLESPACE."
 
 
@@ -177,3 +204,25 @@ def _subscriptions(connection: BaseDatabaseWrapper) -> Iterator[str]:
     """
     if names := [name for (name,) in catalog.rows(connection, sql)]:
         yield f"The subscriptions {', '.join(names)} belong to the database and would stay with the old one."
+
+
+def prepared(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """They hold locks, outlive every session, and are part of the database as it is, which can't be renamed."""
+    sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY 1"
+    if names := [gid for (gid,) in catalog.rows(connection, sql)]:
+        statements = "; ".join(f"ROLLBACK PREPARED {literal(gid)}" for gid in names)
+        yield (
+            f"The database has prepared transactions: {', '.join(names)}. End each by COMMIT PREPARED or ROLLBACK "
+            f"PREPARED, as whoever prepared it or a superuser ({statements})."
+        )
+
+
+def slots(connection: BaseDatabaseWrapper) -> Iterator[str]:
+    """What is tied to the database itself and keeps it from being renamed or replaced."""
+    sql = "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() ORDER BY 1"
+    if names := [name for (name,) in catalog.rows(connection, sql)]:
+        statements = "; ".join(f"SELECT pg_drop_replication_slot({literal(name)})" for name in names)
+        yield (
+            f"The database has replication slots, which would stay with the old one: {', '.join(names)}. End what "
+            f"reads them and drop them ({statements})."
+        )

@@ -9,6 +9,7 @@ number is noted where it is durable; so after a death at that very moment the se
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import time
 from collections.abc import Collection, Iterable
@@ -28,9 +29,10 @@ from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
 LOCK_TIMEOUT_SECONDS = 60
 """How long a restore waits for each table that somebody else uses."""
 
+# READ COMMITTED, whatever the default is: else rows that are committed while a LOCK waits are not seen, and stay.
 # A server that is busy looks for a vanished client only if it is told to, and that works on Linux.
 _OPENING = """\\encoding UTF8
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET LOCAL client_min_messages = warning;
 SELECT set_config(name, '0', true) FROM pg_settings
 WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout') \\g /dev/null
@@ -39,6 +41,10 @@ WHERE current_setting('synchronous_commit') IN ('off', 'local') \\g /dev/null
 SELECT set_config('client_connection_check_interval', '5s', true) WHERE version() LIKE '%linux%' \\g /dev/null
 SET LOCAL search_path = pg_catalog, pg_temp;
 """
+
+# The end of what pg_restore --single-transaction writes, and more bytes than it has.
+_COMMIT = re.compile(rb"\nCOMMIT;\n(?=(?:\n|--[^\n]*\n|\\unrestrict [^\n]*\n)*\Z)")
+_END_BYTES = 4096
 
 
 class InTransaction:
@@ -149,13 +155,17 @@ class InTransaction:
             listing = directory / "contents.list"
             listing.write_text("".join(f"{number};\n" for number in numbers))
             program = str(self._contents.clients.program("pg_restore"))
-            argv = [program, "--file=-", f"--use-list={listing}", *options]
+            # Else the script has a COMMIT of its own in the middle, behind the large objects; so it has one at its end.
+            argv = [program, "--file=-", "--single-transaction", f"--use-list={listing}", *options]
             with (
                 self._request.processes.start(argv, stdin=subprocess.PIPE, env={"PG_COLOR": "never"}) as tool,
                 Feeder(tool, self._source.open(), to_the_end=True) as feeder,
             ):
+                end = b""
                 for chunk in without_unknown_settings(tool.chunks(), settings):
-                    self._run(chunk)
+                    piece, end = (end + chunk)[:-_END_BYTES], (end + chunk)[-_END_BYTES:]
+                    if piece:
+                        self._run(piece)
                 status = tool.wait()
                 feeder.finish()
                 if self._request.processes.ended:
@@ -165,6 +175,12 @@ class InTransaction:
                         f"{self._source.filename} for {self._alias!r} can't be read: {tool.explain()}. "
                         "Nothing was changed."
                     )
+            if _COMMIT.search(end) is None:
+                raise SnapshotConnectorError(
+                    f"{program} has written no COMMIT at the end of the script for {self._alias!r}, so where its "
+                    "transaction ends is not known. Nothing was changed. Use another version of PostgreSQL's programs."
+                )
+            self._run(_COMMIT.sub(b"\n", end))
             self._run(b"")
 
     def _run(self, script: bytes) -> None:
