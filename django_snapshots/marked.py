@@ -37,10 +37,10 @@ from pathlib import Path
 from typing import Any
 
 from django_snapshots.exceptions import (
+    SnapshotArtifactError,
     SnapshotBusyError,
     SnapshotConfigurationError,
     SnapshotError,
-    SnapshotIntegrityError,
     SnapshotNotFoundError,
     SnapshotPreflightError,
 )
@@ -258,7 +258,7 @@ class Marked:
         sync(self.shelf.parent)
 
     def read_record(self) -> dict[str, Any]:
-        """What ``write_record`` wrote. Raises ``SnapshotIntegrityError`` if that can't be read."""
+        """What ``write_record`` wrote. Raises ``SnapshotArtifactError`` if that can't be read."""
         return read_record(self.path)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
@@ -299,7 +299,8 @@ class Marked:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The record in *directory*. Raises ``SnapshotIntegrityError`` if it is missing or is not what we write."""
+    """The record in *directory*. Raises ``SnapshotArtifactError`` if it is missing or is not what we write: that says
+    nothing of the snapshot which is being restored."""
     try:
         descriptor = os.open(directory / _RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
@@ -309,7 +310,7 @@ def read_record(directory: Path) -> dict[str, Any]:
         if not isinstance(record, dict) or not isinstance(record.get("about", {}), dict):
             raise ValueError("it is not a record of a restore")  # noqa: TRY004
     except (OSError, ValueError, RecursionError) as error:
-        raise SnapshotIntegrityError(
+        raise SnapshotArtifactError(
             f"The record in {directory} can't be read ({error}), so nothing is done with what is kept there. "
             "It may be a state that a restore replaced; look at it by hand."
         ) from error

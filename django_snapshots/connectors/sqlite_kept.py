@@ -43,6 +43,7 @@ from django_snapshots.connectors import sqlite_files as files
 from django_snapshots.connectors import sqlite_labels as labels
 from django_snapshots.connectors.sqlite_files import Patience, Place, explained
 from django_snapshots.exceptions import (
+    SnapshotArtifactError,
     SnapshotBusyError,
     SnapshotConnectorError,
     SnapshotError,
@@ -160,7 +161,7 @@ def _keep(marked: Marked) -> None:
     """Call it kept; the state that was brought back from another directory is in place now and goes there."""
     try:
         record = marked.read_record()
-    except SnapshotIntegrityError:
+    except SnapshotArtifactError:
         record = {}
     if record:
         marked.write_record(kept_now(record))
