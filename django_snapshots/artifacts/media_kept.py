@@ -236,8 +236,8 @@ def require_whole(root: Path) -> None:
             if not is_switched(directory, read_record(directory)):
                 raise SnapshotBusyError(
                     f"The restore {mark} of {root} has stopped in the middle and is not settled yet; the next sweep, "
-                    "or manage.py snapshots sweep, does that. Then try again. What it was to replace is in "
-                    f"{directory / OLD}."
+                    "or manage.py snapshots sweep, does that; with --without-journal also where its run has been given "
+                    f"up. Then try again. What it was to replace is in {directory / OLD}."
                 )
 
 

@@ -25,7 +25,7 @@ from django_snapshots.execution.inline import (
 from django_snapshots.execution.leftovers import settle_without_journal
 from django_snapshots.execution.operations import delete_snapshot, plan_prune
 from django_snapshots.execution.pins import pin_snapshot, unpin_snapshot
-from django_snapshots.execution.place import list_entries
+from django_snapshots.execution.place import has_journal, list_entries, told_without_locks
 from django_snapshots.execution.restoring import meet_derived_aliases, preflight, undo_states
 from django_snapshots.execution.work import work
 
@@ -39,6 +39,7 @@ __all__ = [
     "explained",
     "finish",
     "give_up_run",
+    "has_journal",
     "launch",
     "list_entries",
     "list_snapshots",
@@ -54,6 +55,7 @@ __all__ = [
     "run_request",
     "settle_dead",
     "settle_without_journal",
+    "told_without_locks",
     "undo_restore",
     "undo_states",
     "unpin_snapshot",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from django_snapshots.execution.begin import launch, settle_dead
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import finish, outcome
 from django_snapshots.execution.hooks import Hooks
-from django_snapshots.execution.place import list_entries
+from django_snapshots.execution.place import list_entries, told_without_locks
 from django_snapshots.execution.without_journal import request_without_journal
 from django_snapshots.execution.work import work
 from django_snapshots.manifest import Snapshot
@@ -26,6 +27,8 @@ from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
 from django_snapshots.plan import PlannedStep, Request
 from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.storage.protocols import SnapshotStorage
+
+logger = logging.getLogger("django_snapshots")
 
 _POLL_SECONDS = 0.5
 
@@ -185,6 +188,9 @@ def run_request(
     request = replace(request, granted=kind in runs.SETTLED)
     if runs.available():
         return run_inline(kind, request, requester=requester, hooks=hooks)
+    # Not refused: a restore on a machine where nothing answers, or of the journal's own database, goes on without it.
+    for sentence in told_without_locks(get_settings()):
+        logger.warning("%s", sentence)
     try:
         return request_without_journal(kind, request, hooks or Hooks())
     except SnapshotError:

@@ -33,9 +33,10 @@ def settle_leftovers(settings: Settings) -> list[str]:
 
 
 def settle_without_journal(settings: Settings) -> list[str]:
-    """Settle everything that no process which is alive works with, where no journal tells whose it is.
+    """Settle everything that no process which is alive works with, whatever the journal says of whose it is.
 
-    For a machine without a journal, whose operator knows that no restore is at work.
+    For an operator who knows that no restore is at work: on a machine without a journal, while that is away, or where
+    it doesn't know the restore. A target that a run has locked stays as it is.
     """
     return [item.place for kind, subject, item in _unsettled(settings) if _settled(kind, subject, item)]
 

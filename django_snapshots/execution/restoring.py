@@ -28,6 +28,7 @@ from django_snapshots.exceptions import SnapshotError
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.expiry import expire, forget_copies
 from django_snapshots.execution.ledger import Ledger
+from django_snapshots.execution.place import told_without_locks
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import Kind
 from django_snapshots.plan import Request
@@ -229,7 +230,8 @@ def preflight(settings: Settings, request: Request) -> dict[str, Any]:
     even that can be told."""
     with Processes() as processes:
         attempt = restoring.RestoreAttempt(request=request, processes=processes, preserve_tables=runs.tables())
-        return restoring.look(settings, attempt).to_json()
+        report = restoring.look(settings, attempt).to_json()
+    return {**report, "warnings": [*report["warnings"], *told_without_locks(settings)]}
 
 
 def meet_derived_aliases() -> None:

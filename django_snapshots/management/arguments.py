@@ -180,7 +180,14 @@ def _add_cancel(commands: Any) -> ArgumentParser:
 
 def _add_sweep(commands: Any) -> ArgumentParser:
     sweep = _command(commands, "sweep", "end or begin again what dead workers held")
-    sweep.add_argument("--collect", action="store_true", help="also remove what nobody needs from the storage")
+    what = sweep.add_mutually_exclusive_group()
+    what.add_argument("--collect", action="store_true", help="also remove what nobody needs from the storage")
+    what.add_argument(
+        "--without-journal",
+        action="store_true",
+        help="only settle what restores have left in the middle, whether or not the journal knows of them or answers; "
+        "when you know that none is at work",
+    )
     return sweep
 
 

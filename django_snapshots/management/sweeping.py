@@ -86,10 +86,10 @@ def show(screen: Screen, done: dict[str, Any]) -> None:
 
 
 def show_settled(screen: Screen, places: list[str]) -> None:
-    """What was settled where there is no journal."""
+    """What was settled without the journal."""
     for place in places:
         screen.say(f"  settled {place}")
-    screen.good(f"There is no journal. Settled: what {len(places)} restores had left in the middle.")
+    screen.good(f"Without the journal. Settled: what {len(places)} restores had left in the middle.")
 
 
 def _sum(done: dict[str, Any]) -> str:

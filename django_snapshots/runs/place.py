@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -25,6 +26,13 @@ def tables() -> frozenset[str]:
 
 def available() -> bool:
     """Whether the journal can be written: its database answers and its tables are there."""
+    with contextlib.suppress(DatabaseError):
+        return is_there()
+    return False
+
+
+def is_there() -> bool:
+    """Whether the journal's tables are there. Raises ``django.db.Error`` where its database doesn't answer."""
     try:
         connection = connections[alias()]
         if connection.connection is not None and not connection.in_atomic_block and not connection.is_usable():
@@ -32,7 +40,7 @@ def available() -> bool:
             connection.close()
         with connection.cursor() as cursor:
             return tables() <= set(connection.introspection.table_names(cursor))
-    except (DatabaseError, ImproperlyConfigured):
+    except ImproperlyConfigured:
         return False
 
 

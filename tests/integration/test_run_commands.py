@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
+from tests.integration.conftest import entry
+from tests.integration.media_attempt import attempt
 from tests.integration.sqlite_projects import query, sqlite_project
 from tests.integration.test_commands import at_work, fails, ok, told
+from tests.integration.test_media_switch import NEW
 from tests.projects import ROOT, Project, WorkerProcess, wait_until
 
 SLEEPING = "tests.integration.test_inline.SleepingConnector"
@@ -118,6 +122,72 @@ def test_without_a_journal_runs_can_not_be_looked_at(project):
     for command in (["status"], ["cancel", "0" * 32]):
         fails(project, 1, *command, words=["The journal can't be used"])
     assert told(project, "sweep") == {"settled": []}
+
+
+RESTORE = f"{'5' * 32}_1_0"
+
+
+def left_in_the_middle(project: Project) -> list[Path]:
+    """What a restore of media was building, of which no journal knows, when it was killed."""
+    archive = project.directory / "media.tar"
+    archive.write_bytes(NEW)
+    with attempt(project.media, "restore", archive, RESTORE, "prepared", signal.SIGKILL, "exchange") as child:
+        assert child.wait(60) == -signal.SIGKILL
+    return list(project.directory.glob(f".django-snapshots-*{RESTORE}"))
+
+
+@pytest.mark.parametrize("engine", ["postgres", "mariadb"])
+def test_a_sweep_tells_a_journal_that_is_away_from_one_that_is_not_there(
+    project: Project, engine: str, request: pytest.FixtureRequest
+) -> None:
+    project.snapshots["ARTIFACTS"] = ["media"]
+    there = entry(request.getfixturevalue(f"make_{engine}")())
+    away = {**there, "HOST": str(project.directory / "nobody")}
+    (left,) = left_in_the_middle(project)
+    project.databases["default"] = away
+    fails(project, 1, "sweep", words=["'default' does not answer", "Nothing was swept", "sweep --without-journal"])
+    fails(project, 1, "sweep", "--collect", words=["'default' does not answer"])
+    assert left.exists()
+    assert told(project, "sweep", "--without-journal") == {"settled": [f"directory {left}"]}
+    assert not left.exists()
+    left_in_the_middle(project)
+    project.databases["default"] = {**there, "NAME": "never_made"}
+    assert told(project, "sweep") == {"settled": [f"directory {left}"]}
+
+
+def test_whoever_restores_while_the_journal_is_away_is_told_that_nothing_is_locked(project: Project) -> None:
+    project.call("django_snapshots.create_snapshot('before', artifacts=['media'])")
+    (project.media / "late").write_text("late")
+    arguments = ["restore", "before", "--artifact", "media"]
+    assert told(project, *arguments, "--check")["warnings"] == []
+    project.databases["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "shop",
+        "HOST": str(project.directory),
+        "USER": "nobody",
+        "PASSWORD": "hunter2",
+    }
+    (warning,) = told(project, *arguments, "--check")["warnings"]
+    assert "'default' does not answer" in warning
+    assert "nothing is locked" in warning
+    done = project.manage("snapshots", *arguments, "--no-input", "--confirm", str(project.media))
+    assert done.returncode == 0, done.stderr
+    assert "nothing is locked" in done.stderr
+    assert "hunter2" not in warning + done.stderr
+    assert not (project.media / "late").exists()
+    done = project.manage("snapshots", "undo", "--artifact", "media", "--no-input")
+    assert "nothing is locked" in done.stderr
+
+
+def test_what_no_journal_knows_is_settled_on_demand(project: Project) -> None:
+    (left,) = left_in_the_middle(project)
+    assert "removed" in told(project, "sweep", "--collect")
+    assert left.exists()
+    at_work(project, "restore", "media", f"media:{project.media}", exclusive=True)
+    assert told(project, "sweep", "--without-journal") == {"settled": []}
+    query(project, "default", "DELETE FROM django_snapshots_lock")
+    assert told(project, "sweep", "--without-journal") == {"settled": [f"directory {left}"]}
+    assert "what 0 restores had left" in ok(project, "sweep", "--without-journal")
 
 
 # Cancel

@@ -121,6 +121,8 @@ class Command(BaseCommand):
         request = Request.from_json(data)
         run, states = execution.undo_states(settings, request)
         targets, confirmed = undoing.targets(settings, states), list(request.confirm)
+        for sentence in execution.told_without_locks(settings):
+            self.stderr.write(self.style.WARNING(sentence))
         if not options["no_input"] and options["format"] == "text":
             self.screen.kept(states)
             confirmed += ask.confirm_undo(self.screen.warn, run, targets, confirmed)
@@ -235,12 +237,22 @@ class Command(BaseCommand):
         """Look after the journal, and the storage if asked to."""
         from django_snapshots.management import sweeping  # needs Celery
 
-        if not runs.available():
+        if options["without_journal"] or not self._has_journal():
             places = execution.settle_without_journal(get_settings())
             self._answer(options, {"settled": places}, lambda: sweeping.show_settled(self.screen, places))
             return
         done = sweeping.sweep(collect=options["collect"])
         self._answer(options, done, lambda: sweeping.show(self.screen, done))
+
+    def _has_journal(self) -> bool:
+        """Raises ``SnapshotError`` where that isn't known: who works with what stands in the journal alone."""
+        try:
+            return execution.has_journal(get_settings())
+        except SnapshotError as error:
+            raise SnapshotError(
+                f"{error} Nothing was swept; the next sweep does it when it answers again. `manage.py snapshots sweep "
+                "--without-journal` settles what restores have left, if you know that none is at work."
+            ) from error
 
     # Answers
 
