@@ -1,8 +1,10 @@
 """When what restores have replaced goes: after its time, or when two newer states of its target are kept.
 
 So the last restore can be undone, and that undo, too. Whoever collects garbage does it, and whoever has ended a
-restore. Nothing is removed while a run works with the target, and no run begins to while it is removed: whoever removes
-has the target's lock, under a run of its own.
+restore. That something is too old is believed only of a clock with which that of the journal's database agrees, and
+what is dated later than now stays: no clock that is wrong removes the way back. Nothing is removed while a run works
+with the target, and no run begins to while it is removed: whoever removes has the target's lock, under a run of its
+own.
 
 Who can die when, and what then holds: dies whoever removes, its lock goes with its run; what is left of a state that
 was half removed has a name by which the next one finishes that (``KeepsReplaced.remove``).
@@ -24,7 +26,9 @@ from django_snapshots.backup import utc_now
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import Settings
 from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.manifest import to_iso
 from django_snapshots.redaction import redact
+from django_snapshots.retention import CLOCK_SKEW
 from django_snapshots.undo import Kept
 
 logger = logging.getLogger("django_snapshots")
@@ -60,13 +64,32 @@ def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
     # replaced.
     states = undoing.kept_states(settings)
     idle = runs.changed_nothing({uuid.UUID(item.run) for item in states}) if runs.available() else set()
+    by_age = _is_right(now)
     seen: dict[tuple[str, str, bool, tuple[str, ...]], int] = {}
     for item in states:
         nothing_lost = item.taken_back or uuid.UUID(item.run) in idle
         target = (item.type, item.subject, nothing_lost, tuple(sorted(item.tables)))
         seen[target] = seen.get(target, 0) + 1
-        if seen[target] > GENERATIONS or (item.expires_at is not None and item.expires_at < now):
+        too_old = by_age and item.expires_at is not None and item.expires_at < now
+        later = item.replaced_at is not None and item.replaced_at > now + CLOCK_SKEW
+        if (too_old or seen[target] > GENERATIONS) and not later:
             yield item
+
+
+def _is_right(now: datetime) -> bool:
+    """Whether *now*, by this host's clock, is what the clock of the journal's database says, too."""
+    if not runs.available():
+        return True
+    there = runs.database_time()
+    if abs(there - now) <= CLOCK_SKEW:
+        return True
+    logger.warning(
+        "Nothing that restores have kept is removed for its age: it is %s here and %s at the journal's database. One "
+        "of the two clocks is wrong.",
+        to_iso(now),
+        to_iso(there),
+    )
+    return False
 
 
 def _removed(settings: Settings, item: Kept, run: uuid.UUID | None) -> bool:

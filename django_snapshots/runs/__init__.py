@@ -77,6 +77,7 @@ from django_snapshots.runs.steps import (
 )
 from django_snapshots.runs.sweep import (
     Swept,
+    database_time,
     end_dead,
     is_collection_due,
     is_due,
@@ -115,6 +116,7 @@ __all__ = [
     "close_the_way_back",
     "close_the_way_back_of_step",
     "complete",
+    "database_time",
     "dead_steps",
     "describe",
     "drop",

@@ -9,11 +9,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.db import connections
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 
 from django_snapshots.conf import get_limits
 from django_snapshots.exceptions import SnapshotError
@@ -59,6 +61,17 @@ def since_sweep() -> float | None:
     if times is None or times["swept_at"] is None:
         return None
     return max(0.0, (times["now"] - times["swept_at"]).total_seconds())
+
+
+def database_time() -> datetime:
+    """What the database's clock says now; aware."""
+    rows = Housekeeping.objects.using(alias())
+    rows.get_or_create(pk=1)
+    moment: datetime = rows.annotate(now=DatabaseNow()).values_list("now", flat=True).get(pk=1)
+    if not timezone.is_naive(moment):
+        return moment
+    # Without USE_TZ PostgreSQL answers in the project's time zone; the others are asked for UTC.
+    return timezone.make_aware(moment, None if connections[alias()].vendor == "postgresql" else UTC)
 
 
 def is_late() -> bool:

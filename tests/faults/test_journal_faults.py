@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from zoneinfo import ZoneInfo
 
@@ -114,6 +114,15 @@ def test_a_project_without_time_zones_has_a_journal(journal, storage, settings):
     step = Step.objects.using(journal).get()
     assert step.state == State.SUCCEEDED
     assert step.moment == timezone.make_naive(taken.created_at, ZoneInfo("Asia/Tokyo"))
+
+
+@pytest.mark.parametrize("zones", [True, False])
+def test_the_time_of_the_database_is_that_of_its_host(journal, settings, zones):
+    settings.USE_TZ, settings.TIME_ZONE = zones, "Asia/Tokyo"
+    connections[journal].close()
+    there = runs.database_time()
+    connections[journal].close()
+    assert abs(there - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("journal", ["postgres", "mariadb"], indirect=True)

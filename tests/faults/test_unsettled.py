@@ -143,6 +143,34 @@ def test_the_cause_is_what_is_known(error, words):
 # What is removed
 
 
+def a_month_later(monkeypatch, *, journal=True):
+    """Everybody's clock, or all but that of the *journal*'s database."""
+    monkeypatch.setattr(expiry, "utc_now", lambda: timezone.now() + timedelta(days=30))
+    if journal:
+        monkeypatch.setattr(runs, "database_time", lambda: timezone.now() + timedelta(days=30))
+
+
+def test_a_clock_that_is_wrong_removes_nothing(media, monkeypatch, caplog):
+    restored(media)
+    before = kept_states(get_settings())
+    a_month_later(monkeypatch, journal=False)
+    assert execution.collect() == []
+    assert "One of the two clocks is wrong" in caplog.text
+    assert kept_states(get_settings()) == before
+
+
+def test_what_is_dated_later_than_now_stays(media, monkeypatch):
+    for _ in range(2):
+        restored(media)
+    states = kept_states(get_settings())
+    monkeypatch.setattr(expiry, "GENERATIONS", 0)
+    assert len(expiry.superfluous(get_settings())) == 2
+    real = expiry.utc_now
+    monkeypatch.setattr(expiry, "utc_now", lambda: real() - timedelta(days=1))
+    assert expiry.superfluous(get_settings()) == []
+    assert kept_states(get_settings()) == states
+
+
 def test_a_state_that_is_being_removed_is_nobodys_to_undo(media, monkeypatch):
     run = restored(media)
     (state,) = kept_states(get_settings())
@@ -156,7 +184,7 @@ def test_a_state_that_is_being_removed_is_nobodys_to_undo(media, monkeypatch):
         kind.remove(subject, mark)
 
     monkeypatch.setattr(expiry, "remove_of", remove)
-    monkeypatch.setattr(expiry, "utc_now", lambda: timezone.now() + timedelta(days=30))
+    a_month_later(monkeypatch)
     removed = execution.collect()
     assert state.place in removed
     assert "is in use by prune run" in met[0]
@@ -175,7 +203,7 @@ def test_what_an_undo_has_in_its_hands_is_not_removed(media, monkeypatch):
     run = restored(media)
     wanted, _ = runs.begin(Kind.UNDO, Request(undo=run.hex, confirm=(str(media),)))
     (step,) = execution.launch(wanted)
-    monkeypatch.setattr(expiry, "utc_now", lambda: timezone.now() + timedelta(days=30))
+    a_month_later(monkeypatch)
     assert execution.collect() == []
     execution.work(step.pk)
     execution.finish(wanted.pk)
