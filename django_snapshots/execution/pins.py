@@ -2,6 +2,9 @@
 
 A delete takes its lock and then looks for a pin; whoever pins writes the pin and then looks for that lock. So one of
 the two sees the other, whatever the order: a pin that is reported as done holds.
+
+A storage of the basic tier replaces nothing: there the old pin would have to go before the new one comes, and a prune
+that looks in between would delete the snapshot. So there a pin that is there stays.
 """
 
 from __future__ import annotations
@@ -11,19 +14,26 @@ from typing import Any
 from django_snapshots import runs
 from django_snapshots.catalog import Catalog
 from django_snapshots.conf import get_settings
-from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotPinnedError
+from django_snapshots.storage.protocols import AdvancedSnapshotStorage
 
 
 def pin_snapshot(name: str, *, reason: str = "", by: str = "") -> dict[str, Any]:
     """Pin the snapshot called *name*: no prune and no delete removes it until it is unpinned.
 
     *reason* and *by*, who asks, are shown with it. Pinned again, it has the new reason. Returns the pin as plain JSON.
-    Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while the snapshot is being deleted, and refuses one whose
-    manifest can't be read.
+    Raises ``SnapshotNotFoundError``, ``SnapshotBusyError`` while the snapshot is being deleted, ``SnapshotPinnedError``
+    for one that is pinned in a storage of the basic tier, and refuses one whose manifest can't be read.
     """
     catalog = Catalog(get_settings().storage)
     snapshot = catalog.get(name)
     before = catalog.pin(snapshot)
+    if before is not None and not isinstance(catalog.storage, AdvancedSnapshotStorage):
+        raise SnapshotPinnedError(
+            f"{name!r} is pinned already, and stays so: its storage is of the basic tier, which can't replace a pin. "
+            f"To give it another reason, unpin it first (`manage.py snapshots unpin {name}`); until it is pinned "
+            "again, a prune may delete it."
+        )
     pin = catalog.write_pin(snapshot, reason=reason, by=by)
     try:
         if runs.available():

@@ -21,7 +21,7 @@ EXIT_CODES: tuple[tuple[type[SnapshotError], int, str], ...] = (
     (SnapshotNotFoundError, 3, "there is no such snapshot or run"),
     (SnapshotBusyError, 7, "another run is in the way"),
     (SnapshotCancelled, 8, "the run was cancelled"),
-    (SnapshotPinnedError, 9, "the snapshot is pinned, and was not deleted"),
+    (SnapshotPinnedError, 9, "the snapshot is pinned, which is in the way; it was not touched"),
     (SnapshotConfigurationError, 2, "the settings or the arguments can't work"),
     (SnapshotError, 1, "it failed"),
 )

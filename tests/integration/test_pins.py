@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from django.core.files.storage import FileSystemStorage
 from django.test import Client
 
-from django_snapshots import LocalFileSystemBackend, pin_snapshot, runs, unpin_snapshot
+from django_snapshots import DjangoStorageBackend, LocalFileSystemBackend, pin_snapshot, runs, unpin_snapshot
 from django_snapshots.catalog import Catalog
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotNotFoundError, SnapshotPinnedError
 from django_snapshots.models import Kind, Lock, Run, State
@@ -81,6 +82,31 @@ def test_a_pin_that_comes_after_the_plan_is_seen(tmp_path):
     (kept,) = (item for item in report.kept if item.name == "s0")
     assert "pinned: just now" in kept.reasons[0]
     assert catalog.exists("s0")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_pin_that_can_not_be_replaced_is_never_gone(damaged: bool, tmp_path, settings, monkeypatch) -> None:
+    """A prune between the delete of the old one and the writing of the new one would find none."""
+    place = DjangoStorageBackend(storage=FileSystemStorage(location=tmp_path))
+    catalog, snapshot = Catalog(place), published(place)
+    settings.SNAPSHOTS = {"STORAGE": place}
+    monkeypatch.setattr(runs, "available", lambda: False)
+    pin_snapshot("nightly", reason="audit")
+    if damaged:
+        (tmp_path / "nightly" / "pin.json").write_bytes(b"torn")
+    before, gone, delete = catalog.pin(snapshot), [], place.delete
+
+    def watched(path: str) -> None:
+        delete(path)
+        gone.append(path)
+
+    monkeypatch.setattr(place, "delete", watched)
+    with pytest.raises(SnapshotPinnedError, match=r"'nightly' is pinned already.*snapshots unpin nightly"):
+        pin_snapshot("nightly", reason="another")
+    assert gone == []
+    assert catalog.pin(snapshot) == before
+    unpin_snapshot("nightly")
+    assert pin_snapshot("nightly", reason="another")["pinned"]["reason"] == "another"
 
 
 # The command
