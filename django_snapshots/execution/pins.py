@@ -31,8 +31,8 @@ def pin_snapshot(name: str, *, reason: str = "", by: str = "") -> dict[str, Any]
     if before is not None and not isinstance(catalog.storage, AdvancedSnapshotStorage):
         raise SnapshotPinnedError(
             f"{name!r} is pinned already, and stays so: its storage is of the basic tier, which can't replace a pin. "
-            f"To give it another reason, unpin it first (`manage.py snapshots unpin {name}`); until it is pinned again, a "
-            "prune may delete it."
+            f"To give it another reason, unpin it first (`manage.py snapshots unpin {name}`); until it is pinned "
+            "again, a prune may delete it."
         )
     pin = catalog.write_pin(snapshot, reason=reason, by=by)
     try:

@@ -278,7 +278,8 @@ def test_without_a_journal_a_foreign_error_is_explained_and_holds_no_secret(stor
     def away(path):
         raise ConnectionResetError("https://user:hidden@bucket reset")
 
-    monkeypatch.setattr(runs, "available", lambda: False)
+    for look in ("available", "is_there"):
+        monkeypatch.setattr(runs, look, lambda: False)
     monkeypatch.setattr(storage, "stream_read", away)
     with pytest.raises(SnapshotError, match="bucket reset") as caught:
         create_snapshot("away")
