@@ -591,6 +591,42 @@ def test_a_database_that_is_missing(
             cursor.execute("DROP DATABASE IF EXISTS test_postgres_missing WITH (FORCE)")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"locale": {"provider": "x"}},
+        {"locale": {"provider": "i"}},
+        {"locale": {"encoding": ["UTF8"]}},
+        {"locale": "C"},
+        {"row_counts": ["public.shop"]},
+        {"row_counts": {"public.shop": "many"}},
+        {"extensions": ["plpgsql"]},
+        {"extensions": {"plpgsql": 1}},
+    ],
+)
+def test_a_manifest_that_somebody_has_written(
+    postgres: Server,
+    connector: PostgresConnector,
+    alias: str,
+    source: Source,
+    make_postgres: Maker,
+    wrong: dict[str, Any],
+) -> None:
+    """It is refused in words, whichever way is taken, and nothing is left."""
+    other = dataclasses.replace(source, metadata={**source.metadata, **wrong})
+    missing = make_postgres.register("postgres_missing", {**settings.DATABASES[alias], "NAME": "test_postgres_missing"})
+    before = text_of(postgres, alias)
+    with pytest.raises(SnapshotIntegrityError, match=r"The manifest .*Nothing was changed"):
+        put_back(connector, missing, other, mark=MARK)
+    if "locale" not in wrong:
+        within = PostgresConnector(client_directory=postgres.bin_directory, strategy="transaction")
+        with pytest.raises(SnapshotIntegrityError, match=r"The manifest .*Nothing was changed"):
+            put_back(within, alias, other)
+    assert text_of(postgres, alias) == before
+    assert databases(postgres) == []
+    assert fetch_anywhere(postgres, "SELECT FROM pg_database WHERE datname = 'test_postgres_missing'") == []
+
+
 def test_a_target_that_somebody_makes_meanwhile(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source, make_postgres: Maker
 ) -> None:
