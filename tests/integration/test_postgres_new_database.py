@@ -488,6 +488,31 @@ def test_a_server_that_goes_away_while_the_journal_s_rows_are_copied(
     assert text_of(postgres, alias) == before
 
 
+def test_a_right_that_is_taken_while_the_switch_waits(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """It is not given again."""
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND classid = 'pg_database'::regclass"
+    entry = {"host": postgres.host, "port": postgres.port, "user": postgres.user, "password": postgres.password}
+    with (
+        prepared(connector, alias, source, mark=MARK) as restoring,
+        psycopg.connect(dbname="postgres", **entry) as other,
+    ):
+        restoring.check()
+        other.execute(f"REVOKE TEMPORARY ON DATABASE {name_of(alias)} FROM PUBLIC")
+
+        def commit() -> None:
+            wait_until(lambda: fetch_anywhere(postgres, waiting), "the rename to wait")
+            other.commit()
+
+        thread = threading.Thread(target=commit)
+        thread.start()
+        restoring.switch()
+        thread.join()
+    right = f"SELECT has_database_privilege('pg_monitor', '{name_of(alias)[1:-1]}', 'TEMPORARY')"
+    assert fetch_anywhere(postgres, right) == [(False,)]
+
+
 def test_a_session_that_can_not_be_ended(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source
 ) -> None:
