@@ -26,6 +26,7 @@ from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.generic_target import generic_target
 from django_snapshots.connectors.left_out import require_no_pointers, require_tables
 from django_snapshots.connectors.model_rows import Model, covered_models, table_of
+from django_snapshots.connectors.recorded import exact_row_counts, row_counts
 from django_snapshots.exceptions import (
     SnapshotCancelled,
     SnapshotConnectorError,
@@ -133,7 +134,7 @@ def _examined(source: Source, request: RestoreRequest) -> Mapping[str, Any]:
             label = str(model_rows.parse(text)["model"]).lower()
             table = tables.get(label, label)
             counts[table] = counts.get(table, 0) + 1
-    recorded: Mapping[str, int] = source.metadata.get("row_counts") or {}
+    recorded = row_counts(source.metadata)
     known = set(tables.values())
     wrong = sorted(t for t in {*recorded, *counts} & known if recorded.get(t, 0) != counts.get(t, 0))
     if source.metadata.get("row_counts_exact") and wrong:
@@ -346,8 +347,7 @@ class _PreparedRows:
         with _explained(self._alias, "check"), self._own.active():
             counts = {table_of(model): model._base_manager.using(self._alias).count() for model in self._models}
         expected = {table_of(model): self._inserted.get(table_of(model), 0) for model in self._models}
-        if self._source.metadata.get("row_counts_exact"):
-            recorded: Mapping[str, int] = self._source.metadata["row_counts"]
+        if (recorded := exact_row_counts(self._source.metadata)) is not None:
             expected |= {table: number for table, number in recorded.items() if number or table in expected}
         wrong = sorted(
             t for t in {*expected, *counts} - self._request.preserve_tables if expected.get(t) != counts.get(t)

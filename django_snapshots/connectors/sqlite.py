@@ -23,6 +23,7 @@ from django_snapshots.connectors import sqlite_files as files
 from django_snapshots.connectors.facts import applied_migrations
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.left_out import require_no_pointers, require_tables
+from django_snapshots.connectors.recorded import exact_row_counts
 from django_snapshots.connectors.sqlite_files import PAGES_PER_STEP, POLL_SECONDS, Patience, Place, explained
 from django_snapshots.connectors.sqlite_preflight import findings
 from django_snapshots.connectors.sqlite_ways import Way, Workshop, switched
@@ -351,10 +352,9 @@ def _inspect(place: Place, source: Source, path: Path, request: RestoreRequest) 
 
 def _compare(place: Place, source: Source, counts: Mapping[str, int]) -> None:
     """Raise ``SnapshotIntegrityError`` unless the rows are those of the manifest, where it knows them exactly."""
-    recorded = source.metadata
-    if not recorded.get("row_counts_exact") or dict(recorded["row_counts"]) == dict(counts):
+    expected = exact_row_counts(source.metadata)
+    if expected is None or expected == dict(counts):
         return
-    expected: Mapping[str, int] = recorded["row_counts"]
     wrong = [
         f"{name}: {counts.get(name, 'no table')} instead of {expected.get(name, 'no table')}"
         for name in sorted({*expected, *counts})

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from django_snapshots.connectors import sqlite_chosen, sqlite_tables
 from django_snapshots.connectors import sqlite_files as files
+from django_snapshots.connectors.recorded import row_counts
 from django_snapshots.connectors.single_tables import refusals
 from django_snapshots.connectors.sqlite_files import Place
 from django_snapshots.exceptions import SnapshotError
@@ -144,7 +145,7 @@ def _of_the_tables(
     place: Place, source: Source, request: RestoreRequest, live: sqlite3.Connection
 ) -> Iterator[Finding]:
     """What can be told of single tables without the dump; whether its columns are the same shows when it is read."""
-    here, there = sqlite_tables.kinds(live, sqlite_tables.LIVE), source.metadata.get("row_counts") or {}
+    here, there = sqlite_tables.kinds(live, sqlite_tables.LIVE), row_counts(source.metadata)
     for refusal in refusals(place.alias, request.tables, journal=request.preserve_tables, here=here, there=there):
         yield _error(refusal)
     for sentence in sqlite_chosen.silent_triggers(live, request.tables):

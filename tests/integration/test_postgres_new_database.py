@@ -513,6 +513,31 @@ def test_a_server_that_goes_away_while_the_journal_s_rows_are_copied(
     assert text_of(postgres, alias) == before
 
 
+def test_a_right_that_is_taken_while_the_switch_waits(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """It is not given again."""
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND classid = 'pg_database'::regclass"
+    entry = {"host": postgres.host, "port": postgres.port, "user": postgres.user, "password": postgres.password}
+    with (
+        prepared(connector, alias, source, mark=MARK) as restoring,
+        psycopg.connect(dbname="postgres", **entry) as other,
+    ):
+        restoring.check()
+        other.execute(f"REVOKE TEMPORARY ON DATABASE {name_of(alias)} FROM PUBLIC")
+
+        def commit() -> None:
+            wait_until(lambda: fetch_anywhere(postgres, waiting), "the rename to wait")
+            other.commit()
+
+        thread = threading.Thread(target=commit)
+        thread.start()
+        restoring.switch()
+        thread.join()
+    right = f"SELECT has_database_privilege('pg_monitor', '{name_of(alias)[1:-1]}', 'TEMPORARY')"
+    assert fetch_anywhere(postgres, right) == [(False,)]
+
+
 def test_a_session_that_can_not_be_ended(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source
 ) -> None:
@@ -614,6 +639,42 @@ def test_a_database_that_is_missing(
         connections[missing].close()
         with postgres_cursor(postgres) as cursor:
             cursor.execute("DROP DATABASE IF EXISTS test_postgres_missing WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"locale": {"provider": "x"}},
+        {"locale": {"provider": "i"}},
+        {"locale": {"encoding": ["UTF8"]}},
+        {"locale": "C"},
+        {"row_counts": ["public.shop"]},
+        {"row_counts": {"public.shop": "many"}},
+        {"extensions": ["plpgsql"]},
+        {"extensions": {"plpgsql": 1}},
+    ],
+)
+def test_a_manifest_that_somebody_has_written(
+    postgres: Server,
+    connector: PostgresConnector,
+    alias: str,
+    source: Source,
+    make_postgres: Maker,
+    wrong: dict[str, Any],
+) -> None:
+    """It is refused in words, whichever way is taken, and nothing is left."""
+    other = dataclasses.replace(source, metadata={**source.metadata, **wrong})
+    missing = make_postgres.register("postgres_missing", {**settings.DATABASES[alias], "NAME": "test_postgres_missing"})
+    before = text_of(postgres, alias)
+    with pytest.raises(SnapshotIntegrityError, match=r"The manifest .*Nothing was changed"):
+        put_back(connector, missing, other, mark=MARK)
+    if "locale" not in wrong:
+        within = PostgresConnector(client_directory=postgres.bin_directory, strategy="transaction")
+        with pytest.raises(SnapshotIntegrityError, match=r"The manifest .*Nothing was changed"):
+            put_back(within, alias, other)
+    assert text_of(postgres, alias) == before
+    assert databases(postgres) == []
+    assert fetch_anywhere(postgres, "SELECT FROM pg_database WHERE datname = 'test_postgres_missing'") == []
 
 
 def test_a_target_that_somebody_makes_meanwhile(

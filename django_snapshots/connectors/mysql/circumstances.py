@@ -19,6 +19,7 @@ from django_snapshots.connectors.mysql.client import Client, find_client
 from django_snapshots.connectors.mysql.record import text
 from django_snapshots.connectors.mysql.rights import may_create_functions, read_rights
 from django_snapshots.connectors.mysql.server import Server, names, rows, value
+from django_snapshots.connectors.recorded import row_counts
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Finding
@@ -110,7 +111,7 @@ def letters(connection: BaseDatabaseWrapper, source: Source, request: RestoreReq
     now = int(value(connection, "SELECT @@lower_case_table_names"))
     if not isinstance(then, int) or then == now:
         return
-    stored = [str(name) for name in source.metadata.get("row_counts") or ()]
+    stored = list(row_counts(source.metadata))
     if now:
         if merged := _merged(stored):
             yield _stops(

@@ -29,6 +29,7 @@ from django_snapshots.connectors.mysql.rights import (
     read_rights,
 )
 from django_snapshots.connectors.mysql.server import Server, exists, names, rows, value
+from django_snapshots.connectors.recorded import row_counts, texts
 from django_snapshots.exceptions import SnapshotPreflightError
 from django_snapshots.replaced import Finding
 from django_snapshots.transfer import RestoreRequest, Source
@@ -115,7 +116,7 @@ def _rows_alone(
     if missing := missing_for_rows(rights):
         yield _stops(f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}")
     yield from _target(connection, db_alias, server, schemas)
-    there = source.metadata.get("row_counts") or request.tables
+    there = row_counts(source.metadata) or request.tables
     for refusal in row_tables.refusals(
         connection, db_alias, server.database, request.tables, request.preserve_tables, there
     ):
@@ -154,7 +155,7 @@ def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -
 
 
 def _definers(connection: BaseDatabaseWrapper, server: Server, source: Source) -> Iterator[Finding]:
-    accounts = source.metadata.get("definers") or ()
+    accounts = texts(source.metadata.get("definers"))
     yield from map(_stops, not_to_be_made(connection, server, "the dump", accounts, functions=False))
 
 

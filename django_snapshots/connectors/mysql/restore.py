@@ -60,6 +60,7 @@ from django_snapshots.connectors.mysql.server import (
     without_database,
 )
 from django_snapshots.connectors.mysql.sessions import Marks
+from django_snapshots.connectors.recorded import row_counts, texts
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -275,8 +276,8 @@ def prepare_restore(
                 with contextlib.suppress(DatabaseError, InterfaceError, SnapshotError):
                     settle(db_alias, mark, schemas)
                 raise
-        inexact = set(source.metadata.get("row_counts_inexact_tables", ()))
-        counts = {name: n for name, n in source.metadata.get("row_counts", {}).items() if name not in inexact}
+        inexact = texts(source.metadata.get("row_counts_inexact_tables"))
+        counts = {name: n for name, n in row_counts(source.metadata).items() if name not in inexact}
         return MySQLRestore(
             db_alias=db_alias,
             request=request,

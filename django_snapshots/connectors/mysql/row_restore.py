@@ -26,6 +26,7 @@ from django_snapshots.connectors.mysql.rehearsed import Rehearsal
 from django_snapshots.connectors.mysql.restore import Build, MySQLRestore, opened, read_dump, require_finished
 from django_snapshots.connectors.mysql.row_exchange import RowExchange
 from django_snapshots.connectors.mysql.server import execute, explained, quote, without_database
+from django_snapshots.connectors.recorded import row_counts, texts
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -169,8 +170,8 @@ def _side(connection: BaseDatabaseWrapper, home: str) -> Side:
 
 
 def _counts(source: Source, tables: Collection[str]) -> dict[str, int]:
-    inexact = set(source.metadata.get("row_counts_inexact_tables", ()))
-    counted = source.metadata.get("row_counts", {})
+    inexact = texts(source.metadata.get("row_counts_inexact_tables"))
+    counted = row_counts(source.metadata)
     return {name: number for name, number in counted.items() if name in tables and name not in inexact}
 
 

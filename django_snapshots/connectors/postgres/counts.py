@@ -11,11 +11,6 @@ from django_snapshots.exceptions import SnapshotIntegrityError
 _SHOWN = 10
 
 
-def exact(metadata: Mapping[str, Any]) -> Mapping[str, int] | None:
-    """The row counts of a dump, if they can decide anything."""
-    return metadata.get("row_counts") if metadata.get("row_counts_exact") else None
-
-
 def compare(
     alias: str, wanted: Mapping[str, int], found: Mapping[str, int], rerouted: Mapping[str, str] | None = None
 ) -> None:

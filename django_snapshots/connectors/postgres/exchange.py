@@ -172,7 +172,6 @@ class Exchange:
     def _rename_both(
         self, renamer: BaseDatabaseWrapper, watcher: BaseDatabaseWrapper, insider: BaseDatabaseWrapper
     ) -> None:
-        wanted = properties.read(renamer, self.target)
         number = beside.number_of(renamer, self.target)
         with _FirstRename(renamer, self.target, self.outgoing) as first:
             self._wait_for_the_lock(watcher, renamer, number, first)
@@ -186,6 +185,8 @@ class Exchange:
             if not first.done():
                 raise _InUse(f"The server did not see the end of all sessions in {self.target!r} in time.")
         _reached("between the renames")
+        # Not before: the rename may have waited long, and from now on nobody else changes them.
+        wanted = properties.read(renamer, self.outgoing)
         if self.takes_properties:
             properties.apply(renamer, self.incoming, wanted)
             if different := properties.difference(wanted, properties.read(renamer, self.incoming)):

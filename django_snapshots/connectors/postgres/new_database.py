@@ -32,6 +32,7 @@ from django_snapshots.connectors.postgres.filling import Filling
 from django_snapshots.connectors.postgres.maintenance import session, settings_for, transaction
 from django_snapshots.connectors.postgres.properties import Properties
 from django_snapshots.connectors.postgres.strategy import Way
+from django_snapshots.connectors.recorded import by_name, exact_row_counts
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
 from django_snapshots.redaction import redact
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
@@ -100,7 +101,7 @@ class NewDatabase:
     def check(self) -> None:
         """Compare the rows of every table with the manifest's."""
         self._require("built")
-        wanted = counts.exact(self.source.metadata)
+        wanted = exact_row_counts(self.source.metadata)
         with session(self.alias, self.request.label, self._new) as connection:
             if wanted is not None:
                 carried_over = catalog.numbers(connection, self._carried)
@@ -208,13 +209,11 @@ class NewDatabase:
         if not self.way.missing:
             return properties.read(connection, self.way.target)
         ((me,),) = catalog.rows(connection, "SELECT current_user::text")
-        encoding = self.source.metadata.get("encoding")
-        locale = self.source.metadata.get("locale") or ({"encoding": encoding} if encoding else {})
-        return Properties(owner=me, locale=locale)
+        return Properties(owner=me, locale=properties.recorded_locale(self.source.metadata))
 
     @property
     def _may_do_without_locale(self) -> bool:
-        return self.way.missing and "collate" in (self.source.metadata.get("locale") or {})
+        return self.way.missing and "collate" in properties.recorded_locale(self.source.metadata)
 
     def _rehearse(self, connection: BaseDatabaseWrapper, wanted: Properties) -> None:
         """Give the new database all that the target has, look, and take it back: some of it would be in the way of the
@@ -242,7 +241,7 @@ class NewDatabase:
 
     def _report_extensions(self, connection: BaseDatabaseWrapper) -> None:
         installed = catalog.extensions(connection)
-        for name, version in (self.source.metadata.get("extensions") or {}).items():
+        for name, version in by_name(self.source.metadata, "extensions", str).items():
             if installed.get(name, version) != version:
                 self.request.report(
                     f"The extension {name} is at version {installed[name]} in {self.alias!r} now; "

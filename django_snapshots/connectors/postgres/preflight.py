@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -16,6 +15,7 @@ from django_snapshots.connectors.postgres.clients import major_of
 from django_snapshots.connectors.postgres.maintenance import backend_of, session
 from django_snapshots.connectors.postgres.quoting import identifier
 from django_snapshots.connectors.postgres.strategy import Way, prepared, slots
+from django_snapshots.connectors.recorded import texts
 from django_snapshots.exceptions import SnapshotError, SnapshotPreflightError
 from django_snapshots.replaced import Finding
 from django_snapshots.sizes import human_size
@@ -169,7 +169,7 @@ def _roles(
 ) -> Iterator[str]:
     """The roles that are missing, or that nothing may be given to, with the statements that help."""
     told = source.metadata.get("roles")
-    needed = {kind: _texts(told.get(kind)) if isinstance(told, Mapping) else set() for kind in ("given", "named")}
+    needed = {kind: texts(told.get(kind)) if isinstance(told, Mapping) else set() for kind in ("given", "named")}
     owners = {entry.owner(roles) for entry in entries if not entry.rest.startswith(_UNOWNED)} - {""}
     missing = needed["named"] | (needed["given"] | owners if owner else set())
     usable = _usable(connection)
@@ -202,13 +202,9 @@ def _usable(connection: BaseDatabaseWrapper) -> set[str]:
     return {name for (name,) in catalog.rows(connection, sql, ["SET" if version >= 160000 else "MEMBER"])}
 
 
-def _texts(value: Any) -> set[str]:
-    return {item for item in value if isinstance(item, str)} if isinstance(value, list) else set()
-
-
 def _forced_policies(connection: BaseDatabaseWrapper, source: Source) -> Iterator[str]:
     """Rows that are restored and can't be counted: nobody would know that they are all there."""
-    names = sorted(_texts(source.metadata.get("forced_policies")))
+    names = sorted(texts(source.metadata.get("forced_policies")))
     ((sees_all, me),) = catalog.rows(
         connection, "SELECT rolsuper OR rolbypassrls, quote_ident(rolname) FROM pg_roles WHERE rolname = current_user"
     )

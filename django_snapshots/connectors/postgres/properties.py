@@ -12,6 +12,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_snapshots.connectors.postgres import catalog
 from django_snapshots.connectors.postgres.maintenance import execute
 from django_snapshots.connectors.postgres.quoting import identifier, literal
+from django_snapshots.connectors.recorded import by_name
+from django_snapshots.exceptions import SnapshotIntegrityError
 
 # pg_dump's own list, variable_is_guc_list_quote(): the value is a list of names, each of which is quoted.
 _LISTS = frozenset(
@@ -20,6 +22,7 @@ _LISTS = frozenset(
         *("temp_tablespaces", "unix_socket_directories"),
     }
 )
+_PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
 _ITEM = re.compile(r'"((?:[^"]|"")*)"|([^",\s]+)')
 
 
@@ -100,6 +103,18 @@ def locale_of(connection: BaseDatabaseWrapper) -> dict[str, Any]:
     return _locale(catalog.decoded(row), encoding)
 
 
+def recorded_locale(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Encoding and locale that a dump's metadata name. Raises ``SnapshotIntegrityError``."""
+    locale, encoding = by_name(metadata, "locale", str), metadata.get("encoding")
+    provider = locale.get("provider")
+    if provider is not None and (provider not in _PROVIDERS or (provider != "c" and "locale" not in locale)):
+        raise SnapshotIntegrityError(
+            f"The manifest names the locale {locale}, which this version does not know. Nothing was changed. Make the "
+            "database yourself, empty and with the locale that it is to have, and restore into it."
+        )
+    return locale or ({"encoding": encoding} if isinstance(encoding, str) and encoding else {})
+
+
 def _grants(connection: BaseDatabaseWrapper, name: str) -> Iterator[Grant]:
     sql = """
         SELECT pg_get_userbyid(a.grantor)::text, CASE WHEN a.grantee <> 0 THEN pg_get_userbyid(a.grantee)::text END,
@@ -150,7 +165,7 @@ def _options(connection: BaseDatabaseWrapper, properties: Properties) -> Iterato
 
 
 def _provider(locale: Mapping[str, Any]) -> Iterator[str]:
-    yield f"LOCALE_PROVIDER {({'c': 'libc', 'i': 'icu', 'b': 'builtin'})[locale['provider']]}"
+    yield f"LOCALE_PROVIDER {_PROVIDERS[locale['provider']]}"
     if locale["provider"] == "i":
         yield f"ICU_LOCALE {literal(locale['locale'])}"
         if "rules" in locale:

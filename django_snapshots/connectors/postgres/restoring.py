@@ -13,6 +13,7 @@ from django_snapshots.connectors.postgres import catalog, clearing, counts
 from django_snapshots.connectors.postgres.access import access, connected
 from django_snapshots.connectors.postgres.archive import Contents, Entry, still_to_create
 from django_snapshots.connectors.postgres.transaction import InTransaction
+from django_snapshots.connectors.recorded import by_name, exact_row_counts
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
 from django_snapshots.transfer import RestoreRequest, Source
 
@@ -53,7 +54,7 @@ class Restoring(InTransaction):
     def check(self) -> None:
         """Compare the rows of every table, as this transaction sees them, with the manifest's."""
         self._require_nothing_of_others()
-        wanted = counts.exact(self._source.metadata)
+        wanted = exact_row_counts(self._source.metadata)
         (number,) = self._open_session.ask("SELECT count(*) FROM pg_largeobject_metadata;")
         counts.compare_large_objects(self._alias, self._source.metadata, int(number))
         if wanted is not None:
@@ -89,7 +90,7 @@ class Restoring(InTransaction):
             )
 
     def _report_extensions(self, installed: Mapping[str, str]) -> None:
-        for name, version in (self._source.metadata.get("extensions") or {}).items():
+        for name, version in by_name(self._source.metadata, "extensions", str).items():
             if installed.get(name, version) != version:
                 self._request.report(
                     f"The extension {name} stays at version {installed[name]} in {self._alias!r}; "

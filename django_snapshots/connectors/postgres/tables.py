@@ -25,6 +25,7 @@ from django_snapshots.connectors.postgres.parts import Key, Parts
 from django_snapshots.connectors.postgres.quoting import literal
 from django_snapshots.connectors.postgres.tables_preflight import Stored, TablesSurvey, stops
 from django_snapshots.connectors.postgres.transaction import InTransaction
+from django_snapshots.connectors.recorded import exact_row_counts
 from django_snapshots.exceptions import SnapshotConnectorError, SnapshotPreflightError
 from django_snapshots.transfer import RestoreRequest, Source
 
@@ -64,7 +65,7 @@ class TablesRestoring(InTransaction):
 
     def check(self) -> None:
         """Compare the rows with the manifest's, look for what points at nothing, and put everything together again."""
-        wanted = counts.exact(self._source.metadata)
+        wanted = exact_row_counts(self._source.metadata)
         if wanted is not None:
             counts.compare(self._alias, self._of_these(wanted), self._count())
         self._require_no_dangling()
