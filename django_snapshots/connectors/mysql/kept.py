@@ -198,10 +198,10 @@ def settle(alias: str, mark: str, schemas: Schemas) -> Outcome:
     require_mark(mark)
     end_sessions(alias, [mark_label(mark)])
     with serving(alias, f"could not be settled after the restore {mark}") as (connection, target):
-        return conclude(connection, alias, target, mark, schemas)
+        return _conclude(connection, alias, target, mark, schemas)
 
 
-def conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Outcome:
+def _conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Outcome:
     """Bring the exchange *mark* to one of its ends in this session, and drop what is left over."""
     with turn(connection, alias, target):
         record = find(connection, mark, target, schemas)
