@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from django.db import connections
+
+from django_snapshots.artifacts.capabilities import drills_of
 from django_snapshots.catalog import Catalog, Note
+from django_snapshots.conf import Settings
 from django_snapshots.exceptions import (
     SnapshotDrillError,
     SnapshotError,
@@ -136,6 +140,13 @@ def outlives(before: Proof | str | None, proof: Proof) -> bool:
     if before is None or not proof.ok:
         return False
     return proof.level < 2 if isinstance(before, str) else not before.ok and proof.level < before.level
+
+
+def can_be_drilled(settings: Settings, snapshot: Snapshot) -> bool:
+    """Whether a drill looks deeper into some of *snapshot* than a verify of the highest level."""
+    kind = settings.kind("database")
+    wanted = [settings.drill_databases.get(name, name) for name in snapshot.databases]
+    return any(drills_of(kind, alias) for alias in wanted if alias in connections)
 
 
 def proofs_of(catalog: Catalog, snapshot: Snapshot) -> Proofs:

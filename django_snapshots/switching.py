@@ -172,7 +172,9 @@ def _switch_all(changes: Sequence[Change], prepared: Sequence[Prepared], moves: 
             kept, settled = _roll_back(changes[:position], prepared[:position], moves)
             raise (kind if settled else SnapshotUnsettled)(f"{text} {kept}".strip()) from error
         except BaseException:
-            _roll_back(changes[:position], prepared[:position], moves)
+            # Told to end in the middle of it. What came of it can be told later, and decides about the others.
+            if not changes[position].provable:
+                _roll_back(changes[:position], prepared[:position], moves)
             raise
 
 

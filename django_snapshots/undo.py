@@ -304,7 +304,8 @@ def _change(
         raise SnapshotPreflightError(f"{only_the_whole(item.subject, item.tables)} The copy is {item.place}.")
     request = request_of(settings, attempt, item.type, item.subject, target, mark, item.snapshot, notes)
     request = partial_restore.only(request, item.tables)
-    keeps = keeps_of(kind, item.subject, item.tables)
+    # What lies beside its target comes back by a way that keeps, whatever a restore would take now.
+    keeps = bool(item.mark) or keeps_of(kind, item.subject, item.tables)
     request = replace(request, keeps=keeps)
     change = Change(
         type=item.type,

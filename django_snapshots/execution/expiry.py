@@ -40,9 +40,11 @@ GENERATIONS = 2
 def expire(settings: Settings, run: uuid.UUID | None = None) -> list[str]:
     """Remove what is too old; return it in words. What can't be removed is logged and left for the next time.
 
-    *run* is the caller's own, which takes the locks; without one it is only looked whether somebody else has them.
+    *run* is the caller's own, which takes the locks, and of which nothing goes; without one it is only looked whether
+    somebody else has them.
     """
-    return [item.place for item in superfluous(settings) if _removed(settings, item, run)]
+    own = run.hex if run else ""
+    return [item.place for item in superfluous(settings) if item.run != own and _removed(settings, item, run)]
 
 
 def forget_copies(settings: Settings, run: uuid.UUID, names: Collection[str]) -> None:
@@ -67,19 +69,22 @@ def _superfluous(settings: Settings, now: datetime) -> Iterator[Kept]:
     by_age = _is_right(now)
     seen: dict[tuple[str, str, bool, tuple[str, ...]], int] = {}
     for item in states:
+        # By which clock is anybody's guess: it neither goes nor pushes out another one.
+        if item.replaced_at is not None and item.replaced_at > now + CLOCK_SKEW:
+            continue
         nothing_lost = item.taken_back or uuid.UUID(item.run) in idle
         target = (item.type, item.subject, nothing_lost, tuple(sorted(item.tables)))
         seen[target] = seen.get(target, 0) + 1
         too_old = by_age and item.expires_at is not None and item.expires_at < now
-        later = item.replaced_at is not None and item.replaced_at > now + CLOCK_SKEW
-        if (too_old or seen[target] > GENERATIONS) and not later:
+        if too_old or seen[target] > GENERATIONS:
             yield item
 
 
 def _is_right(now: datetime) -> bool:
-    """Whether *now*, by this host's clock, is what the clock of the journal's database says, too."""
+    """Whether *now*, by this host's clock, is what the clock of the journal's database says, too. One that is not there
+    confirms nothing; one on this host has the same clock, and can't."""
     if not runs.available():
-        return True
+        return False
     there = runs.database_time()
     if abs(there - now) <= CLOCK_SKEW:
         return True

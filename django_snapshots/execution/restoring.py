@@ -205,6 +205,13 @@ def make_fit(aliases: Sequence[str], recorded: Mapping[str, Sequence[str]], *, m
             "Everything is restored, but the journal's own records in it could not be made to fit "
             f"({error}). Run `manage.py migrate` and look at django_migrations."
         ) from error
+    except SnapshotError:
+        raise
+    except Exception as error:  # a router's or a receiver's of the project: it would be the same at every attempt
+        raise SnapshotError(
+            "Everything is restored, but the journal's own records in it could not be made to fit: "
+            f"{type(error).__name__}: {redact(str(error)).strip()}. Remove the cause and run `manage.py migrate`."
+        ) from error
     for alias in aliases if migrate else ():
         _migrate(alias)
 

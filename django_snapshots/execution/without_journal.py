@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +20,18 @@ from django_snapshots.execution.begin import plan_with_free_name
 from django_snapshots.execution.errors import explained
 from django_snapshots.execution.finish import withdraw_objects
 from django_snapshots.execution.hooks import Hooks
+from django_snapshots.execution.ledger import Ledger
 from django_snapshots.execution.operations import delete_snapshot, require_journal
 from django_snapshots.execution.proving import Proving
 from django_snapshots.execution.restoring import restore_with_journal
+from django_snapshots.execution.settle import Settling
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import Kind
 from django_snapshots.plan import PlannedStep, Request, SnapshotPlan
 from django_snapshots.processes import Processes
+from django_snapshots.replaced import SnapshotUnsettled
+
+logger = logging.getLogger("django_snapshots")
 
 
 def request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[str, Any]:
@@ -39,10 +45,63 @@ def request_without_journal(kind: Kind, request: Request, hooks: Hooks) -> dict[
     if kind == Kind.DELETE:
         delete_snapshot(request.name or "")
         return {"deleted": request.name}
+    return _restore(settings, kind, request, hooks)
+
+
+def _restore(settings: Settings, kind: Kind, request: Request, hooks: Hooks) -> dict[str, Any]:
+    """Nobody settles later what can't be told at once, and nobody else knows which targets belong together: that is
+    tried here, once, also where the process is told to end."""
+    run, record = uuid.uuid4().hex, dict[str, Any]()
+    try:
+        with Processes() as processes:
+            return restore_with_journal(
+                settings,
+                request,
+                processes,
+                kind=kind,
+                run=run,
+                label=_label(run, 1),
+                write=record.update,
+                observe=lambda count: hooks.moved(kind, count),
+            )
+    except BaseException as error:
+        ledger = Ledger.of(record)
+        known = isinstance(error, SnapshotError) and not isinstance(error, SnapshotUnsettled)
+        if ledger is None or not ledger.switching or known:
+            raise
+        if isinstance(error, Exception):
+            return _settled(settings, kind, request, run, ledger.because(str(explained(error, str(kind)))))
+        try:
+            _settled(settings, kind, request, run, ledger.because(f"The {kind} was told to end in its middle."))
+        except SnapshotError as told:
+            logger.warning("%s", told)
+        raise
+
+
+def _settled(settings: Settings, kind: Kind, request: Request, run: str, ledger: Ledger) -> dict[str, Any]:
     with Processes() as processes:
-        return restore_with_journal(
-            settings, request, processes, kind=kind, observe=lambda count: hooks.moved(kind, count)
+        settling = Settling(
+            settings=settings,
+            processes=processes,
+            labels=[_label(run, 1)],
+            label=_label(run, 2),
+            run=run,
+            token=2,
+            migrate=request.migrate,
+            cause=ledger.cause,
         )
+        try:
+            return settling.settle(ledger, kind)
+        except SnapshotUnsettled as error:
+            raise SnapshotUnsettled(
+                f"{error} Without the journal nobody tries again by himself: when all is there again, run `manage.py "
+                "snapshots sweep --without-journal`, which says what each target is. What was replaced comes back by "
+                f"`manage.py snapshots undo {run}`."
+            ) from error
+
+
+def _label(run: str, token: int) -> str:
+    return f"django-snapshots {run}-0-{token}"
 
 
 def _prove(settings: Settings, kind: Kind, request: Request, hooks: Hooks) -> dict[str, Any]:
@@ -53,7 +112,7 @@ def _prove(settings: Settings, kind: Kind, request: Request, hooks: Hooks) -> di
             processes=processes,
             run=run,
             # Its own: by it a sweep tells whether it is alive.
-            labels=lambda token: f"django-snapshots {run.hex}-0-{token}",
+            labels=lambda token: _label(run.hex, token),
             observe=lambda count: hooks.moved(kind, count),
             recorded=False,
         )

@@ -157,8 +157,10 @@ class _Attempt:
 
     def work(self, processes: Processes) -> dict[str, Any]:
         """Do what the step is for; return what the journal keeps of it."""
-        settings, request, run = get_settings(), Request.from_json(self.step.run.request), self.step.run
-        request = replace(request, name=run.name)
+        run = self.step.run
+        if self.claimed.settles:
+            return self._settle(processes)
+        settings, request = get_settings(), replace(Request.from_json(run.request), name=run.name)
         if run.kind == Kind.SNAPSHOT:
             self._end_older_sessions(settings)
             stored = backup.dump_artifact(settings, self._dump(processes))
@@ -170,8 +172,6 @@ class _Attempt:
             return self._delete()
         if run.kind == Kind.PRUNE:
             return prune_with_journal(settings, request, check=lambda: self.moved(0), run=run.pk)
-        if self.claimed.settles:
-            return self._settle(settings, processes)
         return restore_with_journal(
             settings,
             request,
@@ -209,9 +209,13 @@ class _Attempt:
         """Into the step's record, unless the step is another attempt's by now."""
         self.keeper.through_outages(lambda: runs.note(self.claimed, record=dict(record)))
 
-    def _settle(self, settings: Settings, processes: Processes) -> dict[str, Any]:
+    def _settle(self, processes: Processes) -> dict[str, Any]:
         """End what a restore before this attempt has begun; nothing else may end half-way, so nothing ends this."""
         self.keeper.shield()
+        try:
+            settings, migrate = get_settings(), Request.from_json(self.step.run.request).migrate
+        except SnapshotError as error:
+            raise SnapshotUnsettled(f"What became of its targets could not be looked at yet: {error}") from error
         cause, ledger = runs.cause_of(self.step), Ledger.of(self.step.record)
         if ledger is not None and not ledger.cause:
             ledger = ledger.because(cause)
@@ -223,7 +227,7 @@ class _Attempt:
             label=self._label(self.claimed.token),
             run=self.step.run.pk.hex,
             token=self.claimed.token,
-            migrate=Request.from_json(self.step.run.request).migrate,
+            migrate=migrate,
             cause=ledger.cause if ledger else cause,
             write=self._write,
         )

@@ -11,10 +11,11 @@ from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
+from django_snapshots.conf import get_settings
 from django_snapshots.manifest import Snapshot
 from django_snapshots.models import FINAL_STATES, Kind, Run, State, Step
-from django_snapshots.plan import DRILL_LEVEL
-from django_snapshots.proof import DAMNING, Proof
+from django_snapshots.plan import DRILL_LEVEL, LEVELS
+from django_snapshots.proof import DAMNING, Proof, can_be_drilled
 from django_snapshots.runs.begin import LABEL_LENGTH
 from django_snapshots.runs.clock import DatabaseNow
 from django_snapshots.runs.place import alias
@@ -32,32 +33,41 @@ def judged(snapshots: Sequence[Snapshot]) -> dict[str, list[Proof]]:
 
     What was found before a snapshot was taken was found of another one with its name.
     """
-    taken = {snapshot.name: snapshot.created_at for snapshot in snapshots}
+    taken = {snapshot.name: snapshot for snapshot in snapshots}
     ended = Run.objects.using(alias()).filter(
         kind__in=DAMNING, state__in=(State.SUCCEEDED, State.FAILED), finished_at__isnull=False
     )
     found: dict[str, list[Proof]] = {}
     deep = _had_begun_to_build(ended)
     for run in ended.only("kind", "state", "name", "request", "error_type", "created_at", "finished_at"):
-        if run.name not in taken or run.created_at < local(taken[run.name]):
+        if run.name not in taken or run.created_at < local(taken[run.name].created_at):
             continue
         ok = run.state == State.SUCCEEDED
         # That a restore succeeded proves no more than the verify that it begins with.
         if run.error_type in DAMNING[run.kind] or (ok and run.kind != Kind.RESTORE):
-            found.setdefault(run.name, []).append(_proof(run, ok=ok, deep=run.pk in deep))
+            level = _deepest(taken[run.name]) if run.pk in deep else _level(run)
+            found.setdefault(run.name, []).append(_proof(run, ok=ok, level=level))
     return found
 
 
 def _had_begun_to_build(ended: QuerySet[Run]) -> set[uuid.UUID]:
     """Those restores among *ended* that had read every stored byte and found it good before they failed: what is wrong
-    is in the content then, where only a drill looks."""
+    is in the content then."""
     failed = ended.filter(kind=Kind.RESTORE, state=State.FAILED)
     built = Step.objects.using(alias()).filter(run__in=failed, record__isnull=False)
     return set(built.values_list("run", flat=True))
 
 
-def _proof(run: Run, *, ok: bool, deep: bool) -> Proof:
-    level = DRILL_LEVEL if run.kind == Kind.DRILL or deep else run.request.get("level", 2)
+def _deepest(snapshot: Snapshot) -> int:
+    """The level of what looks deepest into *snapshot*, which alone clears it of what a restore has found in it."""
+    return DRILL_LEVEL if can_be_drilled(get_settings(), snapshot) else max(LEVELS)
+
+
+def _level(run: Run) -> int:
+    return DRILL_LEVEL if run.kind == Kind.DRILL else int(run.request.get("level", 2))
+
+
+def _proof(run: Run, *, ok: bool, level: int) -> Proof:
     ended: Any = run.finished_at
     at = timezone.make_aware(ended) if timezone.is_naive(ended) else ended
     return Proof(kind=run.kind, level=level, ok=ok, at=at, run=str(run.pk))

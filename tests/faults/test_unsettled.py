@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
-from django_snapshots import create_snapshot, execution, runs, switching, verify_snapshot
+from django_snapshots import create_snapshot, execution, marked, runs, switching, verify_snapshot
 from django_snapshots import undo as undoing
 from django_snapshots.artifacts.media import PreparedMedia
 from django_snapshots.artifacts.media_kept import beside_shelf
@@ -174,6 +174,37 @@ def test_what_is_dated_later_than_now_stays(media, monkeypatch):
     assert kept_states(get_settings()) == states
 
 
+def test_what_is_dated_later_pushes_nothing_out(media, monkeypatch):
+    """Two restores by a clock that was a day ahead; what the third one has replaced is the only way back."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(marked, "datetime", Ahead)
+        later = {restored(media), restored(media)}
+    last = restored(media)
+    execution.collect()
+    assert {item.run for item in kept_states(get_settings())} == {run.hex for run in (*later, last)}
+    execution.undo_states(get_settings(), Request(undo=last.hex))
+
+
+def test_a_restore_removes_nothing_that_it_has_replaced_itself(media, monkeypatch):
+    monkeypatch.setattr(expiry, "GENERATIONS", 0)
+    run = restored(media)
+    assert [item.run for item in kept_states(get_settings())] == [run.hex]
+
+
+def test_where_no_other_clock_says_so_nothing_is_too_old(media, monkeypatch):
+    restored(media)
+    a_month_later(monkeypatch)
+    assert len(expiry.superfluous(get_settings())) == 1
+    monkeypatch.setattr(runs, "available", lambda: False)
+    assert expiry.superfluous(get_settings()) == []
+
+
 def test_a_state_that_is_being_removed_is_nobodys_to_undo(media, monkeypatch):
     run = restored(media)
     (state,) = kept_states(get_settings())
@@ -292,6 +323,37 @@ def test_an_error_of_nobody_behind_the_switch_is_settled_by_what_the_target_hold
     assert settled(step).state == State.SUCCEEDED
 
 
+def test_a_settler_that_can_not_read_the_settings_ends_no_run(media, monkeypatch, settings):
+    step = begun(media)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr("django_snapshots.switching._switch_all", lambda *_: (_ for _ in ()).throw(SystemExit))
+        execution.work(step.pk)
+    right = settings.SNAPSHOTS
+    settings.SNAPSHOTS = {**right, "TYPO": 1}
+    Step.objects.filter(pk=step.pk).update(not_before=None)
+    execution.work(step.pk)
+    step.refresh_from_db()
+    assert (step.state, "TYPO" in step.error) == (State.QUEUED, True)
+    assert Lock.objects.exists()
+    settings.SNAPSHOTS = right
+    assert settled(step).state == State.FAILED
+
+
+def test_an_error_of_the_project_behind_a_known_end_is_not_tried_for_ever(media, monkeypatch):
+    step = begun(media)
+
+    def router(*_):
+        raise KeyError("of a router")
+
+    monkeypatch.setattr("django_snapshots.journal.make_fit", router)
+    execution.work(step.pk)
+    execution.finish(step.run_id)
+    run = Run.objects.get(pk=step.run_id)
+    assert run.state == State.FAILED
+    assert "Everything is restored" in run.error and "of a router" in run.error
+    assert not Lock.objects.exists()
+
+
 def test_an_attempt_that_has_lost_its_step_brings_nothing_back(media, monkeypatch):
     """Whoever has settled the restore meanwhile has said what the target holds."""
     step, seen = begun(media), []
@@ -328,6 +390,9 @@ def test_what_only_a_restore_has_found_is_not_cleared_by_looking_less_deep(media
     (run,) = Run.objects.filter(kind=Kind.RESTORE)
     execution.finish(run.pk)
     assert "by restore run" in of_verify()
+    # Nothing of it can be drilled: nothing looks deeper than this.
+    verify_snapshot("nightly", level=3)
+    assert standing(runs.judged([snapshot])["nightly"]) == ""
     # Damage that the verify at a restore's beginning has found is cleared by the next one that finds none.
     Run.objects.filter(kind=Kind.RESTORE).delete()
     with monkeypatch.context() as patched:

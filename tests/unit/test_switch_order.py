@@ -131,6 +131,17 @@ def test_an_attempt_that_has_lost_its_right_brings_nothing_back(error: BaseExcep
         assert "another attempt's" in str(raised.value) and "holds the snapshot until then: media" in str(raised.value)
 
 
+def test_who_is_told_to_end_in_a_switch_leaves_it_to_whoever_settles() -> None:
+    """That one may have been committed; then the restore has succeeded."""
+    log: list[str] = []
+    media, ended = Switched("media", log), Lost("database", log, error=SystemExit())
+    for provable, state in ((True, "new"), (False, "old")):
+        with pytest.raises(SystemExit):
+            changes = [change(media), replace(change(ended), provable=provable)]
+            switching._switch_all(changes, [media, ended], switching.Moves())
+        assert media.state == state
+
+
 def test_the_right_is_asked_for_again_when_all_is_built_to_bring_one_back() -> None:
     """Who slept in between, and was settled meanwhile, had left nothing yet by which it could be stopped."""
     log: list[str] = []

@@ -1,0 +1,106 @@
+"""A restore of several targets where no journal is: nobody settles later what it leaves, so it does so itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from django_snapshots import create_snapshot, restore_snapshot, runs
+from django_snapshots.artifacts.media import PreparedMedia
+from django_snapshots.exceptions import SnapshotError
+from django_snapshots.replaced import SnapshotUnsettled
+from tests.databases import Maker
+
+
+class World:
+    """A SQLite database and media files, snapshotted as ``nightly`` and changed since."""
+
+    def __init__(self, alias: str, root: Path) -> None:
+        self.alias, self.root = alias, root
+        self.confirm = [str(connections[alias].settings_dict["NAME"]), str(root)]
+        self.write("CREATE TABLE t (word)", "INSERT INTO t VALUES ('snapshot')")
+        root.mkdir()
+        (root / "picture").write_text("snapshot")
+        create_snapshot("nightly")
+        self.write("UPDATE t SET word = 'later'")
+        (root / "picture").write_text("later")
+
+    def write(self, *statements: str) -> None:
+        with connections[self.alias].cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    @property
+    def state(self) -> tuple[str, str]:
+        with connections[self.alias].cursor() as cursor:
+            cursor.execute("SELECT word FROM t")
+            return cursor.fetchone()[0], (self.root / "picture").read_text()
+
+    def restore(self) -> dict[str, Any]:
+        return restore_snapshot("nightly", confirm=self.confirm)
+
+
+@pytest.fixture
+def world(make_sqlite: Maker, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> World:
+    alias = make_sqlite()
+    settings.MEDIA_ROOT = str(tmp_path / "media")
+    settings.SNAPSHOTS = {
+        "STORAGE": {
+            "BACKEND": "django_snapshots.storage.LocalFileSystemBackend",
+            "OPTIONS": {"location": str(tmp_path / "snapshots")},
+        },
+        "ARTIFACTS": ["database", "media"],
+        "DATABASES": [alias],
+    }
+    monkeypatch.setattr(runs, "available", lambda: False)
+    return World(alias, tmp_path / "media")
+
+
+def full(_prepared: PreparedMedia) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_an_error_that_nobody_foresaw_brings_the_others_back_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreparedMedia, "switch", full)
+    with pytest.raises(SnapshotError, match=r"No space left.*As it was before: .*Nothing is changed") as raised:
+        world.restore()
+    assert not isinstance(raised.value, SnapshotUnsettled)
+    assert world.state == ("later", "later")
+
+
+def test_what_was_switched_all_the_same_is_a_success(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = PreparedMedia.switch
+
+    def cut_short(prepared: PreparedMedia) -> None:
+        switch(prepared)
+        raise ValueError("out of nowhere")
+
+    monkeypatch.setattr(PreparedMedia, "switch", cut_short)
+    report = world.restore()
+    assert "out of nowhere" in " ".join(report["notes"])
+    assert world.state == ("snapshot", "snapshot")
+
+
+def test_who_is_told_to_end_in_the_middle_leaves_nothing_half(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(_prepared: PreparedMedia) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreparedMedia, "switch", told)
+    with pytest.raises(KeyboardInterrupt):
+        world.restore()
+    assert "told to end in its middle. As it was before" in caplog.text
+    assert world.state == ("later", "later")
+
+
+def test_what_can_not_be_settled_either_says_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PreparedMedia, "switch", full)
+    monkeypatch.setattr("django_snapshots.execution.settle.settle_of", full)
+    with pytest.raises(SnapshotUnsettled, match=r"sweep --without-journal`.*undo [0-9a-f]{32}`"):
+        world.restore()
