@@ -145,22 +145,9 @@ class Shelf:
 
         To take it for nothing would say of a target that was switched that it was not, and fence nobody.
         """
-        for path in (self.path(mark, stage) for stage in Stage):
-            try:
-                found = path.lstat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise SnapshotBusyError(
-                    f"It can't be seen whether a restore has left {path}: {error.strerror}. Settle it as the user "
-                    "whose restore it was."
-                ) from error
-            if not _is_ours(path):
-                raise SnapshotBusyError(
-                    f"{path} is not as this user (number {os.geteuid()}) makes it: it belongs to user number "
-                    f"{found.st_uid}, and its mode is {stat.filemode(found.st_mode)}. Settle it as the user whose "
-                    "restore it was; if no restore has made it, remove it."
-                )
+        for stage in Stage:
+            if why := _why_not_ours(self.path(mark, stage)):
+                raise SnapshotBusyError(why)
 
     def _opened(self, mark: str, stage: Stage = Stage.BUILDING, *, lock: bool = True) -> Marked:
         descriptor = os.open(self.path(mark, stage), _DIRECTORY)
@@ -380,10 +367,41 @@ def taken(shelf: Shelf, mark: str, stage: Stage) -> Iterator[Marked | None]:
 def _is_ours(path: Path) -> bool:
     """Whether it is a directory as this user makes it: nobody else can have put anything in."""
     try:
-        found = os.lstat(path)
+        return _is_private(os.lstat(path))
     except OSError:
         return False
+
+
+def _is_private(found: os.stat_result) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077 == 0
+
+
+def _why_not_ours(path: Path) -> str:
+    """Why this user takes nothing from *path*, and what to do; empty if he does, and if nothing is there."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return (
+            f"It can't be seen whether a restore has left {path}: {error.strerror}. Settle it as the user whose "
+            "restore it was."
+        )
+    if _is_private(found):
+        return ""
+    if not stat.S_ISDIR(found.st_mode):
+        way_out = "It is no directory, so no restore has made it; remove it."
+    elif found.st_uid == os.geteuid():
+        way_out = f"If you trust what is in it, make it private again: chmod 0700 {path}"
+    else:
+        way_out = (
+            "Only its owner settles, brings back or removes it: do this as the user whose restore it was. If no "
+            "restore has made it, remove it."
+        )
+    return (
+        f"{path} is not as this user (number {os.geteuid()}) makes it: it belongs to user number {found.st_uid}, and "
+        f"its mode is {stat.filemode(found.st_mode)}. {way_out}"
+    )
 
 
 def _require_private(path: Path) -> None:

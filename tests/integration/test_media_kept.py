@@ -700,12 +700,25 @@ def test_another_user_does_not_take_what_is_there_for_nothing(
 def test_what_a_stranger_puts_there_does_not_hide_what_is_ours(world: World) -> None:
     world.killed("prepared")
     strange = world.root.parent / f"{world.left[0]}.kept"
-    strange.mkdir(mode=0o755)
+    strange.touch(mode=0o700)
     assert world.settle() is BEFORE
-    with pytest.raises(SnapshotBusyError, match=r"if no restore has made it, remove it"):
+    with pytest.raises(SnapshotBusyError, match=r"is no directory.*remove it"):
         world.settle()
-    strange.rmdir()
+    strange.unlink()
     assert (world.settle(), world.state, world.left) == (BEFORE, "old", [])
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_who_has_opened_his_own_directory_to_others_is_told_to_close_it(world: World) -> None:
+    restored("m")
+    (directory,) = [world.root.parent / name for name in world.left]
+    directory.chmod(0o750)
+    with pytest.raises(SnapshotBusyError, match=r"chmod 0700 ") as told:
+        brought_back("m", "u")
+    assert "remove" not in str(told.value)
+    directory.chmod(0o700)
+    brought_back("m", "u")
+    assert world.state == "old"
 
 
 @WAYS
