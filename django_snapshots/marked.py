@@ -168,17 +168,28 @@ class Shelf:
         sync(self.parent)
         return self._opened(new_mark, new_stage)
 
-    def marks(self) -> list[tuple[str, Stage]]:
-        """Every mark that has a directory here, and how far it has come."""
-        found = []
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(self.parent) as e:
-            names = [entry.name for entry in e if entry.name.startswith(self.prefix)]
-            for name in sorted(names):
-                mark, dot, end = name.removeprefix(self.prefix).partition(".")
-                stage = next((one for one in Stage if one == dot + end), None)
-                if stage is not None and _MARK.fullmatch(mark) and _is_ours(self.parent / name):
-                    found.append((mark, stage))
-        return found
+    def look(self) -> tuple[list[tuple[str, Stage]], list[Stranger]]:
+        """Every mark that has a directory of this user here, and how far it has come; and what may be one, too, and
+        isn't this user's to look into."""
+        ours, strangers = [], []
+        try:
+            with os.scandir(self.parent) as entries:
+                names = sorted(entry.name for entry in entries if entry.name.startswith(self.prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        except PermissionError:
+            why = f"{self.parent} can't be listed by user number {os.geteuid()}; let this user read it."
+            return [], [Stranger(mark="", stage=None, path=self.parent, why=why)]
+        for name in names:
+            mark, dot, end = name.removeprefix(self.prefix).partition(".")
+            stage = next((one for one in Stage if one == dot + end), None)
+            if stage is None or not _MARK.fullmatch(mark):
+                continue
+            if why := _why_not_ours(self.parent / name):
+                strangers.append(Stranger(mark=mark, stage=stage, path=self.parent / name, why=why))
+            else:
+                ours.append((mark, stage))
+        return ours, strangers
 
     def beside(self, mark: str, stage: Stage, *, kept: bool) -> Beside | None:
         """What is to be told of the directory of *mark*; ``None`` if it has just gone."""
@@ -202,6 +213,18 @@ class Shelf:
             kept_at=_moment(record.get("kept_at")) or (changed if kept else None),
             in_use=in_use,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stranger:
+    """What another user's restore may have left on a shelf: it is never looked into, nor taken for nothing."""
+
+    mark: str
+    """Empty if it is the whole shelf, which can't be listed."""
+    stage: Stage | None
+    path: Path
+    why: str
+    """Why it isn't looked into, and what to do."""
 
 
 class Marked:
@@ -392,7 +415,7 @@ def _why_not_ours(path: Path) -> str:
     if not stat.S_ISDIR(found.st_mode):
         way_out = "It is no directory, so no restore has made it; remove it."
     elif found.st_uid == os.geteuid():
-        way_out = f"If you trust what is in it, make it private again: chmod 0700 {path}"
+        way_out = "If you trust what is in it, make it private again (chmod 0700)."
     else:
         way_out = (
             "Only its owner settles, brings back or removes it: do this as the user whose restore it was. If no "

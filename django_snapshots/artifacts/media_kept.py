@@ -278,9 +278,17 @@ def _keep_taken_back(marked: Marked, record: Mapping[str, Any]) -> None:
 
 
 def require_whole(root: Path) -> None:
-    """Raise ``SnapshotBusyError`` while a restore of *root* has stopped in the middle of its moves."""
+    """Raise ``SnapshotBusyError`` while a restore of *root* has stopped in the middle of its moves, or one of another
+    user may have."""
     for shelf in shelves(root):
-        for mark, stage in shelf.marks():
+        ours, strangers = shelf.look()
+        for stranger in strangers:
+            if stranger.stage in (Stage.BUILDING, Stage.SETTLING):
+                raise SnapshotBusyError(
+                    f"A restore of {root} may have stopped in the middle and not be settled yet: {stranger.why} "
+                    "manage.py snapshots sweep settles it; with --without-journal also where its run has been given up."
+                )
+        for mark, stage in ours:
             directory = shelf.path(mark, stage)
             if stage not in (Stage.BUILDING, Stage.SETTLING) or not (directory / OLD).exists():
                 continue
@@ -297,7 +305,7 @@ def beside(root: Path) -> Sequence[Beside]:
     found = [
         shelf.beside(mark, stage, kept=_is_kept(shelf, mark, stage))
         for shelf in shelves(root)
-        for mark, stage in shelf.marks()
+        for mark, stage in shelf.look()[0]
     ]
     return sorted((one for one in found if one), key=lambda one: one.kept_at or _LONG_AGO, reverse=True)
 

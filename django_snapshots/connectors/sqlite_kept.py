@@ -244,7 +244,7 @@ def _labels_seen(place: Place) -> set[str] | None:
 def beside(place: Place) -> Sequence[Beside]:
     """As ``KeepsReplaced.beside``."""
     shelf = shelf_of(place)
-    marks = shelf.marks()
+    marks, _ = shelf.look()
     seen = _labels_seen(place) if marks else set()
     found = [shelf.beside(mark, stage, kept=_is_kept(shelf, mark, stage, seen)) for mark, stage in marks]
     return sorted((one for one in found if one), key=lambda one: one.kept_at or _LONG_AGO, reverse=True)

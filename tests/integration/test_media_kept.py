@@ -713,12 +713,69 @@ def test_who_has_opened_his_own_directory_to_others_is_told_to_close_it(world: W
     restored("m")
     (directory,) = [world.root.parent / name for name in world.left]
     directory.chmod(0o750)
-    with pytest.raises(SnapshotBusyError, match=r"chmod 0700 ") as told:
+    with pytest.raises(SnapshotBusyError, match=r"\(chmod 0700\)\.$") as told:
         brought_back("m", "u")
     assert "remove" not in str(told.value)
     directory.chmod(0o700)
     brought_back("m", "u")
     assert world.state == "old"
+
+
+@pytest.mark.parametrize("way", ["moves"])
+@pytest.mark.parametrize("settling", ["", "moved back#1"])
+def test_nobody_restores_over_what_another_user_s_restore_may_have_left_half(world: World, settling: str) -> None:
+    """By its mode; its owner is told in the same breath, and only root can give a directory away."""
+    restored("k")
+    world.killed("moved#3")
+    if settling:
+        world.killed(settling, action="settle")
+    (half,) = [world.root / name for name in world.left if not name.endswith(".kept")]
+    half.chmod(0o750)
+    before = world.content()
+    with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*not as this user.*snapshots sweep"):
+        restored("n")
+    with pytest.raises(SnapshotBusyError, match="may have stopped in the middle"):
+        brought_back("k", "u")
+    moves = Restore(NEW)
+    told = [one.text for one in KIND.preflight("media", moves.source, moves.request) if one.stops]
+    assert any("may have stopped in the middle" in text for text in told)
+    assert world.content() == before
+    half.chmod(0o700)
+    assert world.settle() is BEFORE
+    assert world.state == "new"
+    restored("n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("way", ["moves"])
+def test_root_does_not_restore_over_half_a_restore_of_an_ordinary_user(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(media_switch.Staging, "_make_beside", media_switch.Staging._make_beside)
+    go(way)
+
+    def dies(phase: str) -> None:
+        if phase == "moved":
+            raise Dead
+
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+        with media(world.root):
+            with ordinary_user(), monkeypatch.context() as patched:
+                patched.setattr(media_switch, "_reached", dies)
+                patched.setattr(media_switch.Staging, "_move_back", lambda *_: None)
+                with pytest.raises(Dead):
+                    Restore(NEW, mark="m").prepare().switch()
+            half = world.content()
+            with pytest.raises(SnapshotBusyError, match=f"belongs to user number {NOBODY}.*Only its owner settles"):
+                restored("n")
+            assert world.content() == half
+            with ordinary_user():
+                assert world.settle() is BEFORE
+            assert world.state == "old"
+            restored("n")
+            assert world.state == "new"
 
 
 @WAYS
