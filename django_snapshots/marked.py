@@ -185,10 +185,10 @@ class Shelf:
             stage = next((one for one in Stage if one == dot + end), None)
             if stage is None or not _MARK.fullmatch(mark):
                 continue
-            if why := _why_not_ours(self.parent / name):
-                strangers.append(Stranger(mark=mark, stage=stage, path=self.parent / name, why=why))
-            else:
+            if not (why := _why_not_ours(self.parent / name)):
                 ours.append((mark, stage))
+            elif stage is not Stage.GONE:
+                strangers.append(Stranger(mark=mark, stage=stage, path=self.parent / name, why=why))
         return ours, strangers
 
     def beside(self, mark: str, stage: Stage, *, kept: bool) -> Beside | None:
@@ -225,6 +225,10 @@ class Stranger:
     path: Path
     why: str
     """Why it isn't looked into, and what to do."""
+
+    def beside(self) -> Beside:
+        """What is to be told of it."""
+        return Beside(mark=self.mark, kept=False, place=f"directory {self.path}", unseen=self.why)
 
 
 class Marked:

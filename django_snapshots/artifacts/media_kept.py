@@ -302,11 +302,11 @@ def require_whole(root: Path) -> None:
 
 def beside(root: Path) -> Sequence[Beside]:
     """As ``KeepsReplaced.beside``."""
-    found = [
-        shelf.beside(mark, stage, kept=_is_kept(shelf, mark, stage))
-        for shelf in shelves(root)
-        for mark, stage in shelf.look()[0]
-    ]
+    found: list[Beside | None] = []
+    for shelf in shelves(root):
+        ours, strangers = shelf.look()
+        found += (shelf.beside(mark, stage, kept=_is_kept(shelf, mark, stage)) for mark, stage in ours)
+        found += (stranger.beside() for stranger in strangers)
     return sorted((one for one in found if one), key=lambda one: one.kept_at or _LONG_AGO, reverse=True)
 
 

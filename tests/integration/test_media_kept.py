@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -776,6 +777,47 @@ def test_root_does_not_restore_over_half_a_restore_of_an_ordinary_user(
             assert world.state == "old"
             restored("n")
             assert world.state == "new"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@WAYS
+def test_what_another_user_has_kept_is_told_as_unseen(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    for name, owner in (("exchange", media_switch), ("_make_beside", media_switch.Staging)):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    go(way)
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+        with media(world.root):
+            with ordinary_user():
+                restored("m")
+            restored("n")
+            for user, ours, theirs in ((0, "n", "m"), (NOBODY, "m", "n")):
+                with ordinary_user() if user else contextlib.nullcontext():
+                    found = {one.mark: one for one in KIND.beside("media")}
+                assert (found[ours].kept, found[ours].unseen) == (True, "")
+                assert not found[theirs].kept
+                assert f"belongs to user number {NOBODY - user}" in found[theirs].unseen
+                assert "do this as the user whose restore it was" in found[theirs].unseen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may list every directory")
+@pytest.mark.parametrize("way", ["moves"])
+def test_a_directory_that_can_t_be_listed_hides_nothing_of_what_can(world: World) -> None:
+    """It stops no restore: its directories are in the root."""
+    with open_directory() as directory, ordinary_user():
+        world = World(directory, "moves")
+        with media(world.root):
+            world.root.parent.chmod(0o311)
+            try:
+                restored("m")
+                found = {one.mark: one for one in KIND.beside("media")}
+                assert found["m"].kept
+                assert f"{world.root.parent} can't be listed by user number {NOBODY}" in found[""].unseen
+                brought_back("m", "u")
+                assert world.state == "old"
+            finally:
+                world.root.parent.chmod(0o755)
 
 
 @WAYS
