@@ -145,22 +145,9 @@ class Shelf:
 
         To take it for nothing would say of a target that was switched that it was not, and fence nobody.
         """
-        for path in (self.path(mark, stage) for stage in Stage):
-            try:
-                found = path.lstat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                raise SnapshotBusyError(
-                    f"It can't be seen whether a restore has left {path}: {error.strerror}. Settle it as the user "
-                    "whose restore it was."
-                ) from error
-            if not _is_ours(path):
-                raise SnapshotBusyError(
-                    f"{path} is not as this user (number {os.geteuid()}) makes it: it belongs to user number "
-                    f"{found.st_uid}, and its mode is {stat.filemode(found.st_mode)}. Settle it as the user whose "
-                    "restore it was; if no restore has made it, remove it."
-                )
+        for stage in Stage:
+            if why := _why_not_ours(self.path(mark, stage)):
+                raise SnapshotBusyError(why)
 
     def _opened(self, mark: str, stage: Stage = Stage.BUILDING, *, lock: bool = True) -> Marked:
         descriptor = os.open(self.path(mark, stage), _DIRECTORY)
@@ -181,17 +168,28 @@ class Shelf:
         sync(self.parent)
         return self._opened(new_mark, new_stage)
 
-    def marks(self) -> list[tuple[str, Stage]]:
-        """Every mark that has a directory here, and how far it has come."""
-        found = []
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(self.parent) as e:
-            names = [entry.name for entry in e if entry.name.startswith(self.prefix)]
-            for name in sorted(names):
-                mark, dot, end = name.removeprefix(self.prefix).partition(".")
-                stage = next((one for one in Stage if one == dot + end), None)
-                if stage is not None and _MARK.fullmatch(mark) and _is_ours(self.parent / name):
-                    found.append((mark, stage))
-        return found
+    def look(self) -> tuple[list[tuple[str, Stage]], list[Stranger]]:
+        """Every mark that has a directory of this user here, and how far it has come; and what may be one, too, and
+        isn't this user's to look into."""
+        ours, strangers = [], []
+        try:
+            with os.scandir(self.parent) as entries:
+                names = sorted(entry.name for entry in entries if entry.name.startswith(self.prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        except PermissionError:
+            why = f"{self.parent} can't be listed by user number {os.geteuid()}; let this user read it."
+            return [], [Stranger(mark="", stage=None, path=self.parent, why=why)]
+        for name in names:
+            mark, dot, end = name.removeprefix(self.prefix).partition(".")
+            stage = next((one for one in Stage if one == dot + end), None)
+            if stage is None or not _MARK.fullmatch(mark):
+                continue
+            if not (why := _why_not_ours(self.parent / name)):
+                ours.append((mark, stage))
+            elif stage is not Stage.GONE:
+                strangers.append(Stranger(mark=mark, stage=stage, path=self.parent / name, why=why))
+        return ours, strangers
 
     def beside(self, mark: str, stage: Stage, *, kept: bool) -> Beside | None:
         """What is to be told of the directory of *mark*; ``None`` if it has just gone."""
@@ -215,6 +213,22 @@ class Shelf:
             kept_at=_moment(record.get("kept_at")) or (changed if kept else None),
             in_use=in_use,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stranger:
+    """What another user's restore may have left on a shelf: it is never looked into, nor taken for nothing."""
+
+    mark: str
+    """Empty if it is the whole shelf, which can't be listed."""
+    stage: Stage | None
+    path: Path
+    why: str
+    """Why it isn't looked into, and what to do."""
+
+    def beside(self) -> Beside:
+        """What is to be told of it."""
+        return Beside(mark=self.mark, kept=False, place=f"directory {self.path}", unseen=self.why)
 
 
 class Marked:
@@ -380,10 +394,41 @@ def taken(shelf: Shelf, mark: str, stage: Stage) -> Iterator[Marked | None]:
 def _is_ours(path: Path) -> bool:
     """Whether it is a directory as this user makes it: nobody else can have put anything in."""
     try:
-        found = os.lstat(path)
+        return _is_private(os.lstat(path))
     except OSError:
         return False
+
+
+def _is_private(found: os.stat_result) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077 == 0
+
+
+def _why_not_ours(path: Path) -> str:
+    """Why this user takes nothing from *path*, and what to do; empty if he does, and if nothing is there."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return (
+            f"It can't be seen whether a restore has left {path}: {error.strerror}. Settle it as the user whose "
+            "restore it was."
+        )
+    if _is_private(found):
+        return ""
+    if not stat.S_ISDIR(found.st_mode):
+        way_out = "It is no directory, so no restore has made it; remove it."
+    elif found.st_uid == os.geteuid():
+        way_out = "If you trust what is in it, make it private again (chmod 0700)."
+    else:
+        way_out = (
+            "Only its owner settles, brings back or removes it: do this as the user whose restore it was. If no "
+            "restore has made it, remove it."
+        )
+    return (
+        f"{path} is not as this user (number {os.geteuid()}) makes it: it belongs to user number {found.st_uid}, and "
+        f"its mode is {stat.filemode(found.st_mode)}. {way_out}"
+    )
 
 
 def _require_private(path: Path) -> None:

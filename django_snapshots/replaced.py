@@ -64,6 +64,9 @@ class Beside:
     """When it was replaced; aware."""
     in_use: bool = False
     """Whether a process that is alive works with it now, as far as can be seen."""
+    unseen: str = ""
+    """Why it can't be looked into from here, such as by another user than its owner, and what to do. It may be a state
+    that was replaced, so an undo must know of it; nobody settles or removes it."""
 
 
 @runtime_checkable
@@ -83,7 +86,8 @@ class KeepsReplaced(Protocol):
     def beside(self, subject: str) -> Sequence[Beside]:
         """Everything that carries a mark beside *subject*, the newest first.
 
-        Raises ``SnapshotError`` where it can't be asked: an undo must know that there may be more.
+        Raises ``SnapshotError`` where it can't be asked: an undo must know that there may be more. What of it can't
+        be looked into is told as ``Beside.unseen``.
         """
 
     def settle(self, subject: str, mark: str, noted: Mapping[str, Any]) -> Outcome:

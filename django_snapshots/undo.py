@@ -344,8 +344,10 @@ def _beside(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]:
             except Exception as error:  # noqa: BLE001 - a connector raises what it likes, and others are still to come
                 unasked.append(Unasked(type=artifact, subject=subject, why=redact(str(error)).strip()))
                 continue
+            if why := " ".join(item.unseen for item in found if item.unseen):
+                unasked.append(Unasked(type=artifact, subject=subject, why=redact(why)))
             for item in found:
-                if item.kept and _ID.fullmatch(item.mark[:_RUN]):
+                if item.kept and not item.unseen and _ID.fullmatch(item.mark[:_RUN]):
                     yield _of(item, artifact, subject)
 
 

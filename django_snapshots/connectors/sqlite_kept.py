@@ -244,9 +244,10 @@ def _labels_seen(place: Place) -> set[str] | None:
 def beside(place: Place) -> Sequence[Beside]:
     """As ``KeepsReplaced.beside``."""
     shelf = shelf_of(place)
-    marks = shelf.marks()
+    marks, strangers = shelf.look()
     seen = _labels_seen(place) if marks else set()
     found = [shelf.beside(mark, stage, kept=_is_kept(shelf, mark, stage, seen)) for mark, stage in marks]
+    found += (stranger.beside() for stranger in strangers)
     return sorted((one for one in found if one), key=lambda one: one.kept_at or _LONG_AGO, reverse=True)
 
 

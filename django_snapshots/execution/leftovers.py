@@ -52,7 +52,9 @@ def _unsettled(settings: Settings) -> Iterator[tuple[ArtifactKind, str, Beside]]
                 logger.warning("What restores have left beside %s is not known: %s", subject, redact(str(error)))
                 continue
             for item in found:
-                if not item.kept and not item.in_use and _is_ours(item.mark):
+                if item.unseen:
+                    logger.warning("What a restore has left beside %s is not settled: %s", subject, redact(item.unseen))
+                elif not item.kept and not item.in_use and _is_ours(item.mark):
                     yield kind, subject, item
 
 

@@ -20,8 +20,15 @@ from django_snapshots.conf import get_settings
 from django_snapshots.connectors import sqlite_files as files
 from django_snapshots.connectors import sqlite_kept
 from django_snapshots.connectors.derived import known
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotError, SnapshotIntegrityError
+from django_snapshots.exceptions import (
+    SnapshotBusyError,
+    SnapshotError,
+    SnapshotIntegrityError,
+    SnapshotNotFoundError,
+    SnapshotPreflightError,
+)
 from django_snapshots.execution import expiry
+from django_snapshots.execution.leftovers import settle_without_journal
 from django_snapshots.management.status import unsettled_restores
 from django_snapshots.marked import Shelf, Stage, where_we_are
 from django_snapshots.models import Kind, Lock, Run, State, Step
@@ -271,6 +278,34 @@ def test_a_state_under_anothers_mark_is_the_one_that_its_restore_has_replaced(me
         (directory / "record.json").write_text(json.dumps(record))
         (item,) = kept_states(get_settings())
         assert item.run == told
+
+
+def test_the_latest_is_not_guessed_where_another_user_may_have_kept_more(media, monkeypatch, caplog):
+    older, latest = restored(media), restored(media)
+    (directory,) = media.parent.glob(f".django-snapshots-*-{latest.hex}_*.kept")
+    directory.chmod(0o750)  # as another user's: it isn't looked into
+    with pytest.raises(SnapshotPreflightError, match=r"latest can't be told .*belongs to user.*chmod 0700"):
+        execution.undo_states(get_settings(), Request())
+    assert execution.undo_states(get_settings(), Request(undo=older.hex))[0] == older.hex
+    with pytest.raises(SnapshotNotFoundError, match=r"as far as is seen now: media media .*chmod 0700"):
+        execution.undo_states(get_settings(), Request(undo=latest.hex))
+    a_month_later(monkeypatch)
+    (removed,) = execution.collect()
+    assert older.hex in removed
+    assert directory.exists()
+    assert f"{directory} is not as this user" in caplog.text
+    directory.chmod(0o700)
+    assert execution.undo_states(get_settings(), Request())[0] == latest.hex
+
+
+def test_what_another_user_has_left_does_not_keep_ours_from_being_settled(media, caplog):
+    shelf, marks = beside_shelf(media), [f"{'a' * 32}_1_0", f"{'b' * 32}_1_0"]
+    for mark in marks:
+        shelf.make(mark, {"about": {}}).close()
+    shelf.path(marks[0]).chmod(0o750)
+    assert settle_without_journal(get_settings()) == [f"directory {shelf.path(marks[1])}"]
+    assert (shelf.path(marks[0]).exists(), shelf.path(marks[1]).exists()) == (True, False)
+    assert f"{shelf.path(marks[0])} is not as this user" in caplog.text
 
 
 # Errors that are not ours, behind the point of no return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -481,6 +482,81 @@ def test_a_merge_that_fails_behind_the_switch_is_gone_on_with(world: World, monk
 
 
 @WAYS
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_late_file_that_this_user_may_not_read_holds_nothing_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, settled: bool
+) -> None:
+    """Each time it would be the same."""
+    link, copy = os.link, shutil.copy2
+
+    def refused(function: Any, error: int) -> Any:
+        def call(theirs: bytes, ours: bytes, **options: Any) -> None:
+            if theirs.endswith(b"/deep/upload"):
+                raise OSError(error, os.strerror(error))
+            function(theirs, ours, **options)
+
+        return call
+
+    def dies() -> None:
+        raise Dead
+
+    uploads(world, monkeypatch, dies if settled else lambda: None)
+    monkeypatch.setattr(os, "link", refused(link, errno.EPERM))
+    moves = Restore(NEW, mark="m", about={"run": "m"}, merge=True)
+    prepared = moves.prepare()
+    monkeypatch.setattr(shutil, "copy2", refused(copy, errno.EACCES))
+    with pytest.raises(Dead) if settled else contextlib.nullcontext():
+        prepared.switch()
+    if not settled:
+        prepared.discard()
+    assert world.settle() is SWITCHED
+    told = caplog.messages if settled else moves.reports
+    assert [text for text in told if text.startswith("deep/upload came into MEDIA_ROOT")] == told
+    assert len(told) == 1
+    assert (world.root / "album" / "upload").read_text() == "before"
+    assert not (world.root / "deep" / "upload").exists()
+    monkeypatch.undo()
+    with media(world.root):
+        go(world.way)
+        brought_back("m", "u")
+    assert (world.root / "deep" / "upload").read_text() == "before"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@WAYS
+def test_late_files_and_directories_of_another_user(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    for name, owner in (("exchange", media_switch), ("_make_beside", media_switch.Staging)):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    go(way)
+
+    def reached(phase: str) -> None:
+        if phase == "begun":
+            os.seteuid(0)
+            (world.root / "deep" / "private").touch(mode=0o600)
+            (world.root / "deep" / "closed").mkdir(mode=0o700)
+            (world.root / "readable").write_text("an upload")
+            os.seteuid(NOBODY)
+
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+            with media(world.root):
+                moves = Restore(NEW, mark="m", merge=True)
+                prepared = moves.prepare()
+                monkeypatch.setattr(media_switch, "_reached", reached)
+                prepared.switch()
+                prepared.discard()
+                assert world.settle() is SWITCHED
+        (told,) = (text for text in moves.reports if "came into" in text)
+        assert "deep/private" in told
+        assert "deep/closed" in told
+        assert (world.root / "readable").read_text() == "an upload"
+        assert not (world.root / "deep" / "private").exists()
+        (kept,) = (path for path in directory.rglob("private") if "django-snapshots" in str(path))
+        assert kept.stat().st_uid == 0
+
+
+@WAYS
 @pytest.mark.parametrize("links", [True, False])
 def test_a_merge_that_dies_behind_the_switch_is_gone_on_with(
     world: World, monkeypatch: pytest.MonkeyPatch, links: bool
@@ -700,12 +776,123 @@ def test_another_user_does_not_take_what_is_there_for_nothing(
 def test_what_a_stranger_puts_there_does_not_hide_what_is_ours(world: World) -> None:
     world.killed("prepared")
     strange = world.root.parent / f"{world.left[0]}.kept"
-    strange.mkdir(mode=0o755)
+    strange.touch(mode=0o700)
     assert world.settle() is BEFORE
-    with pytest.raises(SnapshotBusyError, match=r"if no restore has made it, remove it"):
+    with pytest.raises(SnapshotBusyError, match=r"is no directory.*remove it"):
         world.settle()
-    strange.rmdir()
+    strange.unlink()
     assert (world.settle(), world.state, world.left) == (BEFORE, "old", [])
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_who_has_opened_his_own_directory_to_others_is_told_to_close_it(world: World) -> None:
+    restored("m")
+    (directory,) = [world.root.parent / name for name in world.left]
+    directory.chmod(0o750)
+    with pytest.raises(SnapshotBusyError, match=r"\(chmod 0700\)\.$") as told:
+        brought_back("m", "u")
+    assert "remove" not in str(told.value)
+    directory.chmod(0o700)
+    brought_back("m", "u")
+    assert world.state == "old"
+
+
+@pytest.mark.parametrize("way", ["moves"])
+@pytest.mark.parametrize("settling", ["", "moved back#1"])
+def test_nobody_restores_over_what_another_user_s_restore_may_have_left_half(world: World, settling: str) -> None:
+    """By its mode; its owner is told in the same breath, and only root can give a directory away."""
+    restored("k")
+    world.killed("moved#3")
+    if settling:
+        world.killed(settling, action="settle")
+    (half,) = [world.root / name for name in world.left if not name.endswith(".kept")]
+    half.chmod(0o750)
+    before = world.content()
+    with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*not as this user.*snapshots sweep"):
+        restored("n")
+    with pytest.raises(SnapshotBusyError, match="may have stopped in the middle"):
+        brought_back("k", "u")
+    moves = Restore(NEW)
+    told = [one.text for one in KIND.preflight("media", moves.source, moves.request) if one.stops]
+    assert any("may have stopped in the middle" in text for text in told)
+    assert world.content() == before
+    half.chmod(0o700)
+    assert world.settle() is BEFORE
+    assert world.state == "new"
+    restored("n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("way", ["moves"])
+def test_root_does_not_restore_over_half_a_restore_of_an_ordinary_user(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(media_switch.Staging, "_make_beside", media_switch.Staging._make_beside)
+    go(way)
+
+    def dies(phase: str) -> None:
+        if phase == "moved":
+            raise Dead
+
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+        with media(world.root):
+            with ordinary_user(), monkeypatch.context() as patched:
+                patched.setattr(media_switch, "_reached", dies)
+                patched.setattr(media_switch.Staging, "_move_back", lambda *_: None)
+                with pytest.raises(Dead):
+                    Restore(NEW, mark="m").prepare().switch()
+            half = world.content()
+            with pytest.raises(SnapshotBusyError, match=f"belongs to user number {NOBODY}.*Only its owner settles"):
+                restored("n")
+            assert world.content() == half
+            with ordinary_user():
+                assert world.settle() is BEFORE
+            assert world.state == "old"
+            restored("n")
+            assert world.state == "new"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@WAYS
+def test_what_another_user_has_kept_is_told_as_unseen(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    for name, owner in (("exchange", media_switch), ("_make_beside", media_switch.Staging)):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    go(way)
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+        with media(world.root):
+            with ordinary_user():
+                restored("m")
+            restored("n")
+            for user, ours, theirs in ((0, "n", "m"), (NOBODY, "m", "n")):
+                with ordinary_user() if user else contextlib.nullcontext():
+                    found = {one.mark: one for one in KIND.beside("media")}
+                assert (found[ours].kept, found[ours].unseen) == (True, "")
+                assert not found[theirs].kept
+                assert f"belongs to user number {NOBODY - user}" in found[theirs].unseen
+                assert "do this as the user whose restore it was" in found[theirs].unseen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may list every directory")
+@pytest.mark.parametrize("way", ["moves"])
+def test_a_directory_that_can_t_be_listed_hides_nothing_of_what_can(world: World) -> None:
+    """It stops no restore: its directories are in the root."""
+    with open_directory() as directory, ordinary_user():
+        world = World(directory, "moves")
+        with media(world.root):
+            world.root.parent.chmod(0o311)
+            try:
+                restored("m")
+                found = {one.mark: one for one in KIND.beside("media")}
+                assert found["m"].kept
+                assert f"{world.root.parent} can't be listed by user number {NOBODY}" in found[""].unseen
+                brought_back("m", "u")
+                assert world.state == "old"
+            finally:
+                world.root.parent.chmod(0o755)
 
 
 @WAYS

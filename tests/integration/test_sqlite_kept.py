@@ -880,6 +880,18 @@ def test_the_log_of_a_file_that_is_gone_never_gets_beside_a_new_one(world: World
         assert not log.exists()
 
 
+@pytest.mark.parametrize("mode", ["delete"])
+def test_what_isn_t_as_this_user_makes_it_is_told_as_unseen(world: World) -> None:
+    world.restore("m")
+    world.restore("n")
+    (directory,) = world.path.parent.glob(".django-snapshots-*-m.kept")
+    directory.chmod(0o750)
+    found = {one.mark: one for one in CONNECTOR.beside(world.alias)}
+    assert (found["n"].kept, found["n"].unseen) == (True, "")
+    assert not found["m"].kept
+    assert "(chmod 0700)" in found["m"].unseen
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 @MODES
 @pytest.mark.parametrize("phase", ["prepared", "switched", "kept"])
