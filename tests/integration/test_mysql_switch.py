@@ -519,6 +519,46 @@ def test_while_one_is_not_settled_no_other_begins_and_nothing_goes(
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
+@pytest.mark.parametrize("phase", ["events dropped", "hidden", "revealed"])
+def test_a_switch_that_only_a_newer_release_understands_is_taken_for_one_in_the_middle(
+    world: World, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """Else its hidden tables were exchanged, and what is half of a database was dumped."""
+    first, own = mark(), mark()
+    restore(world.alias, world.snapshot, mark=first)
+    prepared = abandoned(world, own, monkeypatch, phase)
+    prepared.sessions.close()
+    head = f"UPDATE `django_snapshots_old_{own}`.django_snapshots_record SET settings = %s WHERE side = 'head'"
+    query(world.alias, head % "JSON_INSERT(settings, '$.strange', 1)")
+    with pytest.raises(SnapshotBusyError, match=rf"may have stopped in the middle.*_old_{own} can't be understood"):
+        undo(world.alias, first)
+    with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*was not dumped"):
+        dump(world.alias)
+    with pytest.raises(SnapshotPreflightError, match="may have stopped in the middle"):
+        restore(world.alias, world.snapshot, mark=mark())
+    with pytest.raises(SnapshotBusyError, match="nothing is removed"):
+        MySQLConnector().remove(world.alias, first)
+    # It says itself that it is no concern of another database.
+    other = make_mariadb()
+    query(other, "CREATE TABLE t (a INTEGER)")
+    restore(other, source(*dump(other)))
+    query(world.alias, head % "JSON_REMOVE(settings, '$.strange')")
+    forward = phase == "revealed"
+    assert MySQLConnector().settle(world.alias, own, {}) is (Outcome.SWITCHED if forward else Outcome.BEFORE)
+    assert sorted(world.kept()) == sorted([first, own] if forward else [first])
+
+
+def test_hidden_tables_whose_record_is_gone_are_not_exchanged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, own = mark(), mark()
+    restore(world.alias, world.snapshot, mark=first)
+    abandoned(world, own, monkeypatch, "hidden").sessions.close()
+    query(world.alias, f"DROP DATABASE `django_snapshots_old_{own}`")
+    with pytest.raises(SnapshotBusyError, match=r"has tables whose names begin with hidden_by.*no record"):
+        undo(world.alias, first)
+    with pytest.raises(SnapshotBusyError, match=r"no record.*was not dumped"):
+        dump(world.alias)
+
+
 def test_a_trigger_whose_name_must_stay_is_found_before_anything_changes(mariadb: Server, make_mariadb: Maker) -> None:
     alias = make_mariadb()
     trigger = b"CREATE TRIGGER twice BEFORE INSERT ON %s FOR EACH ROW SET @a = 1;"

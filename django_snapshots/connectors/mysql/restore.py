@@ -23,6 +23,7 @@ from django_snapshots.connectors.mysql.findings import require_place
 from django_snapshots.connectors.mysql.kept import (
     Schemas,
     database_of,
+    halfway,
     hidden_names,
     kept,
     mark_label,
@@ -344,11 +345,9 @@ def opened(db_alias: str, request: RestoreRequest) -> Any:
 
 def require_finished(connection: BaseDatabaseWrapper, db_alias: str, target: str, schemas: Schemas) -> None:
     """Raise ``SnapshotBusyError`` while an exchange of *target* has stopped in the middle."""
-    if record := unfinished(connection, target, schemas):
-        raise SnapshotBusyError(
-            f"The restore {record.mark} of {db_alias!r} has stopped in the middle and is not settled yet; the next "
-            "sweep, or manage.py snapshots sweep, does that. Then try again."
-        )
+    found = unfinished(connection, target, schemas)
+    if said := halfway(db_alias, target, found, tables_in(connection, target)):
+        raise SnapshotBusyError(f"{said} Then try again.")
 
 
 @dataclass(frozen=True)
