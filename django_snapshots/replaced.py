@@ -64,6 +64,8 @@ class Beside:
     """When it was replaced; aware."""
     in_use: bool = False
     """Whether a process that is alive works with it now, as far as can be seen."""
+    why: str = ""
+    """Why it can't be told what it is: it may be a kept state. Empty if that is known."""
 
 
 @runtime_checkable

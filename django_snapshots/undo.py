@@ -334,7 +334,7 @@ def _about_back(item: Kept) -> Mapping[str, object]:
 
 
 def _beside(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]:
-    """What lies beside the targets; *unasked* hears of those that can't be asked."""
+    """What lies beside the targets; *unasked* hears of those that can't be asked, or not understood."""
     for artifact in settings.artifacts:
         kind = settings.kind(artifact)
         for subject in (*kind.subjects(), *(known() if artifact == "database" else ())):
@@ -344,6 +344,8 @@ def _beside(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]:
                 unasked.append(Unasked(type=artifact, subject=subject, why=redact(str(error)).strip()))
                 continue
             for item in found:
+                if item.why:
+                    unasked.append(Unasked(type=artifact, subject=subject, why=redact(item.why)))
                 if item.kept and _ID.fullmatch(item.mark[:_RUN]):
                     yield _of(item, artifact, subject)
 

@@ -173,7 +173,7 @@ def _beside(
     mark, place = _mark_of(name), f'schema "{name}"'
     if isinstance(content, NotUnderstood):
         # Told as being built: whoever settles it says what it is.
-        return Beside(mark=mark, kept=False, place=place, in_use=_in_use(connection, mark, target))
+        return Beside(mark=mark, kept=False, place=place, in_use=_in_use(connection, mark, target), why=str(content))
     if content is None and mark == name:
         return None
     mark = content.mark if content else mark
