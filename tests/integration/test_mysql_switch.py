@@ -794,6 +794,30 @@ def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
     assert query(alias, "SELECT * FROM all_eggs") == []
 
 
+def test_a_view_that_the_account_may_not_make_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker, modest: str
+) -> None:
+    other = make_mariadb()
+    query(other, "CREATE TABLE lent (a INTEGER)")
+    snapshot = source(*dump(modest))
+    notes: list[str] = []
+    first, second = mark(), mark()
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute(f"GRANT SELECT ON `{database(other)}`.* TO modest_restorer@'%'")
+        connections[modest].close()
+        query(modest, f"CREATE VIEW borrowed AS SELECT a FROM `{database(other)}`.lent")
+        restore(modest, snapshot, mark=first)
+        cursor.execute(f"REVOKE SELECT ON `{database(other)}`.* FROM modest_restorer@'%'")
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(modest, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert query(modest, "SHOW TABLES") == [("t",)]
+    assert [item.mark for item in MySQLConnector().beside(modest) if item.kept] == [second]
+    (note,) = notes
+    assert "The view borrowed" in note and "may not read it: " in note and "denied" in note
+
+
 @pytest.mark.parametrize("wrong", ["", "../x", "UPPER", "a" * 41, "x`; DROP DATABASE y"])
 def test_a_mark_is_never_anything_else(make_mariadb: Maker, wrong: str) -> None:
     with pytest.raises(SnapshotConnectorError, match="no mark of a restore"):

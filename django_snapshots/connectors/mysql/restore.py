@@ -129,8 +129,9 @@ class MySQLRestore:
         exchange.forward()
         for name, said in exchange.lost.items():
             self.request.report(
-                f"The view {name} of {self.db_alias!r} could not be made again, because what it stands on is gone: "
-                f"{said}. Its text is in the table {record_table(self.home)}, as long as that schema is kept."
+                f"The view {name} of {self.db_alias!r} could not be made again, because what it stands on is gone, or the "
+                f"account may not read it: {said}. Its text is in the table {record_table(self.home)}, as long as that "
+                "schema is kept."
             )
 
     def roll_back(self) -> None:
