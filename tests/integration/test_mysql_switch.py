@@ -794,6 +794,35 @@ def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
     assert query(alias, "SELECT * FROM all_eggs") == []
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_view_that_is_lost_is_told_also_where_something_else_went_wrong(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dead: bool
+) -> None:
+    alias = make_mariadb()
+    script = b"CREATE TABLE egg (id INTEGER); CREATE VIEW eggs AS SELECT id FROM egg; CREATE TABLE hen (id INTEGER);"
+    client(mariadb, alias, script=script)
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"DROP TABLE egg;")
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+
+    def fail() -> None:
+        raise OperationalError(1114, "The table is full")
+
+    notes: list[str] = []
+    dying(monkeypatch, "views made", die if dead else fail)
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        with contextlib.closing(prepared.sessions), pytest.raises(Died) if dead else contextlib.nullcontext():
+            prepared.switch()
+    assert (len(notes), caplog.text) == (0 if dead else 1, "")
+    assert MySQLConnector().settle(alias, second, {}) is Outcome.SWITCHED
+    assert query(alias, "SHOW TABLES") == [("hen",)]
+    # Whoever settles it for a worker that is dead has nobody to tell but the log.
+    told = caplog.text if dead else notes[0]
+    assert "The view eggs" in told and f"`django_snapshots_old_{second}`.django_snapshots_record" in told
+
+
 def test_a_view_that_the_account_may_not_make_does_not_keep_an_undo_from_its_end(
     mariadb: Server, make_mariadb: Maker, modest: str
 ) -> None:

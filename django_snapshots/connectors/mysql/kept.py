@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,6 +26,7 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     is_free,
     read_record,
+    record_table,
     require_mark,
     schema_names,
     tables_in,
@@ -202,15 +203,33 @@ def _in_use(connection: BaseDatabaseWrapper, mark: str, target: str) -> bool:
     )
 
 
-def settle(alias: str, mark: str, schemas: Schemas) -> Outcome:
-    """End the sessions of *mark*, bring its exchange to one of its ends, drop what is left over."""
+def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object]) -> None:
+    """Tell of each view that is not in the target any more."""
+    for name, said in exchange.lost.items():
+        report(
+            f"The view {name} of {alias!r} could not be made again, because what it stands on is gone, or the account "
+            f"may not read it: {said}. Its text is in the table {record_table(exchange.record.outgoing.home)}, as long "
+            "as that schema is kept."
+        )
+
+
+def settle(alias: str, mark: str, schemas: Schemas, report: Callable[[str], object] = logger.warning) -> Outcome:
+    """End the sessions of *mark*, bring its exchange to one of its ends, drop what is left over. What is lost by that
+    is told to *report*."""
     require_mark(mark)
     end_sessions(alias, [mark_label(mark)])
     with serving(alias, f"could not be settled after the restore {mark}") as (connection, target):
-        return _conclude(connection, alias, target, mark, schemas)
+        return _conclude(connection, alias, target, mark, schemas, report)
 
 
-def _conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Outcome:
+def _conclude(
+    connection: BaseDatabaseWrapper,
+    alias: str,
+    target: str,
+    mark: str,
+    schemas: Schemas,
+    report: Callable[[str], object],
+) -> Outcome:
     """Bring the exchange *mark* to one of its ends in this session, and drop what is left over."""
     with turn(connection, alias, target):
         record = find(connection, mark, target, schemas)
@@ -221,6 +240,7 @@ def _conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: st
             return _conclude_rows(connection, record, schemas)
         exchange = Exchange(connection, record)
         forward = exchange.moved() if record.done else exchange.settle()
+        report_lost(exchange, alias, report)
         # A schema that was given may hold another restore's by now.
         built_here = _mark_in(connection, record.incoming.home) == mark
         if forward or (built_here and not record.incoming_is_kept):

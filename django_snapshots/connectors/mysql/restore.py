@@ -28,6 +28,7 @@ from django_snapshots.connectors.mysql.kept import (
     kept,
     mark_label,
     remove,
+    report_lost,
     settle,
     turn,
     unfinished,
@@ -43,7 +44,6 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     Side,
     create_record,
-    record_table,
     tables_in,
     text,
 )
@@ -127,12 +127,7 @@ class MySQLRestore:
         self.record = record = self._record()
         exchange = Exchange(self.connection, record)
         exchange.forward()
-        for name, said in exchange.lost.items():
-            self.request.report(
-                f"The view {name} of {self.db_alias!r} could not be made again, because what it stands on is gone, or the "
-                f"account may not read it: {said}. Its text is in the table {record_table(self.home)}, as long as that "
-                "schema is kept."
-            )
+        report_lost(exchange, self.db_alias, self.request.report)
 
     def roll_back(self) -> None:
         """Never called by a restore, which brings back what is kept: that loses nothing that was written meanwhile."""
@@ -161,7 +156,7 @@ class MySQLRestore:
         """Bring the exchange to one of its ends in another session: this one may have a transaction open, in which
         its record is half written."""
         self.sessions.close()
-        return settle(self.db_alias, self.mark, self.schemas)
+        return settle(self.db_alias, self.mark, self.schemas, self.request.report)
 
     def _record(self) -> Record:
         """Write the record of the exchange; the target is made if it is missing."""
