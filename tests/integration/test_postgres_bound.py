@@ -176,6 +176,31 @@ def test_prepared_transactions_and_slots_stop_an_undo_too(logical: Server, make_
     connector.remove(alias, f"{MARK}0")
 
 
+def test_a_security_label_stops_no_undo(logical: Server, make_logical: Maker, tmp_path: Path) -> None:
+    """A new database would have none; a rename takes it along."""
+    alias = make_logical()
+    connector = PostgresConnector(client_directory=logical.bin_directory, strategy="new-database")
+    execute(logical, alias, "CREATE TABLE shop AS SELECT 1 AS n")
+    source = take(connector, alias, tmp_path / "shop.pgdump")
+    put_back(connector, alias, source, mark=MARK)
+    # As the server stores what a label provider has let pass.
+    execute(
+        logical,
+        alias,
+        "SET allow_system_table_mods = on; INSERT INTO pg_shseclabel (objoid, classoid, provider, label) "
+        "SELECT oid, 'pg_database'::regclass, 'test', 'secret' FROM pg_database WHERE datname = current_database()",
+    )
+    assert "has a security label" in Asked(logical, alias, source, "new-database").stops
+    with Processes() as tools:
+        asked = RestoreRequest(processes=tools, temporary_directory=private_directory, mark=f"{MARK}0")
+        back = connector.bring_back(alias, MARK, asked)
+        back.switch()
+        back.discard()
+    sql = "SELECT d.datname FROM pg_shseclabel l JOIN pg_database d ON d.oid = l.objoid"
+    assert fetch(logical, alias, sql) == [(f"django_snapshots_kept_{MARK}0",)]
+    connector.remove(alias, f"{MARK}0")
+
+
 @pytest.fixture
 def pooled(postgres: Server, make_postgres: Maker, directory: Path) -> Iterator[tuple[str, str]]:
     """An alias with a role that may make databases, and one of the same database through PgBouncer."""

@@ -117,7 +117,8 @@ def _target(alias: str, target: str, *, back: bool = False) -> Iterator[str]:
             "SELECT rolsuper, current_setting('server_version_num')::int, quote_ident(rolname) FROM pg_roles "
             "WHERE rolname = current_user",
         )
-        yield from _labels(connection)
+        if not back:
+            yield from _labels(connection)
         yield from _subscriptions(connection)
         if not superuser:
             yield from _ownership(connection, role, version)
