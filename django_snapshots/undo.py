@@ -335,7 +335,7 @@ def _about_back(item: Kept) -> Mapping[str, object]:
 
 
 def _beside(settings: Settings, unasked: list[Unasked]) -> Iterator[Kept]:
-    """What lies beside the targets; *unasked* hears of those that can't be asked."""
+    """What lies beside the targets; *unasked* hears of those that can't be asked, or not understood."""
     for artifact in settings.artifacts:
         kind = settings.kind(artifact)
         for subject in (*kind.subjects(), *(known() if artifact == "database" else ())):

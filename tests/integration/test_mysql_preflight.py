@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import connections
 
+from django_snapshots.artifacts.database import DatabaseArtifact
+from django_snapshots.conf import get_settings
 from django_snapshots.connectors.mysql import MySQLConnector, circumstances, exchange
 from django_snapshots.connectors.mysql.kept import Schemas
 from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError
 from django_snapshots.replaced import Outcome
+from django_snapshots.undo import look
 from tests.databases import Maker, MariaDBMaker, mariadb_cursor
 from tests.integration.mysql_support import client, database, dump, leftovers, query, restore, restore_request, source
 from tests.projects import wait_until
@@ -406,6 +410,68 @@ def test_a_record_that_can_not_be_understood_is_told_and_hides_no_other(
         cursor.execute(f"DROP DATABASE {broken}")
     connector.remove(shop, "a" * 32 + "_1_0")
     assert leftovers(shop) == []
+
+
+def head(alias: str, schema: str, change: str) -> None:
+    query(alias, f"UPDATE `{schema}`.django_snapshots_record SET settings = {change} WHERE side = 'head'")
+
+
+WRONG = {
+    "a time that is none": ("JSON_SET(settings, '$.kept_at', 'garbage')", "ValueError"),
+    "a time without a zone": ("JSON_SET(settings, '$.kept_at', '2030-01-01T00:00:00')", "ValueError: its time"),
+    "a time that is a number": ("JSON_SET(settings, '$.kept_at', 5)", "TypeError"),
+    "a list about it": ("JSON_SET(settings, '$.about', JSON_ARRAY())", "TypeError: a name is no text"),
+    "a mark that is a number": ("JSON_SET(settings, '$.mark', 5)", "TypeError: a name is no text"),
+    "a home that is a number": ("JSON_SET(settings, '$.outgoing.home', 5)", "TypeError: a name is no text"),
+    "a newer release's": ("JSON_SET(settings, '$.strange', 5)", "TypeError.*strange"),
+    "no JSON": ("'{broken'", "JSONDecodeError"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_kept_state_that_can_not_be_understood_may_be_more_of_a_restore(
+    shop: str, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    change, said = WRONG[what]
+    mark = "a" * 32 + "_1_0"
+    content = source(*dump(shop))
+    restore(shop, content, mark=mark)
+    other = make_mariadb()
+    (state,) = leftovers(shop)
+    monkeypatch.setattr(DatabaseArtifact, "subjects", lambda self: (shop,))
+    settings = replace(get_settings(), artifacts=("database",))
+    assert ([item.mark for item in look(settings).states], look(settings).unasked) == ([mark], ())
+    head(shop, state, change)
+    found = look(settings)
+    assert found.states == ()
+    assert [item.subject for item in found.unasked] == [shop]
+    assert f"schema {state} can't be understood ({said.partition('.*')[0]}" in found.unasked[0].why
+    with pytest.raises(SnapshotConnectorError, match=said):
+        MySQLConnector().settle(shop, mark, {})
+    # What says that it is another database's concerns nobody else; what doesn't say it keeps nobody from a restore.
+    assert [item.unseen != "" for item in MySQLConnector().beside(other)] == ([True] if what == "no JSON" else [])
+    restore(other, content)
+    dump(shop)
+
+
+def test_a_record_of_other_columns_is_not_understood_and_stops_nobody(shop: str) -> None:
+    restore(shop, source(*dump(shop)), mark="a" * 32 + "_1_0")
+    (state,) = leftovers(shop)
+    query(shop, f"ALTER TABLE `{state}`.django_snapshots_record DROP COLUMN settings")
+    (item,) = MySQLConnector().beside(shop)
+    assert "can't be understood (OperationalError: (1054" in item.unseen
+    restore(shop, source(*dump(shop)))
+
+
+def test_a_given_schema_that_can_not_be_understood_is_told(shop: str, make_mariadb: Maker) -> None:
+    scratch, kept = database(make_mariadb()), database(make_mariadb())
+    given = MySQLConnector(scratch_database=scratch, kept_database=kept)
+    restore(shop, source(*dump(shop)), given, mark="a" * 32 + "_1_0")
+    head(shop, kept, "'{broken'")
+    (item,) = given.beside(shop)
+    assert (item.kept, "can't be understood" in item.unseen) == (False, True)
+    with pytest.raises(SnapshotBusyError, match="may have stopped in the middle"):
+        dump(shop, given)
 
 
 def test_schemas_that_were_given_and_are_not_free(make_mariadb: Maker, shop: str) -> None:

@@ -519,6 +519,46 @@ def test_while_one_is_not_settled_no_other_begins_and_nothing_goes(
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
+@pytest.mark.parametrize("phase", ["events dropped", "hidden", "revealed"])
+def test_a_switch_that_only_a_newer_release_understands_is_taken_for_one_in_the_middle(
+    world: World, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """Else its hidden tables were exchanged, and what is half of a database was dumped."""
+    first, own = mark(), mark()
+    restore(world.alias, world.snapshot, mark=first)
+    prepared = abandoned(world, own, monkeypatch, phase)
+    prepared.sessions.close()
+    head = f"UPDATE `django_snapshots_old_{own}`.django_snapshots_record SET settings = %s WHERE side = 'head'"
+    query(world.alias, head % "JSON_INSERT(settings, '$.strange', 1)")
+    with pytest.raises(SnapshotBusyError, match=rf"may have stopped in the middle.*_old_{own} can't be understood"):
+        undo(world.alias, first)
+    with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*was not dumped"):
+        dump(world.alias)
+    with pytest.raises(SnapshotPreflightError, match="may have stopped in the middle"):
+        restore(world.alias, world.snapshot, mark=mark())
+    with pytest.raises(SnapshotBusyError, match="nothing is removed"):
+        MySQLConnector().remove(world.alias, first)
+    # It says itself that it is no concern of another database.
+    other = make_mariadb()
+    query(other, "CREATE TABLE t (a INTEGER)")
+    restore(other, source(*dump(other)))
+    query(world.alias, head % "JSON_REMOVE(settings, '$.strange')")
+    forward = phase == "revealed"
+    assert MySQLConnector().settle(world.alias, own, {}) is (Outcome.SWITCHED if forward else Outcome.BEFORE)
+    assert sorted(world.kept()) == sorted([first, own] if forward else [first])
+
+
+def test_hidden_tables_whose_record_is_gone_are_not_exchanged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, own = mark(), mark()
+    restore(world.alias, world.snapshot, mark=first)
+    abandoned(world, own, monkeypatch, "hidden").sessions.close()
+    query(world.alias, f"DROP DATABASE `django_snapshots_old_{own}`")
+    with pytest.raises(SnapshotBusyError, match=r"has tables whose names begin with hidden_by.*no record"):
+        undo(world.alias, first)
+    with pytest.raises(SnapshotBusyError, match=r"no record.*was not dumped"):
+        dump(world.alias)
+
+
 def test_a_trigger_whose_name_must_stay_is_found_before_anything_changes(mariadb: Server, make_mariadb: Maker) -> None:
     alias = make_mariadb()
     trigger = b"CREATE TRIGGER twice BEFORE INSERT ON %s FOR EACH ROW SET @a = 1;"
@@ -752,6 +792,59 @@ def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
     assert ("eggs",) in texts
     undo(alias, second)
     assert query(alias, "SELECT * FROM all_eggs") == []
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_view_that_is_lost_is_told_also_where_something_else_went_wrong(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dead: bool
+) -> None:
+    alias = make_mariadb()
+    script = b"CREATE TABLE egg (id INTEGER); CREATE VIEW eggs AS SELECT id FROM egg; CREATE TABLE hen (id INTEGER);"
+    client(mariadb, alias, script=script)
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"DROP TABLE egg;")
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+
+    def fail() -> None:
+        raise OperationalError(1114, "The table is full")
+
+    notes: list[str] = []
+    dying(monkeypatch, "views made", die if dead else fail)
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        with contextlib.closing(prepared.sessions), pytest.raises(Died) if dead else contextlib.nullcontext():
+            prepared.switch()
+    assert (len(notes), caplog.text) == (0 if dead else 1, "")
+    assert MySQLConnector().settle(alias, second, {}) is Outcome.SWITCHED
+    assert query(alias, "SHOW TABLES") == [("hen",)]
+    # Whoever settles it for a worker that is dead has nobody to tell but the log.
+    told = caplog.text if dead else notes[0]
+    assert "The view eggs" in told and f"`django_snapshots_old_{second}`.django_snapshots_record" in told
+
+
+def test_a_view_that_the_account_may_not_make_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker, modest: str
+) -> None:
+    other = make_mariadb()
+    query(other, "CREATE TABLE lent (a INTEGER)")
+    snapshot = source(*dump(modest))
+    notes: list[str] = []
+    first, second = mark(), mark()
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute(f"GRANT SELECT ON `{database(other)}`.* TO modest_restorer@'%'")
+        connections[modest].close()
+        query(modest, f"CREATE VIEW borrowed AS SELECT a FROM `{database(other)}`.lent")
+        restore(modest, snapshot, mark=first)
+        cursor.execute(f"REVOKE SELECT ON `{database(other)}`.* FROM modest_restorer@'%'")
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(modest, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert query(modest, "SHOW TABLES") == [("t",)]
+    assert [item.mark for item in MySQLConnector().beside(modest) if item.kept] == [second]
+    (note,) = notes
+    assert "The view borrowed" in note and "may not read it: " in note and "denied" in note
 
 
 @pytest.mark.parametrize("wrong", ["", "../x", "UPPER", "a" * 41, "x`; DROP DATABASE y"])

@@ -17,7 +17,7 @@ from django.db import connections
 
 from django_snapshots.connectors.file_tier import private_directory
 from django_snapshots.connectors.postgres import PostgresConnector
-from django_snapshots.exceptions import SnapshotPreflightError
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotPreflightError
 from django_snapshots.processes import Processes
 from django_snapshots.transfer import RestoreRequest, Source
 from tests.databases import Maker, PostgresMaker
@@ -159,10 +159,13 @@ def test_prepared_transactions_and_slots_stop_an_undo_too(logical: Server, make_
         other.execute("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
         with pytest.raises(SnapshotPreflightError, match=r"replication slots, .* with the old one: feed\..*drop them"):
             connector.bring_back(alias, MARK, asked)
-        other.execute("SELECT pg_drop_replication_slot('feed')")
         for statement in ("BEGIN", "INSERT INTO shop VALUES (3)", "PREPARE TRANSACTION 'half way'"):
             other.execute(statement)
-        with pytest.raises(SnapshotPreflightError, match=r"prepared transactions: half way\. End each"):
+        with pytest.raises(SnapshotPreflightError, match=r"replication slots, .*prepared transactions: half way"):
+            connector.bring_back(alias, MARK, asked)
+        other.execute("SELECT pg_drop_replication_slot('feed')")
+        # That goes by itself, so whoever settles a restore tries it again.
+        with pytest.raises(SnapshotBusyError, match=r"prepared transactions: half way\. End each"):
             connector.bring_back(alias, MARK, asked)
         other.execute("ROLLBACK PREPARED 'half way'")
         back = connector.bring_back(alias, MARK, asked)
@@ -170,6 +173,31 @@ def test_prepared_transactions_and_slots_stop_an_undo_too(logical: Server, make_
         back.switch()
         back.discard()
     assert fetch(logical, alias, "SELECT n FROM shop ORDER BY 1") == [(1,), (2,)]
+    connector.remove(alias, f"{MARK}0")
+
+
+def test_a_security_label_stops_no_undo(logical: Server, make_logical: Maker, tmp_path: Path) -> None:
+    """A new database would have none; a rename takes it along."""
+    alias = make_logical()
+    connector = PostgresConnector(client_directory=logical.bin_directory, strategy="new-database")
+    execute(logical, alias, "CREATE TABLE shop AS SELECT 1 AS n")
+    source = take(connector, alias, tmp_path / "shop.pgdump")
+    put_back(connector, alias, source, mark=MARK)
+    # As the server stores what a label provider has let pass.
+    execute(
+        logical,
+        alias,
+        "SET allow_system_table_mods = on; INSERT INTO pg_shseclabel (objoid, classoid, provider, label) "
+        "SELECT oid, 'pg_database'::regclass, 'test', 'secret' FROM pg_database WHERE datname = current_database()",
+    )
+    assert "has a security label" in Asked(logical, alias, source, "new-database").stops
+    with Processes() as tools:
+        asked = RestoreRequest(processes=tools, temporary_directory=private_directory, mark=f"{MARK}0")
+        back = connector.bring_back(alias, MARK, asked)
+        back.switch()
+        back.discard()
+    sql = "SELECT d.datname FROM pg_shseclabel l JOIN pg_database d ON d.oid = l.objoid"
+    assert fetch(logical, alias, sql) == [(f"django_snapshots_kept_{MARK}0",)]
     connector.remove(alias, f"{MARK}0")
 
 

@@ -20,6 +20,8 @@ from django_snapshots.redaction import redact
 ROUTINES = ("FUNCTION", "PROCEDURE", "PACKAGE", "PACKAGE BODY")
 _GONE = (1049, 1054, 1146, 1305, 1356, 4091)
 """Of a view that is made: a database, a column, a table, a function, a view's own ones or a sequence is not there."""
+_FORBIDDEN = (1044, 1142, 1143, 1370)
+"""Of a view that is made: the account may not read a database, a table or a column, or not call a function."""
 
 
 def read_definitions(connection: BaseDatabaseWrapper, schema: str) -> list[Definition]:
@@ -81,7 +83,7 @@ def create(connection: BaseDatabaseWrapper, schema: str, item: Definition) -> No
 
 def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[Definition]) -> dict[str, str]:
     """Make *views*, which may stand on one another in any order. Return those that can't be made because what they
-    stand on is gone, with what the server says: to wait for that could be for ever."""
+    stand on is gone, or the account may not read it, with what the server says: to wait for that could be for ever."""
     left = list(views)
     while left:
         failed: list[tuple[Definition, DatabaseError]] = []
@@ -92,7 +94,7 @@ def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[D
                 failed.append((item, error))
         if len(failed) == len(left):
             for _, failure in failed:
-                if failure.args[0] not in _GONE:
+                if failure.args[0] not in (*_GONE, *_FORBIDDEN):
                     raise failure
             return {item.name: redact(str(failure.args[-1])) for item, failure in failed}
         left = [item for item, _ in failed]

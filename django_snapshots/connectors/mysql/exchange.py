@@ -72,7 +72,7 @@ class Exchange:
         self._connection = connection
         self.record = record
         self.lost: dict[str, str] = {}
-        """Views that could not be made, because what they stand on is gone, with what the server says."""
+        """Views that could not be made, as what they stand on is gone or may not be read; with what the server says."""
 
     def forward(self) -> None:
         """Make the target the incoming state. Raises ``SnapshotBusyError`` or ``DatabaseError`` at any line."""

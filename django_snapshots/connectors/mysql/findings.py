@@ -8,10 +8,9 @@ from dataclasses import replace
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.mysql import circumstances, row_tables, views
-from django_snapshots.connectors.mysql.kept import Schemas, unfinished
+from django_snapshots.connectors.mysql.kept import Schemas, halfway, unfinished
 from django_snapshots.connectors.mysql.preflight import not_to_be_made, not_to_be_made_again, require_fit
 from django_snapshots.connectors.mysql.record import (
-    HIDDEN_PREFIX,
     NEW_PREFIX,
     OLD_PREFIX,
     SCHEMA_PATTERN,
@@ -162,14 +161,9 @@ def _definers(connection: BaseDatabaseWrapper, server: Server, source: Source) -
 def _target(connection: BaseDatabaseWrapper, db_alias: str, server: Server, schemas: Schemas) -> Iterator[Finding]:
     if server.database.startswith((NEW_PREFIX, OLD_PREFIX)) or server.database in schemas.given:
         yield _stops(f"{db_alias!r} is {server.database}, in which restores build or keep: restore into another one.")
-    record = unfinished(connection, server.database, schemas)
-    if record is not None:
-        yield _stops(
-            f"The restore {record.mark} of {db_alias!r} has stopped in the middle and is not settled yet; the next "
-            "sweep, or manage.py snapshots sweep, does that."
-        )
-    elif any(name.startswith(HIDDEN_PREFIX) for name in tables_in(connection, server.database)):
-        yield _stops(f"{server.database} has tables whose names begin with {HIDDEN_PREFIX}, and no record of them.")
+    found = unfinished(connection, server.database, schemas)
+    if said := halfway(db_alias, server.database, found, tables_in(connection, server.database)):
+        yield _stops(said)
 
 
 def _broken(connection: BaseDatabaseWrapper) -> Iterator[Finding]:

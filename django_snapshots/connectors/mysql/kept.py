@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,10 +21,12 @@ from django_snapshots.connectors.mysql.record import (
     OLD_PREFIX,
     RECORD,
     Label,
+    NotUnderstood,
     Record,
     Rows,
     is_free,
     read_record,
+    record_table,
     require_mark,
     schema_names,
     tables_in,
@@ -37,6 +40,8 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
 )
 from django_snapshots.replaced import Beside, Outcome
+
+logger = logging.getLogger("django_snapshots")
 
 _TURN_WAIT = 10
 
@@ -82,18 +87,27 @@ class Schemas:
             what = "SEQUENCE" if found[table] == "SEQUENCE" else "TABLE"
             execute(connection, f"DROP {what} {quote(name)}.{quote(table)}")
 
-    def found(self, connection: BaseDatabaseWrapper, mark: str = "") -> list[tuple[str, Record | Rows | Label | None]]:
-        """Every such schema that is there, and what it says of itself, but for those whose record can't be understood.
-
-        Raises ``SnapshotConnectorError`` where that is one that was given or that carries *mark*.
-        """
-        found = []
+    def read(
+        self, connection: BaseDatabaseWrapper
+    ) -> Iterator[tuple[str, Record | Rows | Label | NotUnderstood | None]]:
+        """Every such schema that is there, and what it says of itself, or why that can't be understood."""
         for name in schema_names(connection, self.given):
             try:
-                found.append((name, read_record(connection, name)))
-            except SnapshotConnectorError:
-                if name in self.given or _mark_of(name) == mark:
-                    raise
+                yield name, read_record(connection, name)
+            except NotUnderstood as error:
+                yield name, error
+
+    def found(self, connection: BaseDatabaseWrapper, mark: str = "") -> list[tuple[str, Record | Rows | Label | None]]:
+        """As ``read``, but for those whose record can't be understood.
+
+        Raises ``NotUnderstood`` where that is one that was given or that carries *mark*.
+        """
+        found = []
+        for name, content in self.read(connection):
+            if not isinstance(content, NotUnderstood):
+                found.append((name, content))
+            elif name in self.given or _mark_of(name) == mark:
+                raise content
         return found
 
     def _free(self, empty: Sequence[str]) -> str:
@@ -146,33 +160,29 @@ def beside(alias: str, schemas: Schemas) -> list[Beside]:
     with serving(alias, "could not be asked what restores have left") as (connection, target):
         found = [
             _beside(connection, target, name, content)
-            for name, content in _readable(connection, schemas)
-            if content is None or content.target == target
+            for name, content in schemas.read(connection)
+            # Where even that can't be read, the target may be this one.
+            if content is None or content.target in (target, *([""] if isinstance(content, NotUnderstood) else []))
         ]
     newest = [item for item in found if item is not None]
     return sorted(newest, key=lambda item: (item.kept_at is not None, item.kept_at or 0, item.mark), reverse=True)
 
 
-def _readable(connection: BaseDatabaseWrapper, schemas: Schemas) -> Iterator[tuple[str, Record | Rows | Label | None]]:
-    """As ``Schemas.found``. What can't be understood is told as being built: whoever settles that says what it is."""
-    for name in schema_names(connection, schemas.given):
-        try:
-            yield name, read_record(connection, name)
-        except SnapshotConnectorError:
-            yield name, None
-
-
 def _beside(
-    connection: BaseDatabaseWrapper, target: str, name: str, content: Record | Rows | Label | None
+    connection: BaseDatabaseWrapper, target: str, name: str, content: Record | Rows | Label | NotUnderstood | None
 ) -> Beside | None:
-    mark = content.mark if content else _mark_of(name)
+    mark, place = _mark_of(name), f'schema "{name}"'
+    if isinstance(content, NotUnderstood):
+        # Told as being built: whoever settles it says what it is.
+        return Beside(mark=mark, kept=False, place=place, in_use=_in_use(connection, mark, target), unseen=str(content))
     if content is None and mark == name:
         return None
+    mark = content.mark if content else mark
     kept = _is_kept(connection, name, content)
     return Beside(
         mark=mark,
         kept=kept,
-        place=f'schema "{name}"',
+        place=place,
         about=content.about if content else {},
         kept_at=datetime.fromisoformat(content.kept_at) if kept and isinstance(content, Record | Rows) else None,
         in_use=_in_use(connection, mark, target),
@@ -193,15 +203,33 @@ def _in_use(connection: BaseDatabaseWrapper, mark: str, target: str) -> bool:
     )
 
 
-def settle(alias: str, mark: str, schemas: Schemas) -> Outcome:
-    """End the sessions of *mark*, bring its exchange to one of its ends, drop what is left over."""
+def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object]) -> None:
+    """Tell of each view that is not in the target any more."""
+    for name, said in exchange.lost.items():
+        report(
+            f"The view {name} of {alias!r} could not be made again, because what it stands on is gone, or the account "
+            f"may not read it: {said}. Its text is in the table {record_table(exchange.record.outgoing.home)}, as long "
+            "as that schema is kept."
+        )
+
+
+def settle(alias: str, mark: str, schemas: Schemas, report: Callable[[str], object] = logger.warning) -> Outcome:
+    """End the sessions of *mark*, bring its exchange to one of its ends, drop what is left over. What is lost by that
+    is told to *report*."""
     require_mark(mark)
     end_sessions(alias, [mark_label(mark)])
     with serving(alias, f"could not be settled after the restore {mark}") as (connection, target):
-        return _conclude(connection, alias, target, mark, schemas)
+        return _conclude(connection, alias, target, mark, schemas, report)
 
 
-def _conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Outcome:
+def _conclude(
+    connection: BaseDatabaseWrapper,
+    alias: str,
+    target: str,
+    mark: str,
+    schemas: Schemas,
+    report: Callable[[str], object],
+) -> Outcome:
     """Bring the exchange *mark* to one of its ends in this session, and drop what is left over."""
     with turn(connection, alias, target):
         record = find(connection, mark, target, schemas)
@@ -212,6 +240,7 @@ def _conclude(connection: BaseDatabaseWrapper, alias: str, target: str, mark: st
             return _conclude_rows(connection, record, schemas)
         exchange = Exchange(connection, record)
         forward = exchange.moved() if record.done else exchange.settle()
+        report_lost(exchange, alias, report)
         # A schema that was given may hold another restore's by now.
         built_here = _mark_in(connection, record.incoming.home) == mark
         if forward or (built_here and not record.incoming_is_kept):
@@ -243,10 +272,36 @@ def find(connection: BaseDatabaseWrapper, mark: str, target: str, schemas: Schem
     return None
 
 
-def unfinished(connection: BaseDatabaseWrapper, target: str, schemas: Schemas) -> Record | None:
-    """An exchange of *target* that has stopped in the middle, if there is one."""
-    found = [content for _, content in schemas.found(connection)]
-    return next((item for item in found if isinstance(item, Record) and item.target == target and not item.done), None)
+def unfinished(connection: BaseDatabaseWrapper, target: str, schemas: Schemas) -> Record | NotUnderstood | None:
+    """An exchange of *target* that has stopped in the middle, if there is one, or what may be one."""
+    for name, content in schemas.read(connection):
+        if isinstance(content, NotUnderstood):
+            if content.halfway and (content.target == target or (not content.target and name in schemas.given)):
+                return content
+            if not content.target:
+                # It must not stop everybody on the server: most likely it is another project's.
+                logger.warning("%s It does not say which database it is of.", content)
+        elif isinstance(content, Record) and content.target == target and not content.done:
+            return content
+    return None
+
+
+def halfway(alias: str, target: str, found: Record | NotUnderstood | None, tables: Iterable[str]) -> str:
+    """What is said of a *target* with these *tables* in which an exchange has stopped in the middle, as ``unfinished``
+    has *found* it; empty if it is whole."""
+    if isinstance(found, NotUnderstood):
+        return f"A restore of {alias!r} may have stopped in the middle. {found}"
+    if found is not None:
+        return (
+            f"The restore {found.mark} of {alias!r} has stopped in the middle and is not settled yet; the next sweep, "
+            "or manage.py snapshots sweep, does that."
+        )
+    if any(name.startswith(HIDDEN_PREFIX) for name in tables):
+        return (
+            f"A restore of {alias!r} has stopped in the middle: {target} has tables whose names begin with "
+            f"{HIDDEN_PREFIX}, and no record of them is seen."
+        )
+    return ""
 
 
 def require_whole(
@@ -254,15 +309,12 @@ def require_whole(
 ) -> None:
     """Raise ``SnapshotBusyError`` where an exchange has stopped in the middle of *target*, which has these *tables*:
     they may be hidden then, and views and events missing."""
-    halfway = any(name.startswith(HIDDEN_PREFIX) for name in tables)
-    # The account need not see these schemas to dump, nor understand what is in those that it was given.
-    with contextlib.suppress(DatabaseError, SnapshotConnectorError):
-        halfway = halfway or unfinished(connection, target, schemas) is not None
-    if halfway:
-        raise SnapshotBusyError(
-            f"A restore of {alias!r} has stopped in the middle and is not settled yet, so it was not dumped. The next "
-            "sweep, or manage.py snapshots sweep, settles it. Then try again."
-        )
+    found = None
+    # The account need not see these schemas to dump.
+    with contextlib.suppress(DatabaseError):
+        found = unfinished(connection, target, schemas)
+    if said := halfway(alias, target, found, tables):
+        raise SnapshotBusyError(f"{said} It was not dumped. Then try again.")
 
 
 def kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str, schemas: Schemas) -> Record | Rows:
@@ -282,6 +334,8 @@ def remove(alias: str, mark: str, schemas: Schemas) -> None:
     what = f"could not be freed of what the restore {mark} has left"
     with serving(alias, what) as (connection, target), turn(connection, alias, target):
         record = unfinished(connection, target, schemas)
+        if isinstance(record, NotUnderstood):
+            raise SnapshotBusyError(f"{halfway(alias, target, record, ())} Until that is settled nothing is removed.")
         if record is not None and mark in (record.mark, _mark_in(connection, record.incoming.home)):
             raise SnapshotBusyError(
                 f"The restore {record.mark} of {alias!r} has stopped in the middle, and {mark} holds a part of it; it "

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from django.db import DatabaseError
@@ -116,6 +117,15 @@ class Label:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
+class NotUnderstood(SnapshotConnectorError):
+    """The record of a schema can't be understood: it is another project's, a newer release's, or damaged."""
+
+    target = ""
+    """The target that it names, as far as that can be read."""
+    halfway = True
+    """Whether it may be of an exchange that has stopped in the middle of its target."""
+
+
 def require_mark(mark: str) -> str:
     """Raise ``SnapshotConnectorError`` unless *mark* can be a part of a schema's name."""
     if not _MARK.fullmatch(mark):
@@ -178,31 +188,77 @@ def with_transaction(connection: BaseDatabaseWrapper, statements: Sequence[str])
 
 
 def read_record(connection: BaseDatabaseWrapper, schema: str) -> Record | Rows | Label | None:
-    """What *schema* says it is about; ``None`` if it says nothing. Raises ``SnapshotConnectorError`` if that can't be
-    understood: it may be another project's, or a newer release's."""
+    """What *schema* says it is about; ``None`` if it says nothing. Raises ``NotUnderstood``."""
     if RECORD not in tables_in(connection, schema):
         return None
-    found = rows(
-        connection,
-        f"SELECT side, kind, name, settings, content FROM {record_table(schema)} ORDER BY position",  # noqa: S608
-    )
+    try:
+        found = rows(
+            connection,
+            f"SELECT side, kind, name, settings, content FROM {record_table(schema)} ORDER BY position",  # noqa: S608
+        )
+    except DatabaseError as error:
+        if error.args[0] not in _OTHER_COLUMNS:
+            raise
+        raise _not_understood(schema, error, ()) from error
     try:
         return _understood(found)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise SnapshotConnectorError(
-            f"The record of a restore in the schema {schema} can't be understood ({type(error).__name__}: {error}), so "
-            "nothing is done with what is there. It may hold a state that a restore has replaced: look at it, and drop "
-            "the schema if nobody needs that."
-        ) from error
+        raise _not_understood(schema, error, found) from error
+
+
+_OTHER_COLUMNS = (1054, 1146)
+"""A column, or all of the table, is not there."""
+
+
+def _not_understood(schema: str, error: Exception, found: Sequence[tuple[Any, ...]]) -> NotUnderstood:
+    """Whom it concerns is read from whatever is left of it."""
+    raised = NotUnderstood(
+        f"The record of a restore in the schema {schema} can't be understood ({type(error).__name__}: {error}), so "
+        "nothing is done with what is there. If a newer release has written it, that one understands it. It may hold "
+        "a state that a restore has replaced: look at it, and drop the schema if nobody needs that."
+    )
+    heads = [(str(kind), _read_leniently(settings)) for side, kind, _, settings, _ in found if side == "head"]
+    raised.target = next((head["target"] for _, head in heads if isinstance(head.get("target"), str)), "")
+    # While a state is built its target is untouched, and rows are exchanged in one transaction.
+    raised.halfway = not heads or any(
+        kind not in ("label", "rows") and head.get("done") is not True for kind, head in heads
+    )
+    return raised
+
+
+def _read_leniently(settings: str) -> Mapping[str, Any]:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        head = json.loads(settings)
+        return head if isinstance(head, dict) else {}
+    return {}
 
 
 def _understood(found: Sequence[tuple[Any, ...]]) -> Record | Rows | Label | None:
+    if not found:
+        return None
     heads = {str(kind): json.loads(settings) for side, kind, _, settings, _ in found if side == "head"}
+    content: Record | Rows | Label
     if "switch" in heads:
-        return _record_of(heads["switch"], found)
-    if "rows" in heads:
-        return Rows(**heads["rows"], done=any(side == _DONE for side, *_ in found))
-    return Label(**heads["label"]) if "label" in heads else None
+        content = _record_of(heads["switch"], found)
+    elif "rows" in heads:
+        content = Rows(**heads["rows"], done=any(side == _DONE for side, *_ in found))
+    else:
+        content = Label(**heads["label"])
+    _require_types(content)
+    return content
+
+
+def _require_types(content: Record | Rows | Label) -> None:
+    """Raise ``TypeError`` or ``ValueError`` where JSON of the right form holds what nobody can work with."""
+    words = [content.mark, content.target]
+    if isinstance(content, Record):
+        words += [content.outgoing.home, content.incoming.home]
+    if isinstance(content, Rows):
+        words += [content.home, content.origin, *content.tables]
+    if not (all(isinstance(word, str) for word in words) and isinstance(content.about, dict)):
+        raise TypeError("a name is no text, or what is said about it is no object")
+    if not isinstance(content, Label) and datetime.fromisoformat(content.kept_at).tzinfo is None:
+        raise ValueError("its time has no zone")
 
 
 def replace_record(connection: BaseDatabaseWrapper, record: Record, **changes: Any) -> Record:

@@ -23,10 +23,12 @@ from django_snapshots.connectors.mysql.findings import require_place
 from django_snapshots.connectors.mysql.kept import (
     Schemas,
     database_of,
+    halfway,
     hidden_names,
     kept,
     mark_label,
     remove,
+    report_lost,
     settle,
     turn,
     unfinished,
@@ -42,7 +44,6 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     Side,
     create_record,
-    record_table,
     tables_in,
     text,
 )
@@ -126,11 +127,7 @@ class MySQLRestore:
         self.record = record = self._record()
         exchange = Exchange(self.connection, record)
         exchange.forward()
-        for name, said in exchange.lost.items():
-            self.request.report(
-                f"The view {name} of {self.db_alias!r} could not be made again, because what it stands on is gone: "
-                f"{said}. Its text is in the table {record_table(self.home)}, as long as that schema is kept."
-            )
+        report_lost(exchange, self.db_alias, self.request.report)
 
     def roll_back(self) -> None:
         """Never called by a restore, which brings back what is kept: that loses nothing that was written meanwhile."""
@@ -159,7 +156,7 @@ class MySQLRestore:
         """Bring the exchange to one of its ends in another session: this one may have a transaction open, in which
         its record is half written."""
         self.sessions.close()
-        return settle(self.db_alias, self.mark, self.schemas)
+        return settle(self.db_alias, self.mark, self.schemas, self.request.report)
 
     def _record(self) -> Record:
         """Write the record of the exchange; the target is made if it is missing."""
@@ -344,11 +341,9 @@ def opened(db_alias: str, request: RestoreRequest) -> Any:
 
 def require_finished(connection: BaseDatabaseWrapper, db_alias: str, target: str, schemas: Schemas) -> None:
     """Raise ``SnapshotBusyError`` while an exchange of *target* has stopped in the middle."""
-    if record := unfinished(connection, target, schemas):
-        raise SnapshotBusyError(
-            f"The restore {record.mark} of {db_alias!r} has stopped in the middle and is not settled yet; the next "
-            "sweep, or manage.py snapshots sweep, does that. Then try again."
-        )
+    found = unfinished(connection, target, schemas)
+    if said := halfway(db_alias, target, found, tables_in(connection, target)):
+        raise SnapshotBusyError(f"{said} Then try again.")
 
 
 @dataclass(frozen=True)

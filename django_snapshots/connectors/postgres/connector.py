@@ -20,6 +20,7 @@ from django_snapshots.connectors.postgres.restoring import Restoring
 from django_snapshots.connectors.postgres.strategy import STRATEGIES, Strategy, Way, choose, way_back
 from django_snapshots.connectors.postgres.tables import TablesRestoring
 from django_snapshots.exceptions import (
+    SnapshotBusyError,
     SnapshotConfigurationError,
     SnapshotConnectorError,
     SnapshotPreflightError,
@@ -142,12 +143,11 @@ class PostgresConnector(FileTier):
         """Prepare to put what the restore *mark* has replaced in the place of the alias's database."""
         facts.require_alias(subject)
         way = way_back(subject, request.label)
-        if way.against:
+        if against := (*way.against, *way.meanwhile):
             # Who settles a restore in one transaction must hear that there is nothing, and not try it for ever.
             kept.require(subject, way.target, mark)
-            raise SnapshotPreflightError(
-                f"What was replaced in {subject!r} can't take its place again. {' '.join(way.against)}"
-            )
+            kind = SnapshotPreflightError if way.against else SnapshotBusyError
+            raise kind(f"What was replaced in {subject!r} can't take its place again now. {' '.join(against)}")
         return kept.bring_back(subject, way.target, way.missing, mark, request, self._client_directory)
 
     def remove(self, subject: str, mark: str) -> None:

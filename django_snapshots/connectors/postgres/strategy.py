@@ -31,6 +31,8 @@ class Way:
     """The name of the target's database."""
     missing: bool
     """Whether there is no such database."""
+    meanwhile: tuple[str, ...] = ()
+    """What speaks against the renames now, and goes by itself."""
 
 
 def choose(alias: str, strategy: Strategy, *, drill: bool, label: str) -> Way:
@@ -56,7 +58,13 @@ def way_back(alias: str, label: str) -> Way:
     """
     target, missing = _place(alias)
     against = (*_server(alias, label), *(() if missing else _target(alias, target, back=True)))
-    return Way(new_database=True, against=against, target=target, missing=missing)
+    meanwhile = () if missing else tuple(_prepared(alias))
+    return Way(new_database=True, against=against, target=target, missing=missing, meanwhile=meanwhile)
+
+
+def _prepared(alias: str) -> Iterator[str]:
+    with connected(alias) as connection:
+        yield from prepared(connection)
 
 
 def _place(alias: str) -> tuple[str, bool]:
@@ -109,12 +117,12 @@ def _target(alias: str, target: str, *, back: bool = False) -> Iterator[str]:
             "SELECT rolsuper, current_setting('server_version_num')::int, quote_ident(rolname) FROM pg_roles "
             "WHERE rolname = current_user",
         )
-        yield from _labels(connection)
+        if not back:
+            yield from _labels(connection)
         yield from _subscriptions(connection)
         if not superuser:
             yield from _ownership(connection, role, version)
         if back:
-            yield from prepared(connection)
             yield from slots(connection)
         elif not superuser:
             yield from _tablespace(connection, role)
