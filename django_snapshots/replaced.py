@@ -65,8 +65,8 @@ class Beside:
     in_use: bool = False
     """Whether a process that is alive works with it now, as far as can be seen."""
     unseen: str = ""
-    """Why it can't be told from here what it is, and what to do: another user's, or a newer version's. It may be a state
-    that was replaced, so an undo must know of it. Empty if that is known."""
+    """Why it can't be told from here what it is, and what to do: another user's, or a newer version's. It may be a
+    state that was replaced, so an undo must know of it. Empty if that is known."""
 
 
 @runtime_checkable
