@@ -15,8 +15,9 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
   of every entry that is moved in, and nothing else is lost that is in the root: what others have put under a name in
   the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late`` goes back, into
   a directory that is there or, where its name is taken, to another one;
-- merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that. The record says so
-  until it is done, and whoever settles does it: SWITCHED comes after it;
+- merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that, but for what this
+  user has no right to, which is kept. The record says so until it is done, and whoever settles does it: SWITCHED comes
+  after it;
 - rolling back: the same, the other way. What was in place for a moment, of which another word tells, may have been
   written to: it is kept under a mark of its own (``back_mark``);
 - bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
@@ -32,8 +33,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,10 @@ from django_snapshots.marked import (
 )
 from django_snapshots.replaced import TAKEN_BACK, Beside, Outcome, back_mark
 
+logger = logging.getLogger("django_snapshots")
+
 NEW, OLD, LATE = "new", "old", "late"
+_NAMED = 10
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -107,7 +112,7 @@ def settle_directory(root: Path, marked: Marked) -> Outcome:
         if is_switched(marked.path, record):
             # Not to what somebody else has put in place since; where the root is missing, that is told.
             if record.get("merge") and ("moves" in record or inode(root) in (record["new"], None)):
-                add_late(root, marked.path)
+                add_late(root, marked.path, logger.warning)
             _keep(marked, record)
             return Outcome.SWITCHED
         _back(root, marked, record)
@@ -146,13 +151,26 @@ def is_switched(directory: Path, record: Mapping[str, Any]) -> bool:
     )
 
 
-def add_late(root: Path, directory: Path) -> None:
+def add_late(root: Path, directory: Path, report: Callable[[str], None]) -> None:
     """What came into the replaced tree after a merge had looked at it, beside the files of the snapshot. May be done
-    again. Raises ``OSError``."""
+    again. Raises ``OSError``, which may be another one the next time.
+
+    A right that is missing will be missing then, too: *report* hears of what stays in the replaced tree for that.
+    """
+    refused: list[str] = []
     for name in (OLD, NEW, LATE):
-        add_missing(*map(os.fsencode, (directory / name, root, directory)))
+        missed: list[bytes] = []
+        add_missing(*map(os.fsencode, (directory / name, root, directory)), refused=missed)
+        refused += (os.path.relpath(os.fsdecode(path), directory / name) for path in missed)
     sync_file_system(root)
     _reached("added")
+    if refused:
+        more = f", and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+        report(
+            f"{', '.join(refused[:_NAMED])}{more} came into MEDIA_ROOT while it was restored. User number "
+            f"{os.geteuid()} has no right to put that beside the files of the snapshot; it is kept with what was "
+            "replaced."
+        )
 
 
 def _keep(marked: Marked, record: Mapping[str, Any]) -> None:

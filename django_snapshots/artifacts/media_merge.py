@@ -14,19 +14,20 @@ from django_snapshots.artifacts.file_system import move_without_replacing
 from django_snapshots.artifacts.media_walk import is_own_name
 
 
-def add_missing(origin: bytes, destination: bytes, room: bytes) -> None:
+def add_missing(origin: bytes, destination: bytes, room: bytes, *, refused: list[bytes] | None = None) -> None:
     """Put what is below *origin* and not below *destination* there as well; nothing that is there is changed.
 
     A name that is a file here and a directory there stays what it is in *destination*. What vanishes while this goes
     on is left out. Everything appears whole, and replaces nothing: what has to be made first is made in *room*, a
-    private directory on the same file system. May be done again, also after a death. Raises ``OSError``.
+    private directory on the same file system. May be done again, also after a death. What this user has no right to
+    read or to put there is left out if there is a list for its name, *refused*. Raises ``OSError``.
     """
-    with _writable(destination):
+    with _unless_refused(origin, refused), _writable(destination):
         for name, is_directory in _entries(origin):
             theirs, ours = os.path.join(origin, name), os.path.join(destination, name)  # noqa: PTH118 - bytes
-            with contextlib.suppress(FileNotFoundError):
+            with _unless_refused(theirs, refused), contextlib.suppress(FileNotFoundError):
                 if is_directory:
-                    _directory(theirs, ours, room)
+                    _directory(theirs, ours, room, refused)
                 elif not os.path.lexists(ours):
                     _file(theirs, ours, room)
 
@@ -39,7 +40,17 @@ def _entries(directory: bytes) -> list[tuple[bytes, bool]]:
         return []
 
 
-def _directory(theirs: bytes, ours: bytes, room: bytes) -> None:
+@contextlib.contextmanager
+def _unless_refused(path: bytes, refused: list[bytes] | None) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError:
+        if refused is None:
+            raise
+        refused.append(path)
+
+
+def _directory(theirs: bytes, ours: bytes, room: bytes, refused: list[bytes] | None) -> None:
     made = False
     if not os.path.lexists(ours):
         with tempfile.TemporaryDirectory(dir=room) as apart:
@@ -49,7 +60,7 @@ def _directory(theirs: bytes, ours: bytes, room: bytes) -> None:
             shutil.copystat(theirs, fresh)
             made = _appears(fresh, ours)
     if stat.S_ISDIR(os.lstat(ours).st_mode):
-        add_missing(theirs, ours, room)
+        add_missing(theirs, ours, room, refused=refused)
         if made:
             shutil.copystat(theirs, ours)
 

@@ -112,7 +112,7 @@ class Staging:
     def _add_late(self) -> None:
         """Nothing is rolled back where it fails: clients have written to what is in place now."""
         try:
-            media_kept.add_late(self.root, self._directory)
+            media_kept.add_late(self.root, self._directory, self._report)
             self._write_down(merge=False)
         except (OSError, SnapshotError) as error:
             self._fence()

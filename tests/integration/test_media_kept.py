@@ -482,6 +482,79 @@ def test_a_merge_that_fails_behind_the_switch_is_gone_on_with(world: World, monk
 
 
 @WAYS
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_late_file_that_this_user_may_not_read_holds_nothing_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, settled: bool
+) -> None:
+    """Each time it would be the same."""
+    link, copy = os.link, shutil.copy2
+
+    def refused(function: Any, error: int) -> Any:
+        def call(theirs: bytes, ours: bytes, **options: Any) -> None:
+            if theirs.endswith(b"/deep/upload"):
+                raise OSError(error, os.strerror(error))
+            function(theirs, ours, **options)
+
+        return call
+
+    def dies() -> None:
+        raise Dead
+
+    uploads(world, monkeypatch, dies if settled else lambda: None)
+    monkeypatch.setattr(os, "link", refused(link, errno.EPERM))
+    moves = Restore(NEW, mark="m", about={"run": "m"}, merge=True)
+    prepared = moves.prepare()
+    monkeypatch.setattr(shutil, "copy2", refused(copy, errno.EACCES))
+    with pytest.raises(Dead) if settled else contextlib.nullcontext():
+        prepared.switch()
+    if not settled:
+        prepared.discard()
+    assert world.settle() is SWITCHED
+    told = caplog.messages if settled else moves.reports
+    assert [text for text in told if text.startswith("deep/upload came into MEDIA_ROOT")] == told
+    assert len(told) == 1
+    assert (world.root / "album" / "upload").read_text() == "before"
+    assert not (world.root / "deep" / "upload").exists()
+    monkeypatch.setattr(media_switch, "_reached", lambda _: None)
+    brought_back("m", "u")
+    assert (world.root / "deep" / "upload").read_text() == "before"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@WAYS
+def test_late_files_and_directories_of_another_user(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    for name, owner in (("exchange", media_switch), ("_make_beside", media_switch.Staging)):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    go(way)
+
+    def reached(phase: str) -> None:
+        if phase == "begun":
+            os.seteuid(0)
+            (world.root / "deep" / "private").touch(mode=0o600)
+            (world.root / "deep" / "closed").mkdir(mode=0o700)
+            (world.root / "readable").write_text("an upload")
+            os.seteuid(NOBODY)
+
+    with open_directory() as directory:
+        with ordinary_user():
+            world = World(directory, way)
+            with media(world.root):
+                moves = Restore(NEW, mark="m", merge=True)
+                prepared = moves.prepare()
+                monkeypatch.setattr(media_switch, "_reached", reached)
+                prepared.switch()
+                prepared.discard()
+                assert world.settle() is SWITCHED
+        (told,) = (text for text in moves.reports if "came into" in text)
+        assert "deep/private" in told
+        assert "deep/closed" in told
+        assert (world.root / "readable").read_text() == "an upload"
+        assert not (world.root / "deep" / "private").exists()
+        (kept,) = (path for path in directory.rglob("private") if "django-snapshots" in str(path))
+        assert kept.stat().st_uid == 0
+
+
+@WAYS
 @pytest.mark.parametrize("links", [True, False])
 def test_a_merge_that_dies_behind_the_switch_is_gone_on_with(
     world: World, monkeypatch: pytest.MonkeyPatch, links: bool
