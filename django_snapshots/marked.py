@@ -183,7 +183,8 @@ class Shelf:
         for name in names:
             mark, dot, end = name.removeprefix(self.prefix).partition(".")
             stage = next((one for one in Stage if one == dot + end), None)
-            if stage is None or not _MARK.fullmatch(mark):
+            # An upload may have any name; no restore makes anything but a directory here.
+            if stage is None or not _MARK.fullmatch(mark) or not _is_directory(self.parent / name):
                 continue
             if not (why := _why_not_ours(self.parent / name)):
                 ours.append((mark, stage))
@@ -401,6 +402,13 @@ def _is_ours(path: Path) -> bool:
 
 def _is_private(found: os.stat_result) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077 == 0
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether it is one, as far as that can be seen."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISDIR(path.lstat().st_mode)
+    return True
 
 
 def _why_not_ours(path: Path) -> str:

@@ -37,22 +37,22 @@ GENERATIONS = 2
 """With so many newer states of its target a kept state goes, also before its time."""
 
 
-def expire(settings: Settings, run: uuid.UUID | None = None) -> list[str]:
+def expire(settings: Settings, run: uuid.UUID | None = None, *, recorded: bool = True) -> list[str]:
     """Remove what is too old; return it in words. What can't be removed is logged and left for the next time.
 
     *run* is the caller's own, which takes the locks, and of which nothing goes; without one it is only looked whether
-    somebody else has them.
+    somebody else has them, and so it is for one that isn't *recorded* in the journal.
     """
-    own = run.hex if run else ""
-    return [item.place for item in superfluous(settings) if item.run != own and _removed(settings, item, run)]
+    own, holder = run.hex if run else "", run if recorded else None
+    return [item.place for item in superfluous(settings) if item.run != own and _removed(settings, item, holder)]
 
 
-def forget_copies(settings: Settings, run: uuid.UUID, names: Collection[str]) -> None:
+def forget_copies(settings: Settings, run: uuid.UUID, names: Collection[str], *, recorded: bool = True) -> None:
     """Remove the safety copies *names* of the restore *run*, whose targets are known to be as they were. Kept, they
     would be taken for what the latest restore has replaced. One that somebody reads stays."""
     for item in undoing.kept_states(settings) if names else ():
         if item.snapshot in names and item.run == run.hex:
-            _removed(settings, item, run if runs.available() else None)
+            _removed(settings, item, run if recorded and runs.available() else None)
 
 
 def superfluous(settings: Settings) -> list[Kept]:

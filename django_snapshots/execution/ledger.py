@@ -49,6 +49,8 @@ class Ledger:
     """This app's applied migrations in each alias, before."""
     switching: bool = False
     """Whether the point of no return is passed."""
+    switched: bool = False
+    """Whether all targets hold their new state, those that can't prove it, too."""
     cause: str = ""
     """Why somebody else has to settle it, in whole sentences, as far as that is known."""
 
@@ -67,6 +69,7 @@ class Ledger:
             entries=tuple(map(_entry, data["entries"])),
             recorded=data["recorded"],
             switching=bool(data["switching"]),
+            switched=bool(data.get("switched")),
             cause=str(data.get("cause", "")),
         )
 
@@ -120,6 +123,10 @@ class Ledger:
     def at_the_switch(self) -> Self:
         """Behind the point of no return."""
         return replace(self, switching=True)
+
+    def at_the_end(self) -> Self:
+        """With all targets switched."""
+        return replace(self, switched=True)
 
     def _changed(self, mark: str, change: Any) -> Self:
         return replace(self, entries=tuple(change(entry) if entry.mark == mark else entry for entry in self.entries))

@@ -67,6 +67,10 @@ class Bookkeeping:
         """From here on only its mark can tell what became of a target."""
         self._keep(self.ledger.at_the_switch())
 
+    def all_switched(self) -> None:
+        """From here on the restore has taken place, whatever comes."""
+        self._keep(self.ledger.at_the_end())
+
     def going_back(self) -> None:
         """Raises if the right to bring back what was switched is another attempt's by now."""
         self._keep(self.ledger)
@@ -89,10 +93,12 @@ def restore_with_journal(
     observe: Callable[[int], None] = lambda _: None,
     before_switch: Callable[[], None] = lambda: None,
     hold: Callable[[Sequence[Change]], None] = lambda _: None,
+    recorded: bool = True,
 ) -> dict[str, Any]:
     """Restore, or undo a restore; return the report as plain JSON. *hold* sees to it, before anything is built, that
     nobody else works with what is replaced. *label* names it to servers; without one, as without a journal, it has one
-    of its own too, by which a sweep tells whether it is alive. Raises ``SnapshotError``."""
+    of its own too, by which a sweep tells whether it is alive. *recorded* says whether the run is in a journal, and has
+    locks there. Raises ``SnapshotError``."""
     books = Bookkeeping(request.name or request.undo or "", write)
 
     hears = Listeners(name=request.name or request.undo or "", kind=kind, run=run or uuid.uuid4().hex)
@@ -107,6 +113,7 @@ def restore_with_journal(
         before_switch()
 
     def after_switch(changes: Sequence[Change]) -> None:
+        books.all_switched()
         make_fit(_databases(changes), books.ledger.recorded, migrate=request.migrate)
         hears.after(books.ledger)
 
@@ -133,14 +140,14 @@ def restore_with_journal(
         raise  # whoever settles it looks
     except Exception:
         with contextlib.suppress(Exception):  # it stays, and costs nothing but room
-            _forget_copies_of_nothing(settings, books.ledger, uuid.UUID(hears.run))
+            _forget_copies_of_nothing(settings, books.ledger, uuid.UUID(hears.run), recorded=recorded)
         raise
     with contextlib.suppress(Exception):  # all is restored; the collector comes again
-        expire(settings, uuid.UUID(hears.run))
+        expire(settings, uuid.UUID(hears.run), recorded=recorded)
     return hears.told(report)
 
 
-def _forget_copies_of_nothing(settings: Settings, ledger: Ledger, run: uuid.UUID) -> None:
+def _forget_copies_of_nothing(settings: Settings, ledger: Ledger, run: uuid.UUID, *, recorded: bool) -> None:
     """Remove the safety copies of those targets that are as they were, which their own proof tells."""
     copied = [entry for entry in ledger.entries if entry.safety and entry.provable]
     untouched = [
@@ -148,7 +155,7 @@ def _forget_copies_of_nothing(settings: Settings, ledger: Ledger, run: uuid.UUID
         for entry in copied
         if settle_of(settings.kind(entry.type), entry.subject, entry.mark, entry.noted) is Outcome.BEFORE
     ]
-    forget_copies(settings, run, untouched)
+    forget_copies(settings, run, untouched, recorded=recorded)
 
 
 @dataclass(kw_only=True)

@@ -54,6 +54,8 @@ class Settling:
     migrate: bool
     cause: str
     """Why its own worker did not bring it to its end, in whole sentences, as far as that is known."""
+    recorded: bool = True
+    """Whether the run is in a journal, and has locks there."""
     write: Callable[[Mapping[str, Any]], None] = lambda _record: None
     """Puts the ledger into the journal; raises if the right to that is lost."""
 
@@ -69,7 +71,7 @@ class Settling:
         switched = [entry for entry in ledger.entries if outcomes[entry.mark] == Outcome.SWITCHED]
         unknown = [entry for entry in ledger.entries if not entry.provable]
         proved = [entry for entry in ledger.entries if entry.provable]
-        if len(switched) == len(proved) and proved and not unknown:
+        if len(switched) == len(proved) and (ledger.switched or (proved and not unknown)):
             make_fit(ledger.databases(), ledger.recorded, migrate=self.migrate)
             hears = Listeners(name=ledger.name, kind=kind, run=self.run)
             hears.after(ledger)
@@ -87,7 +89,7 @@ class Settling:
             if item.safety and item.provable and outcomes[item.mark] is Outcome.BEFORE
         ]
         with contextlib.suppress(Exception):
-            forget_copies(self.settings, uuid.UUID(self.run), idle)
+            forget_copies(self.settings, uuid.UUID(self.run), idle, recorded=self.recorded)
 
     def _settled(self, entry: Entry) -> Outcome:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -63,6 +63,7 @@ def _restore(settings: Settings, kind: Kind, request: Request, hooks: Hooks) -> 
                 label=_label(run, 1),
                 write=record.update,
                 observe=lambda count: hooks.moved(kind, count),
+                recorded=False,
             )
     except BaseException as error:
         ledger = Ledger.of(record)
@@ -71,10 +72,21 @@ def _restore(settings: Settings, kind: Kind, request: Request, hooks: Hooks) -> 
             raise
         if isinstance(error, Exception):
             return _settled(settings, kind, request, run, ledger.because(str(explained(error, str(kind)))))
+        ledger = ledger.because(f"The {kind} was told to end in its middle.")
         try:
-            _settled(settings, kind, request, run, ledger.because(f"The {kind} was told to end in its middle."))
-        except SnapshotError as told:
-            logger.warning("%s", told)
+            # Migrations would begin anew, and may be what it was told to end for.
+            _settled(settings, kind, replace(request, migrate=False), run, ledger)
+        except Exception as told:  # noqa: BLE001 - what it was told stays the reason of its end
+            logger.warning("%s", explained(told, str(kind)))
+        else:
+            more = " Run `manage.py migrate`: its migrations may not have ended." if request.migrate else ""
+            logger.warning(
+                "The %s was told to end when everything was switched: it has taken place.%s `manage.py snapshots undo "
+                "%s` takes it back.",
+                kind,
+                more,
+                run,
+            )
         raise
 
 
@@ -89,14 +101,15 @@ def _settled(settings: Settings, kind: Kind, request: Request, run: str, ledger:
             token=2,
             migrate=request.migrate,
             cause=ledger.cause,
+            recorded=False,
         )
         try:
             return settling.settle(ledger, kind)
         except SnapshotUnsettled as error:
             raise SnapshotUnsettled(
                 f"{error} Without the journal nobody tries again by himself: when all is there again, run `manage.py "
-                "snapshots sweep --without-journal`, which says what each target is. What was replaced comes back by "
-                f"`manage.py snapshots undo {run}`."
+                "snapshots sweep --without-journal`. Then `manage.py snapshots undo --list` shows what of the run "
+                f"{run} was replaced, and `manage.py snapshots undo {run}` brings that back."
             ) from error
 
 

@@ -905,3 +905,14 @@ def test_a_file_system_that_forces_modes_keeps_nothing(world: World, monkeypatch
     with pytest.raises(SnapshotPreflightError, match="forces owners or modes"):
         restored("m")
     assert (world.state, world.left) == ("old", [])
+
+
+@pytest.mark.parametrize("way", ["moves", "exchange"])
+def test_an_upload_may_have_any_name(world: World) -> None:
+    """It is in nobody's way: no restore makes a file there."""
+    for shelf in media_kept.shelves(world.root):
+        shelf.path("1").write_text("an upload")
+        shelf.path("2").symlink_to("nowhere")
+    assert KIND.beside("media") == []
+    restored("m")
+    assert [(one.mark, one.kept, one.unseen) for one in KIND.beside("media")] == [("m", True, "")]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
 
-from django_snapshots import create_snapshot, restore_snapshot, runs
-from django_snapshots.artifacts.media import PreparedMedia
+from django_snapshots import create_snapshot, journal, restore_snapshot, runs
+from django_snapshots.artifacts.media import MediaArtifact, PreparedMedia
 from django_snapshots.exceptions import SnapshotError
-from django_snapshots.replaced import SnapshotUnsettled
+from django_snapshots.replaced import Outcome, SnapshotUnsettled
 from tests.databases import Maker
 
 
@@ -59,6 +59,10 @@ def world(make_sqlite: Maker, tmp_path: Path, settings: Any, monkeypatch: pytest
     return World(alias, tmp_path / "media")
 
 
+def interrupted(_prepared: PreparedMedia) -> None:
+    raise KeyboardInterrupt
+
+
 def full(_prepared: PreparedMedia) -> None:
     raise OSError(28, "No space left on device")
 
@@ -89,14 +93,44 @@ def test_what_was_switched_all_the_same_is_a_success(world: World, monkeypatch: 
 def test_who_is_told_to_end_in_the_middle_leaves_nothing_half(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def told(_prepared: PreparedMedia) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(PreparedMedia, "switch", told)
+    monkeypatch.setattr(PreparedMedia, "switch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         world.restore()
     assert "told to end in its middle. As it was before" in caplog.text
     assert world.state == ("later", "later")
+
+
+def test_who_is_told_to_end_behind_the_last_switch_hears_that_it_has_taken_place(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+
+    def migrate(alias: str) -> None:
+        calls.append(alias)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("django_snapshots.execution.restoring._migrate", migrate)
+    with pytest.raises(KeyboardInterrupt):
+        restore_snapshot("nightly", confirm=world.confirm, migrate=True)
+    assert calls == [world.alias]
+    assert "it has taken place. Run `manage.py migrate`" in caplog.text and "snapshots undo " in caplog.text
+    assert world.state == ("snapshot", "snapshot")
+
+
+def test_what_has_taken_place_is_not_torn_apart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one target can't prove later what it is: this process knows."""
+    monkeypatch.setattr(MediaArtifact, "settle", lambda *_: Outcome.UNSEEN)
+    monkeypatch.setattr("django_snapshots.restore.is_provable", lambda kind, _: not isinstance(kind, MediaArtifact))
+    fit = journal.make_fit
+
+    def once(*_: Any) -> None:
+        monkeypatch.setattr(journal, "make_fit", fit)
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(journal, "make_fit", once)
+    report = world.restore()
+    assert "database is locked" in " ".join(report["notes"])
+    assert world.state == ("snapshot", "snapshot")
 
 
 def test_what_can_not_be_settled_either_says_what_to_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
