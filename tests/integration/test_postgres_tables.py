@@ -684,7 +684,7 @@ def test_a_death_around_the_commit_is_settled(world: World, moment: str) -> None
                 restoring.switch()
         else:
             restoring.switch()
-            with pytest.raises(SnapshotConnectorError, match="snapshots undo` brings back"):
+            with pytest.raises(SnapshotConnectorError, match=r"snapshots undo RUN --database \w+` brings back"):
                 restoring.roll_back()
     outcome = Outcome.BEFORE if moment == "before" else Outcome.SWITCHED
     assert world.connector.settle(world.alias, MARK, noted) is outcome
