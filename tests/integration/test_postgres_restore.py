@@ -559,7 +559,9 @@ def test_the_target(postgres: Server, connector: PostgresConnector, make_postgre
     assert connector.target(twin).identity == target.identity
     assert connector.target(other).identity != target.identity
     assert target.empty
-    execute(postgres, alias, "CREATE TABLE django_snapshots_run (id serial)")
+    execute(postgres, alias, "GRANT ALL ON SCHEMA public TO pg_monitor", "CREATE EXTENSION pg_trgm")
+    assert connector.target(alias).empty
+    execute(postgres, alias, "CREATE TABLE django_snapshots_run (id serial, words text[])")
     assert connector.target(alias).empty
     execute(postgres, alias, "SELECT lo_create(0)")
     assert not connector.target(alias).empty
@@ -573,6 +575,20 @@ def test_the_target(postgres: Server, connector: PostgresConnector, make_postgre
         "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE TYPE mood AS ENUM ('x')",
         "CREATE TYPE t AS (a int)",
+        "CREATE SCHEMA app",
+        "CREATE PUBLICATION feed",
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO pg_monitor",
+        "CREATE COLLATION here (locale = 'C')",
+        "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq)",
+        "CREATE OPERATOR FAMILY same USING btree",
+        "CREATE OPERATOR CLASS less FOR TYPE int USING btree AS OPERATOR 1 <, FUNCTION 1 btint4cmp(int, int)",
+        "CREATE TEXT SEARCH CONFIGURATION words (COPY = simple)",
+        "CREATE TEXT SEARCH DICTIONARY book (TEMPLATE = simple)",
+        "CREATE CAST (bit AS money) WITH INOUT",
+        "CREATE CONVERSION other FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8",
+        "CREATE FOREIGN DATA WRAPPER far",
+        "CREATE SEQUENCE numbers",
+        "CREATE MATERIALIZED VIEW m AS SELECT 1 AS x",
     ],
 )
 def test_a_database_without_a_table_may_still_hold_something(
