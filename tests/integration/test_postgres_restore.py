@@ -154,6 +154,25 @@ def test_rows_that_are_not_those_of_the_manifest(
         put_back(connector, alias, other)
 
 
+def test_what_an_event_trigger_of_another_role_writes_in_a_subtransaction_is_the_restores_own(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    execute(
+        postgres,
+        alias,
+        "CREATE EXTENSION pg_trgm",
+        "CREATE FUNCTION granting() RETURNS event_trigger LANGUAGE plpgsql AS $$ DECLARE item record; BEGIN "
+        "FOR item IN SELECT objid::regclass AS name FROM pg_event_trigger_ddl_commands() WHERE object_type = 'table' "
+        "LOOP BEGIN EXECUTE 'GRANT SELECT ON ' || item.name || ' TO pg_monitor'; "
+        "EXCEPTION WHEN undefined_table THEN NULL; END; END LOOP; END $$",
+        # Else it goes with everything else that is in the schema.
+        "ALTER EXTENSION pg_trgm ADD FUNCTION granting()",
+        "CREATE EVENT TRIGGER granting ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION granting()",
+    )
+    put_back(connector, alias, source)
+    assert fetch(postgres, alias, "SELECT has_table_privilege('pg_monitor', 'shop', 'SELECT')") == [(True,)]
+
+
 @pytest.mark.parametrize("made", ["CREATE TABLE theirs (x integer)", "SELECT lo_create(4711)"])
 def test_what_a_client_makes_meanwhile_says_nothing_of_the_snapshot(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source, made: str, monkeypatch: Any
