@@ -179,6 +179,14 @@ def test_what_another_server_is_like(logging_server: Server, shop: str, django_d
         stops, warnings = found(alias, {**then, "row_counts": {"Orders": 1}})
         assert stops == []
         assert "lower_case_table_names is 1 here and was 0" in warnings[0]
+        with mariadb_cursor(logging_server) as cursor:
+            cursor.execute("CREATE DATABASE Given_One")
+            cursor.execute("GRANT ALL PRIVILEGES ON given_one.* TO narrow@'%'")
+        stops, _ = found(alias, then, scratch_database="Given_One", kept_database="Given_Two")
+        assert any(
+            "Given_One, which the connector was given" in stop and "name it given_one," in stop for stop in stops
+        )
+        assert any("Given_Two" in stop and "is missing: create it." in stop for stop in stops)
         # The way back, onto the server that tells them apart.
         query(alias, "CREATE TABLE Orders (id INTEGER)")
         _, metadata = dump(alias)

@@ -154,6 +154,25 @@ def test_rows_that_are_not_those_of_the_manifest(
         put_back(connector, alias, other)
 
 
+def test_what_an_event_trigger_of_another_role_writes_in_a_subtransaction_is_the_restores_own(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    execute(
+        postgres,
+        alias,
+        "CREATE EXTENSION pg_trgm",
+        "CREATE FUNCTION granting() RETURNS event_trigger LANGUAGE plpgsql AS $$ DECLARE item record; BEGIN "
+        "FOR item IN SELECT objid::regclass AS name FROM pg_event_trigger_ddl_commands() WHERE object_type = 'table' "
+        "LOOP BEGIN EXECUTE 'GRANT SELECT ON ' || item.name || ' TO pg_monitor'; "
+        "EXCEPTION WHEN undefined_table THEN NULL; END; END LOOP; END $$",
+        # Else it goes with everything else that is in the schema.
+        "ALTER EXTENSION pg_trgm ADD FUNCTION granting()",
+        "CREATE EVENT TRIGGER granting ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION granting()",
+    )
+    put_back(connector, alias, source)
+    assert fetch(postgres, alias, "SELECT has_table_privilege('pg_monitor', 'shop', 'SELECT')") == [(True,)]
+
+
 @pytest.mark.parametrize("made", ["CREATE TABLE theirs (x integer)", "SELECT lo_create(4711)"])
 def test_what_a_client_makes_meanwhile_says_nothing_of_the_snapshot(
     postgres: Server, connector: PostgresConnector, alias: str, source: Source, made: str, monkeypatch: Any
@@ -559,7 +578,9 @@ def test_the_target(postgres: Server, connector: PostgresConnector, make_postgre
     assert connector.target(twin).identity == target.identity
     assert connector.target(other).identity != target.identity
     assert target.empty
-    execute(postgres, alias, "CREATE TABLE django_snapshots_run (id serial)")
+    execute(postgres, alias, "GRANT ALL ON SCHEMA public TO pg_monitor", "CREATE EXTENSION pg_trgm")
+    assert connector.target(alias).empty
+    execute(postgres, alias, "CREATE TABLE django_snapshots_run (id serial, words text[])")
     assert connector.target(alias).empty
     execute(postgres, alias, "SELECT lo_create(0)")
     assert not connector.target(alias).empty
@@ -573,6 +594,20 @@ def test_the_target(postgres: Server, connector: PostgresConnector, make_postgre
         "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE TYPE mood AS ENUM ('x')",
         "CREATE TYPE t AS (a int)",
+        "CREATE SCHEMA app",
+        "CREATE PUBLICATION feed",
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO pg_monitor",
+        "CREATE COLLATION here (locale = 'C')",
+        "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq)",
+        "CREATE OPERATOR FAMILY same USING btree",
+        "CREATE OPERATOR CLASS less FOR TYPE int USING btree AS OPERATOR 1 <, FUNCTION 1 btint4cmp(int, int)",
+        "CREATE TEXT SEARCH CONFIGURATION words (COPY = simple)",
+        "CREATE TEXT SEARCH DICTIONARY book (TEMPLATE = simple)",
+        "CREATE CAST (bit AS money) WITH INOUT",
+        "CREATE CONVERSION other FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8",
+        "CREATE FOREIGN DATA WRAPPER far",
+        "CREATE SEQUENCE numbers",
+        "CREATE MATERIALIZED VIEW m AS SELECT 1 AS x",
     ],
 )
 def test_a_database_without_a_table_may_still_hold_something(

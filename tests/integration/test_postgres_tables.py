@@ -540,6 +540,24 @@ def test_a_database_that_is_not_there(world: World) -> None:
 # What else there is in tables
 
 
+def test_a_partition_by_the_hash_of_an_enum_is_refused(world: World, tmp_path: Path) -> None:
+    """Its rows go through the root, and each database distributes them its own way."""
+    made = (
+        f"CREATE TYPE size AS ENUM ({', '.join(f'$${number}$$' for number in range(100))})",
+        'CREATE TABLE "The (stock" (n integer, of size) PARTITION BY HASH (of)',
+        'CREATE TABLE stock0 PARTITION OF "The (stock" FOR VALUES WITH (MODULUS 2, REMAINDER 0)',
+        'CREATE TABLE stock1 PARTITION OF "The (stock" FOR VALUES WITH (MODULUS 2, REMAINDER 1)',
+        'INSERT INTO "The (stock" SELECT n, (n % 100)::text::size FROM generate_series(1, 200) n',
+    )
+    world.run(*made)
+    world.source = take(world.connector, world.alias, tmp_path / "stock")
+    # As in another database.
+    world.run('DROP TABLE "The (stock"', "DROP TYPE size", *made)
+    said = r'The rows of public\.stock0 of .* are loaded through public\."The \(stock", which .*Restore the whole'
+    assert re.search(said, world.refused("stock0"))
+    assert re.search(said, world.findings("stock0")[0])
+
+
 def test_a_partition(world: World) -> None:
     world.run(
         "CREATE TABLE parted (a integer, b integer, PRIMARY KEY (a, b)) PARTITION BY LIST (a)",
@@ -666,7 +684,7 @@ def test_a_death_around_the_commit_is_settled(world: World, moment: str) -> None
                 restoring.switch()
         else:
             restoring.switch()
-            with pytest.raises(SnapshotConnectorError, match="snapshots undo` brings back"):
+            with pytest.raises(SnapshotConnectorError, match=r"snapshots undo RUN --database \w+` brings back"):
                 restoring.roll_back()
     outcome = Outcome.BEFORE if moment == "before" else Outcome.SWITCHED
     assert world.connector.settle(world.alias, MARK, noted) is outcome

@@ -143,9 +143,11 @@ def _places(connection: BaseDatabaseWrapper, server: Server, schemas: Schemas) -
                 f"run: GRANT {', '.join(missing)} ON {SCHEMA_PATTERN} TO {account(rights)}; or name two empty "
                 "databases as the connector's scratch_database and kept_database."
             )
+    there = schema_names(connection, [*schemas.given, *map(str.lower, schemas.given)])
     for name in schemas.given:
-        if name not in schema_names(connection, schemas.given):
-            yield _stops(f"The database {name}, which the connector was given to restore by, is missing: create it.")
+        if name not in there:
+            remedy = f"name it {name.lower()}, as the server does" if name.lower() in there else "create it"
+            yield _stops(f"The database {name}, which the connector was given to restore by, is missing: {remedy}.")
         elif not is_free(connection, name):
             yield _stops(
                 f"The database {name}, which the connector was given to restore by, is not empty. If it holds what an "

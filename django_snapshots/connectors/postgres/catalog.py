@@ -301,33 +301,6 @@ def not_lockable(connection: BaseDatabaseWrapper, exclude: Iterable[int] = ()) -
     return [item for (item,) in rows(connection, sql, [list(exclude)])]
 
 
-def is_empty(connection: BaseDatabaseWrapper) -> bool:
-    """Whether nobody put anything here yet; the tables of this app alone don't count, and nor does what belongs to an
-    extension, but for the rows that it says are the user's own."""
-    sql = f"""
-        WITH found (classid, objid) AS (
-            SELECT 'pg_class'::regclass, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' AND {USER_SCHEMA}
-              AND c.relname !~ '^django_snapshots_'
-            UNION ALL SELECT 'pg_proc'::regclass, p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-            WHERE {USER_SCHEMA}
-            UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-            WHERE {USER_SCHEMA} AND (t.typtype IN ('d', 'e', 'r') OR EXISTS (
-                SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind = 'c')))
-        SELECT NOT EXISTS (SELECT FROM pg_largeobject_metadata) AND NOT EXISTS (
-            SELECT FROM found f WHERE NOT EXISTS (
-                SELECT FROM pg_depend d WHERE d.classid = f.classid AND d.objid = f.objid AND d.deptype = 'e'))
-    """  # noqa: S608
-    if not rows(connection, sql)[0][0]:
-        return False
-    theirs = """
-        SELECT format('SELECT EXISTS (SELECT FROM %s %s)', t.oid::regclass, t.condition)
-        FROM (SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_extension) t
-        JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p') WHERE has_table_privilege(c.oid, 'SELECT')
-    """
-    return not any(rows(connection, question)[0][0] for (question,) in rows(connection, theirs))
-
-
 def holders(connection: BaseDatabaseWrapper) -> list[str]:
     """Other sessions that hold a lock on something in this database, in words."""
     sql = """

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from django_snapshots.connectors.postgres.catalog import USER_SCHEMA
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_snapshots.connectors.postgres.catalog import USER_SCHEMA, rows
 
 
 def _member(catalog: str, oid: str) -> str:
@@ -184,6 +186,22 @@ SELECT json_build_object(
 def keep(oids: Iterable[int]) -> str:
     """Tell ``psql`` which relations to leave alone."""
     return f"\\set kept '{{{','.join(str(oid) for oid in oids)}}}'\n"
+
+
+def is_empty(connection: BaseDatabaseWrapper) -> bool:
+    """Whether nobody put anything here yet that a restore would remove; the tables of this app alone don't count, and
+    nor does what belongs to an extension, but for the rows that it says are the user's own."""
+    kept = "ARRAY(SELECT oid FROM pg_class WHERE relname ~ '^django_snapshots_')"
+    # Whose tables may have rows is asked below, and who may use a schema is nothing that was put there.
+    made = (query for query in _QUERIES if query not in (_EXTENSION_ROWS, _SCHEMA_RIGHTS))
+    if any(rows(connection, f"SELECT EXISTS ({query})".replace(":'kept'", kept))[0][0] for query in made):
+        return False
+    theirs = """
+        SELECT format('SELECT EXISTS (SELECT FROM %s %s)', t.oid::regclass, t.condition)
+        FROM (SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_extension) t
+        JOIN pg_class c ON c.oid = t.oid AND c.relkind IN ('r', 'p') WHERE has_table_privilege(c.oid, 'SELECT')
+    """
+    return not any(rows(connection, question)[0][0] for (question,) in rows(connection, theirs))
 
 
 def script() -> str:

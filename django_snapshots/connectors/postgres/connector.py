@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_snapshots.connectors import facts
 from django_snapshots.connectors.file_tier import FileTier
 from django_snapshots.connectors.identity import database_identity
-from django_snapshots.connectors.postgres import catalog, dumping, examining, kept, sessions, tables_preflight
+from django_snapshots.connectors.postgres import catalog, clearing, dumping, examining, kept, sessions, tables_preflight
 from django_snapshots.connectors.postgres.access import connected, exists
 from django_snapshots.connectors.postgres.new_database import NewDatabase, default_jobs
 from django_snapshots.connectors.postgres.preflight import Survey, survey
@@ -81,7 +81,7 @@ class PostgresConnector(FileTier):
                 return Target(
                     name=server.database,
                     description=f'PostgreSQL database "{server.database}" on {_place(connection)}',
-                    empty=catalog.is_empty(connection),
+                    empty=clearing.is_empty(connection),
                     identity=server.identity,
                 )
         except SnapshotConnectorError:

@@ -170,9 +170,12 @@ def _kept(connection: BaseDatabaseWrapper, alias: str, target: str, mark: str) -
         if item.remark is None or (item.remark.of, item.remark.mark) != (target, mark):
             continue
         if item.kind is Kind.LENT and item.in_use:
+            # None of them, where that undo works elsewhere on the server.
+            there = ", ".join(catalog.sessions_in(connection, left.number_of(connection, item.name)))
             raise SnapshotConnectorError(
                 f"What the restore {mark} has replaced in {alias!r} is {item.name!r} now: an undo that was begun has "
-                "it. Wait until that one has ended."
+                f"it. Wait until that one has ended. In that database are: {there or 'no sessions'}; end those "
+                "that are nobody's undo, such as a monitoring agent's."
             )
         if item.kind is Kind.LENT:
             _give_back(connection, item.mark)

@@ -20,6 +20,16 @@ from django_snapshots.transfer import RestoreRequest, Source
 _SHOWN = 10
 
 
+def _others(row: str) -> str:
+    """True for a *row* that is seen here and was not written by this transaction.
+
+    A subtransaction of it, such as an event trigger begins that catches errors, has a later number of its own, and is
+    in progress; whoever else has written a row that is seen has committed it.
+    """
+    number = f"(pg_current_xact_id()::text::bigint - age({row}.xmin))::text::xid8"
+    return f"CASE WHEN age({row}.xmin) > 0 THEN true ELSE pg_xact_status({number}) IS DISTINCT FROM 'in progress' END"
+
+
 class Restoring(InTransaction):
     """One restore; ``Prepared`` once ``build`` has returned."""
 
@@ -75,12 +85,13 @@ class Restoring(InTransaction):
 
     def _require_nothing_of_others(self) -> None:
         """What others have made since the database was cleared says nothing of the snapshot, and is not to be lost."""
+        tables = (
+            f"{catalog.COUNTED_TABLES} AND CASE WHEN c.oid = ANY(:'kept'::oid[]) THEN false ELSE {_others('c')} END"
+        )
         sql = f"""
             SELECT json_agg(name) FROM (
-                SELECT name FROM ({catalog.COUNTED_TABLES} AND c.xmin <> pg_current_xact_id()::xid) t
-                WHERE oid <> ALL(:'kept'::oid[])
-                UNION ALL
-                SELECT 'large object ' || oid FROM pg_largeobject_metadata WHERE xmin <> pg_current_xact_id()::xid
+                SELECT name FROM ({tables}) t
+                UNION ALL SELECT 'large object ' || oid FROM pg_largeobject_metadata m WHERE {_others("m")}
             ) made;
         """  # noqa: S608 - made of constants
         if made := catalog.decoded("".join(self._open_session.ask(sql)) or "null"):

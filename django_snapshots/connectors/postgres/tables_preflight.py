@@ -27,7 +27,7 @@ _KINDS = {
     "S": "a sequence",
     "c": "a type",
 }
-_COPY = re.compile(r"COPY .*?(?: \((?P<columns>.*)\))? FROM stdin;\s*", re.DOTALL)
+_COPY = re.compile(r'COPY (?P<name>(?:"(?:[^"]|"")*"|[^" ])+)(?: \((?P<columns>.*)\))? FROM stdin;\s*', re.DOTALL)
 _COLUMN = re.compile(r'"((?:[^"]|"")*)"|([^", ]+)')
 # pg_dump writes a column as name, type, and then what else there is to say of it (pg_dump.c, dumpTableSchema).
 _REST = r"(?=,?$| (?:COLLATE|DEFAULT|GENERATED|NOT NULL|CONSTRAINT|WITH OPTIONS) ?)"
@@ -48,6 +48,11 @@ class Stored:
         match = _COPY.fullmatch(self.copy)
         names = [item[0] for item in _COLUMN.finditer((match and match["columns"]) or "")]
         return {_plain(name): self._type(name, now.get(_plain(name))) for name in names}
+
+    def through(self, name: str) -> str:
+        """The quoted name of the table that takes these rows, if that isn't *name*; else it is empty."""
+        match = _COPY.fullmatch(self.copy)
+        return match["name"] if match and split_name(match["name"]) != split_name(name) else ""
 
     def _type(self, name: str, now: str | None) -> str:
         line = re.search(rf"^    {re.escape(name)} (.*)$", self.definition, re.MULTILINE)
@@ -161,6 +166,13 @@ def _instead(table: Table) -> str:
 
 def stops(alias: str, parts: Parts, stored: Mapping[str, Stored], role: str) -> Iterator[str]:
     """What the tables and the keys themselves have in the way; once more when they are locked."""
+    for name, item in stored.items():
+        if root := item.through(name):
+            yield (
+                f"The rows of {name} of {alias!r} are loaded through {root}, which distributes them anew among its "
+                "partitions, by the hash of an enum that is another one in each database. Restore the whole, or "
+                "restore it into a database of another name and copy the rows from there."
+            )
     for table in parts.tables:
         if table.name in stored and (
             said := single_tables.columns(alias, table.name, stored[table.name].columns(table.columns), table.columns)
