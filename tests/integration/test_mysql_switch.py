@@ -532,11 +532,12 @@ def test_a_switch_that_only_a_newer_release_understands_is_taken_for_one_in_the_
     query(world.alias, head % "JSON_INSERT(settings, '$.strange', 1)")
     with pytest.raises(SnapshotBusyError, match=rf"may have stopped in the middle.*_old_{own} can't be understood"):
         undo(world.alias, first)
-    with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*was not dumped"):
+    with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*was not dumped") as told:
         dump(world.alias)
+    assert "don't drop it" in str(told.value) and "drop the schema" not in str(told.value)
     with pytest.raises(SnapshotPreflightError, match="may have stopped in the middle"):
         restore(world.alias, world.snapshot, mark=mark())
-    with pytest.raises(SnapshotBusyError, match="nothing is removed"):
+    with pytest.raises(SnapshotConnectorError, match="nothing is removed"):
         MySQLConnector().remove(world.alias, first)
     # It says itself that it is no concern of another database.
     other = make_mariadb()

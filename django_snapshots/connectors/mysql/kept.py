@@ -173,7 +173,6 @@ def _beside(
 ) -> Beside | None:
     mark, place = _mark_of(name), f'schema "{name}"'
     if isinstance(content, NotUnderstood):
-        # Told as being built: whoever settles it says what it is.
         return Beside(mark=mark, kept=False, place=place, in_use=_in_use(connection, mark, target), unseen=str(content))
     if content is None and mark == name:
         return None
@@ -299,7 +298,8 @@ def halfway(alias: str, target: str, found: Record | NotUnderstood | None, table
     if any(name.startswith(HIDDEN_PREFIX) for name in tables):
         return (
             f"A restore of {alias!r} has stopped in the middle: {target} has tables whose names begin with "
-            f"{HIDDEN_PREFIX}, and no record of them is seen."
+            f"{HIDDEN_PREFIX}, and no record of them is seen. Run manage.py snapshots sweep with the account that "
+            "restores; if the record is gone, rename or drop these tables by hand."
         )
     return ""
 
@@ -335,7 +335,9 @@ def remove(alias: str, mark: str, schemas: Schemas) -> None:
     with serving(alias, what) as (connection, target), turn(connection, alias, target):
         record = unfinished(connection, target, schemas)
         if isinstance(record, NotUnderstood):
-            raise SnapshotBusyError(f"{halfway(alias, target, record, ())} Until that is settled nothing is removed.")
+            raise SnapshotConnectorError(
+                f"{halfway(alias, target, record, ())} Until that is settled nothing is removed."
+            )
         if record is not None and mark in (record.mark, _mark_in(connection, record.incoming.home)):
             raise SnapshotBusyError(
                 f"The restore {record.mark} of {alias!r} has stopped in the middle, and {mark} holds a part of it; it "

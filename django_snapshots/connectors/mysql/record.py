@@ -212,17 +212,21 @@ _OTHER_COLUMNS = (1054, 1146)
 
 def _not_understood(schema: str, error: Exception, found: Sequence[tuple[Any, ...]]) -> NotUnderstood:
     """Whom it concerns is read from whatever is left of it."""
+    heads = [(str(kind), _read_leniently(settings)) for side, kind, _, settings, _ in found if side == "head"]
+    # While a state is built its target is untouched, and rows are exchanged in one transaction.
+    halfway = not heads or any(kind not in ("label", "rows") and head.get("done") is not True for kind, head in heads)
+    advice = (
+        "It alone may know the names, triggers, views and events of what it is about: don't drop it."
+        if halfway
+        else "It may hold a state that a restore has replaced: look at it, and drop the schema if nobody needs that."
+    )
     raised = NotUnderstood(
         f"The record of a restore in the schema {schema} can't be understood ({type(error).__name__}: {error}), so "
-        "nothing is done with what is there. If a newer release has written it, that one understands it. It may hold "
-        "a state that a restore has replaced: look at it, and drop the schema if nobody needs that."
+        "nothing is done with what is there. If a newer release has written it, that one understands it: run "
+        f"manage.py snapshots sweep with that. {advice}"
     )
-    heads = [(str(kind), _read_leniently(settings)) for side, kind, _, settings, _ in found if side == "head"]
     raised.target = next((head["target"] for _, head in heads if isinstance(head.get("target"), str)), "")
-    # While a state is built its target is untouched, and rows are exchanged in one transaction.
-    raised.halfway = not heads or any(
-        kind not in ("label", "rows") and head.get("done") is not True for kind, head in heads
-    )
+    raised.halfway = halfway
     return raised
 
 
