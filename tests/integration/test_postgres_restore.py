@@ -495,15 +495,15 @@ def test_roles_that_only_have_rights_or_policies_are_needed_too(
     execute(
         postgres,
         origin,
-        "CREATE ROLE snapshots_reader",
+        "CREATE ROLE snapshots_rights_reader",
         'CREATE ROLE "snapshots of the policy"',
         "CREATE TABLE shop AS SELECT 1 AS x",
-        "GRANT SELECT ON shop TO snapshots_reader",
+        "GRANT SELECT ON shop TO snapshots_rights_reader",
         'CREATE POLICY mine ON shop TO "snapshots of the policy" USING (true)',
     )
-    gone = ("snapshots_reader", '"snapshots of the policy"')
+    gone = ("snapshots_rights_reader", '"snapshots of the policy"')
     source = take(connector, origin, tmp_path / "d.pgdump")
-    assert source.metadata["roles"] == {"given": ["snapshots_reader"], "named": ["snapshots of the policy"]}
+    assert source.metadata["roles"] == {"given": ["snapshots_rights_reader"], "named": ["snapshots of the policy"]}
     execute(postgres, origin, *(f"DROP OWNED BY {role}" for role in gone), *(f"DROP ROLE {role}" for role in gone))
     with pytest.raises(SnapshotPreflightError) as caught:
         put_back(connector, target, source, owner=False)
@@ -512,7 +512,7 @@ def test_roles_that_only_have_rights_or_policies_are_needed_too(
     with pytest.raises(SnapshotPreflightError) as caught:
         put_back(connector, target, source)
     statements = str(caught.value).partition("may run: ")[2].partition(". ")[0].rstrip(".").split("; ")
-    assert statements == ['CREATE ROLE "snapshots of the policy"', 'CREATE ROLE "snapshots_reader"']
+    assert statements == ['CREATE ROLE "snapshots of the policy"', 'CREATE ROLE "snapshots_rights_reader"']
     try:
         execute(postgres, target, *statements)
         put_back(connector, target, source)
