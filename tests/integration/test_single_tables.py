@@ -241,7 +241,7 @@ def killed(world: World, body: str, **arguments: Any) -> None:
         "import os, signal, django\ndjango.setup()\n"
         "import django_snapshots\nfrom django_snapshots.connectors.postgres.session import Session\n"
         "commits = []\n"
-        "def kills(sql, at=1):\n    if 'COMMIT' in sql:\n        commits.append(sql)\n"
+        "def kills(sql, at=1):\n    if 'COMMIT;' in sql:\n        commits.append(sql)\n"
         "        if len(commits) == at:\n            os.kill(os.getpid(), signal.SIGKILL)\n"
         f"ask = Session.ask\ndef killing(self, sql):\n    {body}\n"
         "Session.ask = killing\n"

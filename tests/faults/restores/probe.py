@@ -85,10 +85,10 @@ def _around_commit(owner: Any, reach: Callable[[str], None]) -> None:
 
     @functools.wraps(real)
     def told(self: Any, statements: str, *arguments: Any, **keywords: Any) -> Any:
-        if "COMMIT" in statements:
+        if "COMMIT;" in statements:
             reach("before the commit")
         answer = real(self, statements, *arguments, **keywords)
-        if "COMMIT" in statements:
+        if "COMMIT;" in statements:
             reach("after the commit")
         return answer
 
