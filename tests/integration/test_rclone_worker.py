@@ -51,7 +51,7 @@ def worker(project):
 
 def test_snapshot_verify_and_restore_through_a_worker(project, server, worker):
     (project.media / "large.bin").write_bytes(large := os.urandom(12 * 1024 * 1024))
-    taken = project.call("answer = snapshot.delay(name='nightly').get(timeout=120)")
+    taken = project.call("answer = snapshot.delay(name='nightly').get(timeout=240)")
     run = taken["run"].replace("-", "")
     stored = {path.name: path.stat().st_size for path in (server.root / "backups/shop/nightly").iterdir()}
     assert stored == {item["filename"]: item["size"] for item in taken["artifacts"]} | {
@@ -59,13 +59,13 @@ def test_snapshot_verify_and_restore_through_a_worker(project, server, worker):
     }
     # A rename would be a copy there, so the names of the attempt stay.
     assert f"default.{run}-0-1.sqlite3.zst" in stored
-    verified = project.call("answer = verify.delay(name='nightly').get(timeout=120)")
+    verified = project.call("answer = verify.delay(name='nightly').get(timeout=240)")
     assert (verified["name"], verified["size"]) == ("nightly", taken["size"])
 
     for alias in project.databases:
         write(project, alias, "something else")
     (project.media / "large.bin").write_bytes(b"damaged")
-    project.call(f"answer = restore.delay(name='nightly', confirm={targets(project)!r}).get(timeout=120)")
+    project.call(f"answer = restore.delay(name='nightly', confirm={targets(project)!r}).get(timeout=240)")
 
     assert [content(project, alias) for alias in project.databases] == [["order in default"], ["order in other"]]
     assert (project.media / "large.bin").read_bytes() == large
@@ -85,7 +85,7 @@ def test_an_rclone_that_is_killed_in_the_middle_of_a_write_fails_the_run(project
     project.snapshots["STORAGE"] = storage(server, tmp_path / "rclone.conf", program=str(program))
     worker.container.restart()
     (project.media / "large.bin").write_bytes(os.urandom(4 * 1024 * 1024))
-    answer = project.call("answer = snapshot.delay(name='nightly').get(timeout=120)")
+    answer = project.call("answer = snapshot.delay(name='nightly').get(timeout=240)")
     assert answer["type"] == "SnapshotStorageError"
     assert "rclone was killed by SIGKILL" in answer["error"]
     (run,) = project.runs()
