@@ -145,7 +145,7 @@ def _discard(prepared: Prepared, request: RestoreRequest) -> None:
     try:
         prepared.discard()
     except Exception as error:  # noqa: BLE001
-        request.report(f"What the restore had built beside it could not all be removed: {error}")
+        request.report(f"What the restore had built beside it could not all be removed: {redact(str(error))}")
 
 
 def _in_order(
@@ -201,7 +201,7 @@ def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared], moves: M
     try:
         moves.going_back()
     except Exception as error:  # noqa: BLE001 - whoever has the right to it by now decides
-        return f"Nothing was brought back by this attempt ({error}).{_still_hold(changes)}", False
+        return f"Nothing was brought back by this attempt ({redact(str(error))}).{_still_hold(changes)}", False
     sentences: list[str] = []
     settled = True
     for change, item in reversed(list(zip(changes, prepared, strict=True))):
@@ -209,7 +209,7 @@ def _roll_back(changes: Sequence[Change], prepared: Sequence[Prepared], moves: M
         try:
             kept = _bring_back(change, item, moves)
         except Exception as error:  # noqa: BLE001 - the others are brought back whatever this one does
-            sentences.append(f"{what} already holds the snapshot and could not be brought back: {error}")
+            sentences.append(f"{what} already holds the snapshot and could not be brought back: {redact(str(error))}")
             settled = settled and not _is_tried_again(change, error)
         else:
             sentences.append(f"{what} is as it was before.{kept}")

@@ -354,7 +354,8 @@ def take_kept(shelf: Shelf, mark: str, new_mark: str, record: Mapping[str, Any])
             if not (marked.path / NEW).is_dir() or (marked.path / NEW).is_symlink():
                 raise SnapshotArtifactError(f"{marked.path} should hold what {mark!r} has replaced, and does not.")
             marked.write_record({**record, "brought_back": former})
-    return shelf.relabel(mark, Stage.KEPT, new_mark)
+            return shelf.relabel(mark, Stage.KEPT, new_mark)
+    raise SnapshotNotFoundError(f"Nothing that {mark!r} has replaced is kept in {shelf.parent} any more.")
 
 
 def remove(root: Path, mark: str) -> None:
