@@ -78,6 +78,7 @@ def pids(processes: Processes) -> list[int]:
         ("exit 0", "is no dump: pg_dump exited with status 0 and said nothing"),
         ("echo Hello", "is no dump: pg_dump exited with status 0 and said nothing"),
         ("printf PGDMP; kill -9 $$", "pg_dump was killed by SIGKILL"),
+        ("printf PGDMP; exit 0", "is cut off: pg_dump exited with status 0 and said nothing"),
         ('echo "got $PGPASSWORD" >&2; exit 1', r"pg_dump exited with status 1: got \*\*\*\*"),
     ],
 )
@@ -86,6 +87,22 @@ def test_a_tool_that_fails(alias: str, tmp_path: Path, script: str, words: str) 
     with pytest.raises(SnapshotConnectorError, match=f"The dump of '{alias}' .*{words}"):
         connector.dump(alias, tmp_path / "shop.pgdump")
     assert not (tmp_path / "shop.pgdump").exists()
+
+
+@pytest.mark.parametrize("less", [1, 5, 6, 2_000, 20_000], ids="{} bytes".format)
+def test_a_dump_that_is_cut_off_by_what_carries_it(
+    postgres: Server, alias: str, connector: PostgresConnector, tmp_path: Path, request_: DumpRequest, less: int
+) -> None:
+    """With status 0, as from ``ssh`` or a shell without ``pipefail``."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE long AS SELECT n, repeat('x', 300) AS x FROM generate_series(1, 300) AS n")
+        cursor.execute("SELECT lo_from_bytea(0, '\\x0000000000010000')")
+    with connector.open_dump(alias, request_) as dump:
+        length = sum(map(len, dump.chunks)) - less
+    cut = stand_in(tmp_path, f'{postgres.bin_directory}/pg_dump "$@" | head -c {length}')
+    with cut.open_dump(alias, request_) as dump, pytest.raises(SnapshotConnectorError, match=r"is cut off: .*status 0"):
+        for _ in dump.chunks:
+            pass
 
 
 def test_a_dump_that_lacks_a_table(

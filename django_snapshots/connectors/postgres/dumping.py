@@ -18,7 +18,10 @@ from django_snapshots.exceptions import SnapshotCancelled, SnapshotConfiguration
 from django_snapshots.processes import Tool
 from django_snapshots.transfer import Dump, DumpRequest
 
-_UNREAD = "The archive's form is newer than this django-snapshots, so its tables were not compared with the server's."
+_UNREAD = (
+    "The archive's form is newer than this django-snapshots, or its table of contents very large, so it was not looked "
+    "through for its end and for every table of the server."
+)
 _ELSEWHERE = "The rows of foreign tables lie on another server and are not in the dump"
 _SUBSCRIBED = "Subscriptions are never restored, because they would begin to write at once; make them again by hand"
 _UNSEEN = (
@@ -87,7 +90,7 @@ class _Content:
         self._contents = Contents()
 
     def chunks(self) -> Iterator[bytes]:
-        """What ``pg_dump`` writes; ends only after it exited with 0 and began as an archive begins."""
+        """What ``pg_dump`` writes; ends only after it exited with 0 and wrote an archive to its end."""
         beginning = b""
         for chunk in self._tool.chunks():
             beginning = (beginning + chunk)[: len(MAGIC)] if len(beginning) < len(MAGIC) else beginning
@@ -104,6 +107,11 @@ class _Content:
                 "as an archive of pg_dump does."
             )
         self._contents.end()
+        if self._contents.is_cut_off:
+            raise SnapshotConnectorError(
+                f"The dump of {self._alias!r} is cut off: {self._tool.explain()}, but what arrived is not a whole "
+                f"archive. Is {self._tool.name} the program of PostgreSQL itself, and does all that it writes arrive?"
+            )
         self._require_every_table()
         self._complete = True
 
