@@ -192,7 +192,7 @@ def test_a_foreign_key_on_the_journal_stops_a_restore(tmp_path: Path) -> None:
         project,
         "from django.db import models\n\n\nclass Audit(models.Model):\n"
         "    run = models.ForeignKey('django_snapshots.Run', models.CASCADE)\n"
-        "    plain = models.ForeignKey('django_snapshots.Run', models.CASCADE, related_name='+', db_constraint=False)\n",
+        "    plain = models.ForeignKey('django_snapshots.Run', models.CASCADE, related_name='+', db_constraint=0)\n",
     )
     report = checked(project, code=5)
     assert report["errors"] == [
