@@ -75,9 +75,10 @@ def entry(alias: str) -> dict[str, Any]:
     return {key: settings.DATABASES[alias][key] for key in keys if settings.DATABASES[alias].get(key)}
 
 
-def project_on(request: pytest.FixtureRequest, engine: str) -> Project:
-    """A project whose only database, on *engine*, holds everything; its tables are not made yet."""
-    alias = request.getfixturevalue(f"make_{engine}")()
+def project_on(request: pytest.FixtureRequest, engine: str, **options: Any) -> Project:
+    """A project whose only database, on *engine*, holds everything; its tables are not made yet. *options* are the
+    maker's."""
+    alias = request.getfixturevalue(f"make_{engine}")(**options)
     made = Project(
         directory=request.getfixturevalue("tmp_path") / "project",
         databases={"default": entry(alias)},
