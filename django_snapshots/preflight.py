@@ -21,6 +21,8 @@ from django_snapshots.exceptions import SnapshotError, SnapshotPreflightError
 from django_snapshots.manifest import Snapshot
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import Finding
+from django_snapshots.sizes import human_size
+from django_snapshots.storage import LocalFileSystemBackend, SnapshotStorage
 from django_snapshots.switching import Change
 from django_snapshots.transfer import Source
 
@@ -59,11 +61,12 @@ class Report:
         }
 
 
-def look(snapshot: Snapshot, places: Places, problems: Sequence[str] = ()) -> Report:
+def look(snapshot: Snapshot, places: Places, storage: SnapshotStorage, problems: Sequence[str] = ()) -> Report:
     """Look at all that can be seen beforehand, besides the *problems* that are known already; changes nothing."""
     findings = [
         *(Finding(text=problem, stops=True) for problem in problems),
         *(finding for change, source in places for finding in _of_target(change, source)),
+        *_room_for_copies(snapshot, places, storage),
         *_left_out(places),
         *_migrations(places),
         *_links_to_the_journal(places),
@@ -76,9 +79,9 @@ def look(snapshot: Snapshot, places: Places, problems: Sequence[str] = ()) -> Re
     )
 
 
-def passed(snapshot: Snapshot, places: Places) -> list[str]:
+def passed(snapshot: Snapshot, places: Places, storage: SnapshotStorage) -> list[str]:
     """The warnings. Raises ``SnapshotPreflightError`` with everything that stops the restore, and the warnings."""
-    report = look(snapshot, places)
+    report = look(snapshot, places, storage)
     if report.stops:
         raise SnapshotPreflightError(refusal(snapshot.name, report.stops))
     return list(report.warnings)
@@ -110,6 +113,22 @@ def _of_target(change: Change, source: Source) -> Iterator[Finding]:
             text=_IN_PLACE.format(target=change.target.description)
             if not change.request.tables
             else _IN_PART.format(target=change.target.description),
+            stops=False,
+        )
+
+
+def _room_for_copies(snapshot: Snapshot, places: Places, storage: SnapshotStorage) -> Iterator[Finding]:
+    """How large a safety copy gets, nobody knows before; that of the snapshot is all that there is to go by."""
+    if not isinstance(storage, LocalFileSystemBackend):
+        return
+    sizes = {record.filename: record.size for record in snapshot.artifacts}
+    needed = sum(sizes[source.filename] for change, source in places if change.needs_safety)
+    free = storage.free_space() if needed else None
+    if free is not None and free < needed:
+        yield Finding(
+            text=f"The safety copies may not fit into the storage: {human_size(free)} are free in {storage.location}, "
+            f"and what the snapshot has of the same targets takes {human_size(needed)}. Without room for them the "
+            "restore stops before it changes anything; make room first.",
             stops=False,
         )
 
@@ -192,10 +211,16 @@ def _versions(snapshot: Snapshot) -> Iterator[Finding]:
         ("Python", snapshot.python_version, platform.python_version()),
     ):
         if then and then.split(".")[:2] != now.split(".")[:2]:
-            yield Finding(text=f"The snapshot was made with {what} {then}; this is {now}.", stops=False)
+            yield Finding(
+                text=f"The snapshot was made with {what} {then}; this is {now}. If your code needs the former, install "
+                "it before you put the restored state to use.",
+                stops=False,
+            )
     if changed := _changed_packages(snapshot.pip):
         yield Finding(
-            text=f"{len(changed)} Python packages differ from the snapshot's: {_listed(changed)}.", stops=False
+            text=f"{len(changed)} Python packages differ from the snapshot's: {_listed(changed)}. To have those of "
+            "that time, install what its manifest lists as `pip`.",
+            stops=False,
         )
 
 

@@ -175,7 +175,7 @@ def restore(settings: Settings, attempt: RestoreAttempt) -> RestoreReport:
     attempt = replace(attempt, observe=observer)
     changes = changes_of(settings, attempt, snapshot, selections, notes)
     sources = [source_of(settings, snapshot, item.record, observer) for item in selections]
-    notes += preflight.passed(snapshot, list(zip(changes, sources, strict=True)))
+    notes += preflight.passed(snapshot, list(zip(changes, sources, strict=True)), settings.storage)
     records = [item.record for item in selections]
     check_artifacts(Catalog(settings.storage), snapshot, records, level=2, observe=attempt.observe)
     safety = replace_all(settings, attempt, changes, observer)
@@ -194,7 +194,7 @@ def look(settings: Settings, attempt: RestoreAttempt) -> preflight.Report:
     snapshot, selections, problems = _selected(settings, attempt.request)
     changes = changes_of(settings, attempt, snapshot, selections, [])
     sources = [source_of(settings, snapshot, item.record) for item in selections]
-    return preflight.look(snapshot, list(zip(changes, sources, strict=True)), problems)
+    return preflight.look(snapshot, list(zip(changes, sources, strict=True)), settings.storage, problems)
 
 
 def replace_all(

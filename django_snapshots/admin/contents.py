@@ -13,8 +13,9 @@ from django.utils import timezone
 from django_snapshots import runs
 from django_snapshots.admin.shown import mapping_of, shown_json, shown_subject, shown_time, text_of, texts_of
 from django_snapshots.catalog import Catalog, Entry
+from django_snapshots.connectors.single_tables import told
 from django_snapshots.exceptions import SnapshotIntegrityError
-from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.manifest import ArtifactRecord, Safety, Snapshot
 from django_snapshots.models import Kind, Run, State
 from django_snapshots.plan import DRILL_LEVEL
 from django_snapshots.proof import DAMNING, KINDS, Proof, Proofs, proofs_of, standing
@@ -48,6 +49,8 @@ class Row:
     drilled: Result | None = None
     pin: str = ""
     """Why it stays, if it is pinned."""
+    safety: str = ""
+    """What it is for, if it is a safety copy."""
     warnings: int = 0
     """How many sentences its dumps have to say."""
 
@@ -83,6 +86,7 @@ def _row(entry: Entry, catalog: Catalog, results: Mapping[str, Result | None], d
         verified=results["verify"],
         drilled=results["drill"],
         pin=_pin(catalog, entry.snapshot),
+        safety=_safety(entry.snapshot.safety),
         warnings=sum(_count_of_warnings(record) for record in entry.snapshot.artifacts),
     )
 
@@ -92,6 +96,13 @@ def _pin(catalog: Catalog, snapshot: Snapshot) -> str:
         return str(catalog.pin(snapshot) or "")
     except Exception as error:  # noqa: BLE001 - a storage may be anybody's, and this is one line of a page
         return f"whether it is pinned can't be told: {redact(str(error))}"
+
+
+def _safety(safety: Safety | None) -> str:
+    if safety is None:
+        return ""
+    part = f" of {told(safety.tables)}" if safety.tables else ""
+    return f"for the undo{part} of the restore {safety.restore}, until {shown_time(safety.expires_at)}"
 
 
 def _count_of_warnings(record: ArtifactRecord) -> int:
@@ -121,7 +132,9 @@ class _Journal:
         )
         proofs: dict[str, Run] = {}
         hindered: dict[str, Run] = {}
-        for run in ended.order_by("finished_at").defer("result"):
+        if kind != Kind.DRILL:
+            ended = ended.defer("result")  # which names every file; a drill's says how long the restores took
+        for run in ended.order_by("finished_at"):
             if _aware(run.created_at) >= taken[run.name]:
                 speaks = run.state == State.SUCCEEDED or run.error_type in DAMNING[kind]
                 (proofs if speaks else hindered)[run.name] = run
@@ -146,7 +159,7 @@ def _last_proof(kind: str, journal: Run | None, beside: Proofs | None) -> Result
         return _of_journal(journal)
     if proof is not None:
         text = f"level {proof.level}, {shown_time(proof.at)}" if proof.ok else f"failed, {shown_time(proof.at)}"
-        took = f", restored in {human_duration(proof.seconds)}" if proof.seconds is not None and kind == "drill" else ""
+        took = _restored_in(proof.seconds) if proof.ok and kind == Kind.DRILL else ""
         return Result(text=f"{text}{took}", at=proof.at)
     if beside is not None and kind in beside.unreadable:
         return Result(text=f"unknown: {beside.unreadable[kind]}")
@@ -164,12 +177,19 @@ def _ended(run: Run) -> datetime:
 
 def _of_journal(run: Run) -> Result:
     when, at = shown_time(run.finished_at), _ended(run)
+    if run.state == State.SUCCEEDED and run.kind == Kind.DRILL:
+        seconds = [item["seconds"] for item in (run.result or {}).get("databases", ())]
+        took = _restored_in(sum(seconds) if seconds else None)
+        return Result(text=f"level {DRILL_LEVEL}, {when}{took}", run=run.pk, at=at)
     if run.state == State.SUCCEEDED:
-        level = DRILL_LEVEL if run.kind == Kind.DRILL else run.request.get("level", 2)
-        return Result(text=f"level {level}, {when}", run=run.pk, at=at)
+        return Result(text=f"level {run.request.get('level', 2)}, {when}", run=run.pk, at=at)
     if run.error_type == SnapshotIntegrityError.__name__:
         return Result(text=f"damage found, {when}", run=run.pk, at=at)
     return Result(text=f"failed, {when}", run=run.pk, at=at)
+
+
+def _restored_in(seconds: float | None) -> str:
+    return "" if seconds is None else f", restored in {human_duration(seconds)}"
 
 
 def run_of(snapshot: Snapshot) -> Run | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,13 @@ class LocalFileSystemBackend:
     def label(self) -> str:
         """What and where this storage is, for people."""
         return f"directory {self.location}"
+
+    def free_space(self) -> int | None:
+        """Bytes that are free for this user on the file system; ``None`` where that can't be told."""
+        try:
+            return shutil.disk_usage(self.location).free
+        except OSError:
+            return None
 
     def read(self, path: str) -> IO[bytes]:
         """Open the object as an ordinary file. See :class:`~django_snapshots.storage.SnapshotStorage`."""

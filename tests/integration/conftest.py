@@ -75,6 +75,21 @@ def entry(alias: str) -> dict[str, Any]:
     return {key: settings.DATABASES[alias][key] for key in keys if settings.DATABASES[alias].get(key)}
 
 
+def project_on(request: pytest.FixtureRequest, engine: str, **options: Any) -> Project:
+    """A project whose only database, on *engine*, holds everything; its tables are not made yet. *options* are the
+    maker's."""
+    alias = request.getfixturevalue(f"make_{engine}")(**options)
+    made = Project(
+        directory=request.getfixturevalue("tmp_path") / "project",
+        databases={"default": entry(alias)},
+        snapshots={"ARTIFACTS": ["database"]},
+    )
+    if engine == "postgres":
+        programs = request.getfixturevalue("postgres").bin_directory
+        made.extra_environment["PATH"] = f"{programs}:{made.environment()['PATH']}"
+    return made
+
+
 def again(make: Maker, alias: str, name: str, **changes: Any) -> str:
     """Another alias, called *name*, with the entry of *alias* but for *changes*."""
     return make.register(name, {**entry(alias), **changes})

@@ -63,6 +63,13 @@ class StorageThatSpoilsSafetyCopies(LocalFileSystemBackend):
             yield chunk[:-1] + bytes([chunk[-1] ^ 1]) if path.startswith("safety-") and ".zst" in path else chunk
 
 
+class StorageThatIsFull(LocalFileSystemBackend):
+    """One on a disk with next to no room."""
+
+    def free_space(self) -> int:
+        return 1
+
+
 class SilentKind:
     """A kind of the project's own, of which it can't be told what restores have left."""
 

@@ -23,10 +23,11 @@ from pytest_django import Settings as SettingsWrapper
 
 from django_snapshots import LocalFileSystemBackend, create_snapshot, restore_snapshot, runs, tasks
 from django_snapshots.catalog import Catalog, StoredArtifact
-from django_snapshots.manifest import ArtifactRecord, Snapshot
+from django_snapshots.manifest import ArtifactRecord, Safety, Snapshot
 from django_snapshots.models import Kind, Lock, Run, State, Step
 from django_snapshots.pipeline.digest import stored_tally
 from tests.celery_app import app
+from tests.integration.sqlite_projects import sqlite_project
 
 SNAPSHOTS = "/admin/django_snapshots/storedsnapshot/"
 RUNS = "/admin/django_snapshots/run/"
@@ -640,6 +641,38 @@ def test_results_beside_a_snapshot_are_shown_without_a_journal_of_them(storage: 
     catalog.write_note(snapshot, "drill", {"level": HOSTILE})
     page = text(user("view_run").get(SNAPSHOTS))
     assert "unknown: " in page and ">Complete<" in page and HOSTILE not in page
+
+
+def test_how_long_a_drill_of_ones_own_journal_took_is_shown(tmp_path: Path) -> None:
+    """Also where the storage did not keep its result, and only the journal has it."""
+    project = sqlite_project(tmp_path / "project")
+    project.must("snapshots", "backup", "before")
+    project.must("snapshots", "drill", "before")
+    code = (
+        "from django_snapshots import execution\nfrom django_snapshots.admin import contents\n"
+        "from django_snapshots.catalog import Catalog\nfrom django_snapshots.conf import get_settings\n"
+        "settings = get_settings()\n"
+        "(row,) = contents.rows(execution.list_entries(settings), Catalog(settings.storage))\n"
+        "answer = [row.drilled.text, str(row.drilled.run)]"
+    )
+    run = project.runs()[-1]["id"]
+    for _ in range(2):
+        text, linked = project.call(code)
+        assert re.fullmatch(r"level 4, .+, restored in \d.*", text) and linked == run
+        (project.storage / "before" / "drill.json").unlink(missing_ok=True)
+
+
+def test_a_safety_copy_is_marked(storage: LocalFileSystemBackend) -> None:
+    """In the list and on its page, with the restore that it is for and its end."""
+    run = uuid.uuid4().hex
+    publish(storage, "nightly")
+    publish(storage, "safety-1", safety=Safety(restore=run, expires_at=MOMENT, tables=("shop_order",)))
+    client = user("view_run")
+    listed = text(client.get(SNAPSHOTS))
+    assert listed.count(">Safety copy<") == 1
+    told = f"for the undo of the table shop_order of the restore {run}, until 2026-03-01 12:00:00 UTC"
+    assert told in listed and told in text(client.get(f"{SNAPSHOTS}safety-1/change/"))
+    assert "Safety copy" not in text(client.get(f"{SNAPSHOTS}nightly/change/"))
 
 
 def test_nothing_hostile_gets_through(storage: LocalFileSystemBackend) -> None:

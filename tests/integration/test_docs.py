@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from argparse import ArgumentParser, _SubParsersAction
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from django_snapshots import conf, tasks
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
 from django_snapshots.management.codes import EXIT_CODES
 from django_snapshots.management.commands.snapshots import Command
-from django_snapshots.manifest import Snapshot
+from django_snapshots.manifest import Safety, Snapshot
 from tests.databases import Maker, mariadb_cursor
 from tests.integration.pages import PAGES, Block, blocks, part, text_of, the_block, told_fields
 from tests.projects import ROOT
@@ -193,7 +194,14 @@ def test_the_worked_example_recomputes() -> None:
 def test_format_has_every_field_of_a_manifest() -> None:
     (example,) = (json.loads(block.text) for block in blocks("json", page="docs/reference/format.md"))
     manifest, artifact = part("## The manifest", "### The digest").split("Each artifact has all of these:")
+    manifest, only_in_safety_copies = manifest.split("One more is there only in")
     assert told_fields(manifest) == set(example)
+    moment = datetime(2026, 3, 1, tzinfo=UTC)
+    safety = Safety(restore="5f" * 16, expires_at=moment, tables=("shop_order",))
+    copy = Snapshot(name="x", created_at=moment, run="", storage="", artifacts=(), safety=safety).to_json()
+    assert told_fields(manifest + only_in_safety_copies) == set(copy)
+    (said,) = (line for line in only_in_safety_copies.splitlines() if line.startswith("| `safety`"))
+    assert set(re.findall(r"`(\w+)`:", said)) == set(copy["safety"])
     assert told_fields(artifact) == set(example["artifacts"][0])
 
 

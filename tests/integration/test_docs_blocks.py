@@ -72,6 +72,7 @@ RUN: dict[str, tuple[str, ...]] = {
         f"{RESTORE} 'The restore' (bash)",
         f"{RESTORE} 'The restore' (bash) 2",
         f"{RESTORE} 'The restore' (text)",
+        f"{RESTORE} 'And back again' (bash)",
     ),
     "test_single_tables.py::test_the_page_of_the_documentation": (
         f"{PARTS} 'Bring back single tables' (bash)",

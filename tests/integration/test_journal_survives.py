@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from tests.integration.conftest import entry
+from tests.integration.conftest import project_on
 from tests.projects import Project
-from tests.services import Server
 
 RESTORES = 10
 
 
 @pytest.fixture(params=["postgres", "postgres in one transaction", "mariadb", "sqlite"])
-def project(request: pytest.FixtureRequest, tmp_path: Path, postgres: Server) -> Project:
+def project(request: pytest.FixtureRequest) -> Project:
     """A project whose only database holds everything: its journal, its users, and their permissions."""
-    engine = request.param.split()[0]
-    alias = request.getfixturevalue(f"make_{engine}")()
-    made = Project(directory=tmp_path / "project", databases={"default": entry(alias)}, snapshots={})
-    made.extra_environment["PATH"] = f"{postgres.bin_directory}:{made.environment()['PATH']}"
+    made = project_on(request, request.param.split()[0])
     if "transaction" in request.param:
         made.snapshots["DATABASE_CONNECTORS"] = {"default": "tests.integration.postgres_helpers.InOneTransaction"}
-    made.snapshots["ARTIFACTS"] = ["database"]
     made.migrate()
     return made
 
@@ -99,3 +94,25 @@ def test_a_snapshot_older_than_the_journals_tables_fits_afterwards(project: Proj
     assert project.manage("migrate", "--check").returncode == 0
     add(project, "after")
     assert people(project) == [["after", ["django_snapshots.restore_snapshot", "django_snapshots.view_run"]]]
+
+
+def test_beat_does_not_catch_up_on_schedules_that_come_back(project: Project) -> None:
+    """For beat they have run just now, and their rows have changed just now, so that it reads them anew."""
+    project.call(
+        "from datetime import datetime, UTC\n"
+        "from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks\n"
+        "long_ago = datetime(2020, 1, 1, tzinfo=UTC)\n"
+        "every = IntervalSchedule.objects.create(every=1, period='days')\n"
+        "PeriodicTask.objects.create(name='nightly', task='x', interval=every)\n"
+        "PeriodicTask.objects.update(last_run_at=long_ago)\n"
+        "PeriodicTasks.objects.update(last_update=long_ago)\n"
+        "django_snapshots.create_snapshot('before')"
+    )
+    began = project.call("from django.utils import timezone\nanswer = timezone.now().isoformat()")
+    replaces(project, "restore_snapshot('before', confirm={confirm!r})")
+    times = project.call(
+        "from django_celery_beat.models import PeriodicTask, PeriodicTasks\n"
+        "answer = [PeriodicTask.objects.get(name='nightly').last_run_at.isoformat(), "
+        "PeriodicTasks.objects.get().last_update.isoformat()]"
+    )
+    assert min(map(datetime.fromisoformat, times)) >= datetime.fromisoformat(began)

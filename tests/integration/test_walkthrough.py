@@ -245,3 +245,6 @@ def test_the_tutorial(terminal: Terminal) -> None:
     assert "Restored first" in terminal.type(restore.text, stdin=f"{terminal.directory / 'db.sqlite3'}\n")
     assert terminal.type(look_again.text).splitlines()[-1] == alice.text
     assert shell(terminal, SCHEDULED) == "snapshots: nightly: 0 3 * * *"
+    (undo,) = of_section(RESTORE, "And back again")
+    assert "Undone" in terminal.type(undo.text, stdin=f"{terminal.directory / 'db.sqlite3'}\n")
+    assert shell(terminal, "from django.contrib.auth.models import User; print(User.objects.count())") == "0"
