@@ -106,7 +106,8 @@ def installed_packages() -> list[str]:
 def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
     # A half removed or damaged package has no metadata, and each version of Python says so in another way.
     try:
-        return _word(distribution.metadata["Name"]), _word(distribution.metadata["Version"])
+        found = distribution.metadata  # which is read and parsed anew each time it is asked for
+        return _word(found["Name"]), _word(found["Version"])
     except Exception:  # noqa: BLE001 - a list for people must not fail a snapshot
         return "", ""
 

@@ -276,9 +276,15 @@ class Journal(RuleBasedStateMachine):
 
     def check_rows(self) -> None:
         rows = self.rows()
+        going_on = {
+            row["run_id"] for (model, _), row in rows.items() if model == "Step" and row["state"] not in FINAL_STATES
+        }
         for key, row in rows.items():
             if key in self.before:
                 self._moved_rightly(key, self.before[key], row)
+                if key[0] == "Run" and row["state"] in FINAL_STATES:
+                    assert row["reservation"] is None
+                    assert row["id"] not in going_on, ("ended before its steps", row)
         self.before = rows
 
     def _moved_rightly(self, key: tuple[str, Any], old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -288,10 +294,6 @@ class Journal(RuleBasedStateMachine):
                 assert new[field] == old[field], ("a final state changed", field, old, new)
         if key[0] == "Run" and new["state"] == State.SUCCEEDED != old["state"]:
             self._succeeded_rightly(new)
-        if key[0] == "Run" and new["state"] in FINAL_STATES:
-            assert new["reservation"] is None
-            going_on = Step.objects.using(self.alias).filter(run=new["id"]).exclude(state__in=FINAL_STATES)
-            assert not going_on.exists(), ("ended before its steps", new)
 
     def _succeeded_rightly(self, run: dict[str, Any]) -> None:
         steps = list(Step.objects.using(self.alias).filter(run=run["id"]))

@@ -21,6 +21,16 @@ def has_its_group(using: str) -> None:
     assert permission is not None and permission.content_type._state.db == using
 
 
+def notes_its_server(using: str) -> None:
+    """Which one it is, by its own words."""
+    from django.db import connections
+
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT @@port" if connections[using].vendor == "mysql" else "SHOW port")
+        with open(os.environ["DRILL_SERVERS"], "a") as servers:
+            servers.write(f"{using} {cursor.fetchone()[0]}\n")
+
+
 def is_true(using: str) -> bool:
     return True
 

@@ -25,10 +25,12 @@ class Dying(AppConfig):
     def ready(self) -> None:
         """Wait there, if somebody says so."""
         if wanted := os.environ.get(VARIABLE):
-            _arrange(*wanted.split(":"))
+            arrange(wanted)
 
 
-def _arrange(module: str, function: str, side: str) -> None:
+def arrange(where: str) -> None:
+    """Let this process die at *where*."""
+    module, function, side = where.split(":")
     owner: Any = import_module(module)
     *path, name = function.split(".")
     for step in path:

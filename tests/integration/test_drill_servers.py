@@ -2,38 +2,89 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from pytest_django.plugin import DjangoDbBlocker
 
 from django_snapshots.catalog import Catalog
 from django_snapshots.storage.local import LocalFileSystemBackend
-from tests.databases import Maker, mariadb_cursor, postgres_cursor
+from tests.databases import Maker, MariaDBMaker, PostgresMaker, mariadb_cursor, postgres_cursor
+from tests.faults.rounds.brokers import bring_up
 from tests.integration.conftest import entry
 from tests.projects import Project, WorkerProcess, wait_until
 from tests.services import Server
+from tests.services.servers import MariaDB, Postgres, Service
 
 CHECKS = "tests.integration.drill_checks"
 
 
+@pytest.fixture(scope="module")
+def template(
+    postgres: Server, mariadb: Server, tmp_path_factory: pytest.TempPathFactory, django_db_blocker: DjangoDbBlocker
+) -> Project:
+    """A migrated project on both, each with one group, and one snapshot of them, ``before``; its databases are files
+    now. It takes seconds to make, and a copy of it takes none."""
+    directory = tmp_path_factory.mktemp("template")
+    makers = {"default": PostgresMaker(postgres), "legacy": MariaDBMaker(mariadb)}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(django_db_blocker.unblock())
+        for maker in makers.values():
+            stack.callback(maker.undo)
+        made = project_on({alias: maker() for alias, maker in makers.items()}, directory, postgres)
+        made.migrate()
+        groups(made)
+        made.must("snapshots", "backup", "before", "--artifact", "database")
+        for alias, server in {"default": postgres, "legacy": mariadb}.items():
+            client(server, dump=True, name=made.databases[alias]["NAME"], file=directory / alias)
+    return made
+
+
 @pytest.fixture
-def project(make_postgres: Maker, make_mariadb: Maker, tmp_path: Path, postgres: Server, mariadb: Server) -> Project:
-    """A migrated project on both, each with one group, and one snapshot of them, ``before``."""
-    made = {"default": make_postgres(), "legacy": make_mariadb()}
-    databases = {alias: entry(name) for alias, name in made.items()}
-    made_project = Project(directory=tmp_path / "project", databases=databases, snapshots={"LEASE": 2})
-    made_project.extra_environment["PATH"] = f"{postgres.bin_directory}:{made_project.environment()['PATH']}"
-    made_project.migrate()
-    groups(made_project)
-    made_project.must("snapshots", "backup", "before", "--artifact", "database")
-    return made_project
+def project(
+    template: Project, make_postgres: Maker, make_mariadb: Maker, tmp_path: Path, postgres: Server, mariadb: Server
+) -> Project:
+    """One of this test's own, as the template is."""
+    made = project_on({"default": make_postgres(), "legacy": make_mariadb()}, tmp_path, postgres)
+    for alias, server in {"default": postgres, "legacy": mariadb}.items():
+        file = template.directory.parent / alias
+        client(server, dump=False, name=made.databases[alias]["NAME"], file=file)
+    shutil.copytree(template.storage, made.storage)
+    return made
+
+
+def project_on(aliases: dict[str, str], directory: Path, postgres: Server) -> Project:
+    databases = {alias: entry(name) for alias, name in aliases.items()}
+    made = Project(directory=directory / "project", databases=databases, snapshots={"LEASE": 2})
+    made.extra_environment["PATH"] = f"{postgres.bin_directory}:{made.environment()['PATH']}"
+    return made
+
+
+def client(server: Server, *, dump: bool, name: str, file: Path) -> None:
+    """Dump the database *name* into *file*, or load it from there, by the server's own programs."""
+    programs = {"postgres": ("psql", "pg_dump"), "mariadb": ("mariadb", "mariadb-dump")}[server.name]
+    postgres = server.name == "postgres"
+    reached = ["-h", server.host, "-p" if postgres else "-P", str(server.port), "-U" if postgres else "-u", server.user]
+    with file.open("wb" if dump else "rb") as stream:
+        subprocess.run(
+            [f"{server.bin_directory}/{programs[dump]}", *reached, name],
+            env={**os.environ, "PGPASSWORD": server.password, "MYSQL_PWD": server.password},
+            **({"stdout": stream} if dump else {"stdin": stream, "stdout": subprocess.DEVNULL}),
+            check=True,
+        )
 
 
 def groups(project: Project, *, there: bool = True) -> None:
@@ -99,16 +150,77 @@ def test_rows_that_were_taken_by_hand_are_missed(project: Project, postgres: Ser
     assert on_the_servers(postgres, mariadb) == before
 
 
-def test_another_server_s_alias_needs_no_database_of_its_own(
-    project: Project, postgres: Server, mariadb: Server
+@pytest.fixture(scope="module")
+def other_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """Another PostgreSQL and another MariaDB, by the alias whose snapshots they are to take; they hold nothing."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for alias, sort in {"default": Postgres, "legacy": MariaDB}.items():
+            # A path of pytest's own may be too long for a socket, and is closed to the servers' user.
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapshots-", dir="/tmp")))
+            directory.chmod(0o755)
+            service: Service = sort(directory, lives_on=False)
+            stack.callback(service.stop)
+            bring_up(service)
+            found[alias] = service.server()
+        yield found
+
+
+def test_a_drill_on_other_servers_needs_no_database_there_and_leaves_none(
+    project: Project, postgres: Server, mariadb: Server, other_servers: dict[str, Server]
 ) -> None:
-    before = on_the_servers(postgres, mariadb)
-    for alias in ("default", "legacy"):
-        project.databases[f"{alias}_scratch"] = {**project.databases[alias], "NAME": "is_not_there"}
-    project.snapshots["DRILL_DATABASES"] = {alias: f"{alias}_scratch" for alias in ("default", "legacy")}
+    here, there = on_the_servers(postgres, mariadb), on_the_servers(*other_servers.values())
+    for alias, server in other_servers.items():
+        elsewhere = {"NAME": "is_not_there", "PORT": server.port, "PASSWORD": server.password}
+        project.databases[f"{alias}_scratch"] = {**project.databases[alias], **elsewhere}
+    project.snapshots |= {
+        "DRILL_DATABASES": {alias: f"{alias}_scratch" for alias in other_servers},
+        "DRILL_CHECKS": [f"{CHECKS}.has_its_group", f"{CHECKS}.notes_its_server"],
+    }
+    project.extra_environment["DRILL_SERVERS"] = str(project.directory / "servers")
     report = told(project, "drill", "before")
     assert [item["into"] for item in report["databases"]] == ["default_scratch", "legacy_scratch"]
-    assert on_the_servers(postgres, mariadb) == before
+    asked = (project.directory / "servers").read_text().splitlines()
+    assert asked == [f"drill_{alias} {server.port}" for alias, server in other_servers.items()]
+    assert on_the_servers(*other_servers.values()) == there
+
+    where = "django_snapshots.connectors.mysql.restore:MySQLRestore.check:after"
+    assert dies(project, where, "snapshots", "drill", "before") == -signal.SIGKILL
+    assert len(on_the_servers(*other_servers.values()) - there) == 1
+
+    def swept() -> bool:
+        project.must("snapshots", "sweep", "--collect")
+        return on_the_servers(*other_servers.values()) == there
+
+    wait_until(swept, "the sweep to remove the scratch database from the other server")
+    assert on_the_servers(postgres, mariadb) == here
+
+
+def test_files_that_rows_point_at_and_the_media_lack_are_told_page_by_page(project: Project) -> None:
+    """More rows than are read at once, some missing at the end of a page, at the beginning of one, and in the last."""
+    (project.media / "files").mkdir()
+    (project.media / "files" / "there.txt").write_text("there")
+    named = ["there", "lost-1", "there", "lost-3", "lost-4", "", "there", "lost-7", "there", "lost-9", "there"]
+    project.call(
+        "from django.db import connections\n"
+        "from tests.project.models import EveryColumn\n"
+        "for alias in connections:\n"
+        f"    for name in {named!r}:\n"
+        "        EveryColumn.objects.using(alias).create(file=name and f'files/{name}.txt')\n"
+    )
+    project.must("snapshots", "backup", "with-files")
+    report = project.call(
+        "from django_snapshots.drill import files\n"
+        "files._ROWS_AT_ONCE = 2\n"
+        "answer = django_snapshots.drill_snapshot('with-files')"
+    )
+    for database in report["databases"]:
+        assert (database["files"], database["files_missing"]) == (10, 5), database
+        (note,) = [note for note in database["notes"] if "files that rows point at" in note]
+        assert [name for name in named if name.startswith("lost") and f"files/{name}.txt" in note] == [
+            name for name in named if name.startswith("lost")
+        ]
+        assert "there.txt" not in note
 
 
 @pytest.mark.parametrize("alias", ["default", "legacy"])
@@ -141,6 +253,65 @@ def test_a_drill_that_is_killed_leaves_nothing_once_it_is_swept(
     assert project.runs()[-1]["state"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("alias", "option"), [("default", "--dbname="), ("legacy", "--database=")], ids=["pg_restore", "mariadb"]
+)
+def test_a_worker_that_is_killed_while_a_program_loads_leaves_no_process(
+    project: Project, postgres: Server, mariadb: Server, broker_url: str, alias: str, option: str
+) -> None:
+    """SIGKILL of its process group; the program is held still where it was found loading, so it can't just end."""
+    project.broker = broker_url
+    project.snapshots |= {"ATTEMPTS": 1, "SWEEP_GRACE": 0}
+    project.must("snapshots", "backup", "one", "--artifact", "database", "--database", alias)
+    before = on_the_servers(postgres, mariadb)
+    worker = WorkerProcess(project)
+    try:
+        worker.ready()
+        project.call("from django_snapshots.tasks import drill\ndrill.delay('one')")
+        programs = {"pg_restore", "mariadb", "mysql"}
+        loads = wait_until(lambda: held_still(project, programs, option), "a program to load the dump")
+        assert on_the_servers(postgres, mariadb) - before
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.kill()
+        _gone, alive = psutil.wait_procs(loads, timeout=30)
+        assert not alive
+        wait_until(lambda: not processes_of(project), "everything that the worker has started to end")
+    finally:
+        worker.teardown()
+        for process in processes_of(project):
+            process.kill()
+
+    def swept() -> bool:
+        project.must("snapshots", "sweep", "--collect")
+        return project.runs()[-1]["state"] == "failed" and on_the_servers(postgres, mariadb) == before
+
+    wait_until(swept, "the sweep to end the run and to remove the scratch database")
+    assert not processes_of(project)
+
+
+def processes_of(project: Project) -> list[psutil.Process]:
+    """All with the project's mark in their environment, but for the interpreter that waits for the tests' commands."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            of_project = process.environ().get("SNAPSHOTS_TEST_DIRECTORY") == str(project.directory)
+            if of_project and "tests.interpreter" not in process.cmdline():
+                found.append(process)
+    return found
+
+
+def held_still(project: Project, programs: set[str], option: str) -> list[psutil.Process]:
+    """Those *programs* of the project that have *option*, stopped where they are."""
+    found = []
+    for process in processes_of(project):
+        with contextlib.suppress(psutil.Error):
+            if process.name() in programs and any(word.startswith(option) for word in process.cmdline()):
+                process.suspend()
+                if process.status() == psutil.STATUS_STOPPED:
+                    found.append(process)
+    return found
+
+
 DEATHS = {
     "default": (
         "django_snapshots.connectors.postgres.properties:create:after",
@@ -171,23 +342,35 @@ def test_a_drill_that_dies_anywhere_leaves_nothing_once_it_is_swept(
 ) -> None:
     project.must("snapshots", "backup", "one", "--artifact", "database", "--database", alias)
     before = on_the_servers(postgres, mariadb)
-    project.extra_environment["DJANGO_SETTINGS_MODULE"] = "tests.integration.dying_settings"
-    project.snapshots |= {"LEASE": 2, "SWEEP_GRACE": 0, "TEMPORARY_DIRECTORY": str(project.directory / "temporary")}
+    project.snapshots |= {"SWEEP_GRACE": 0, "TEMPORARY_DIRECTORY": str(project.directory / "temporary")}
     (project.directory / "temporary").mkdir()
-    left: dict[str, int] = {}
+    there = [before]
+    for where in DEATHS[alias]:
+        assert dies(project, where, "snapshots", "drill", "one") == -signal.SIGKILL, where
+        there.append(on_the_servers(postgres, mariadb))
+    left = {where: len(now - then) for where, then, now in zip(DEATHS[alias], there, there[1:], strict=False)}
+    assert sum(left.values()) >= len(left) - 2, left
 
     def swept() -> bool:
         project.must("snapshots", "sweep", "--collect")
-        return project.runs()[-1]["state"] == "failed" and on_the_servers(postgres, mariadb) == before
+        drills = [run["state"] for run in project.runs() if run["kind"] == "drill"]
+        return drills == ["failed"] * len(left) and on_the_servers(postgres, mariadb) == before
 
-    for where in DEATHS[alias]:
-        project.extra_environment["DIES_AT"] = where
-        assert project.manage("snapshots", "drill", "one").returncode == -signal.SIGKILL, where
-        del project.extra_environment["DIES_AT"]
-        left[where] = len(on_the_servers(postgres, mariadb) - before)
-        wait_until(swept, f"the sweep to remove what a death at {where} has left")
-        assert list((project.directory / "temporary").iterdir()) == [], where
-    assert sum(left.values()) >= len(left) - 2, left
+    wait_until(swept, f"the sweep to remove what the deaths have left: {left}")
+    assert list((project.directory / "temporary").iterdir()) == []
+
+
+def dies(project: Project, where: str, *arguments: str) -> int:
+    """The exit status of ``manage.py`` with *arguments*, which dies at *where*."""
+    code = (
+        "import django\n"
+        "django.setup()\n"
+        "from django.core.management import execute_from_command_line\n"
+        "from tests.integration.dying import arrange\n"
+        f"arrange({where!r})\n"
+        f"execute_from_command_line({['manage.py', *arguments]!r})\n"
+    )
+    return project.run("-c", code).returncode
 
 
 def test_a_drill_without_a_journal_that_is_killed_is_swept_without_one(
@@ -202,14 +385,11 @@ def test_a_drill_without_a_journal_that_is_killed_is_swept_without_one(
         "DATABASES": ["default", "legacy"],
         "DRILL_DATABASES": {alias: f"{alias}_scratch" for alias in ("default", "legacy")},
     }
-    project.extra_environment |= {
-        "DJANGO_SETTINGS_MODULE": "tests.integration.dying_settings",
-        "DIES_AT": "django_snapshots.drill.looks:check_migrations:before",
-    }
-    assert project.manage("snapshots", "drill", "before").returncode == -signal.SIGKILL
-    project.extra_environment["DIES_AT"] = "django_snapshots.connectors.mysql.load:Loader.run:after"
-    assert project.manage("snapshots", "drill", "before").returncode == -signal.SIGKILL
-    del project.extra_environment["DIES_AT"]
+    for where in (
+        "django_snapshots.drill.looks:check_migrations:before",
+        "django_snapshots.connectors.mysql.load:Loader.run:after",
+    ):
+        assert dies(project, where, "snapshots", "drill", "before") == -signal.SIGKILL
     assert len(on_the_servers(postgres, mariadb) - before) == 2
 
     def swept() -> bool:
@@ -226,13 +406,9 @@ def test_a_restore_without_a_journal_that_is_killed_is_swept_without_one(
     name = project.databases["default"]["NAME"]
     with postgres_cursor(postgres, name) as cursor:
         cursor.execute("DROP TABLE django_snapshots_lock, django_snapshots_step, django_snapshots_run CASCADE")
-    project.extra_environment |= {
-        "DJANGO_SETTINGS_MODULE": "tests.integration.dying_settings",
-        "DIES_AT": "django_snapshots.connectors.postgres.new_database:NewDatabase.check:after",
-    }
+    where = "django_snapshots.connectors.postgres.new_database:NewDatabase.check:after"
     options = ("--database", "default", "--no-input", "--confirm", name)
-    assert project.manage("snapshots", "restore", "before", *options).returncode == -signal.SIGKILL
-    del project.extra_environment["DIES_AT"]
+    assert dies(project, where, "snapshots", "restore", "before", *options) == -signal.SIGKILL
     assert len(on_the_servers(postgres, mariadb) - before) == 1
 
     def swept() -> bool:

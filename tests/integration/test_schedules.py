@@ -275,11 +275,13 @@ def scheduled(project: Project) -> list[dict[str, Any]]:
     return [run for run in project.runs() if run["requested_from"] == "schedule" and run["state"] == "succeeded"]
 
 
-def test_beat_and_a_worker_take_prune_and_verify_by_schedule(project: Project) -> None:
+def test_beat_and_a_worker_take_prune_verify_and_drill_by_schedule(project: Project) -> None:
+    project.snapshots = {"ARTIFACTS": ["database"]}
     project.schedules(
         {
             "every second": {"every": 1, "name": "tick-{timestamp}", "retention": {"keep_last": 2}},
             "look": {"task": "verify", "every": 2},
+            "prove": {"task": "drill", "every": 2},
         }
     )
     worker = WorkerProcess(project)
@@ -291,9 +293,9 @@ def test_beat_and_a_worker_take_prune_and_verify_by_schedule(project: Project) -
             def done() -> bool:
                 runs = scheduled(project)
                 pruned = [run for run in runs if run["kind"] == "prune" and run["result"]["deleted"]]
-                return bool(pruned) and {"snapshot", "verify", "prune"} <= {run["kind"] for run in runs}
+                return bool(pruned) and {"snapshot", "verify", "prune", "drill"} <= {run["kind"] for run in runs}
 
-            wait_until(done, "a snapshot, a verify and a prune that deleted something")
+            wait_until(done, "a snapshot, a verify, a drill and a prune that deleted something")
         worker.kill("SIGTERM")  # what it is at comes to its end
     finally:
         worker.teardown()
@@ -301,6 +303,10 @@ def test_beat_and_a_worker_take_prune_and_verify_by_schedule(project: Project) -
     taken = [run for run in runs if run["kind"] == "snapshot"]
     assert all(run["name"].startswith("tick-") and run["requested_by"] == "every second" for run in taken)
     assert taken[0]["request"]["schedule"] == "every second"
+    drilled = next(run for run in runs if run["kind"] == "drill")
+    assert drilled["requested_by"] == "prove"
+    assert drilled["result"]["name"] in {run["name"] for run in taken}
+    assert [item["rows_compared"] for item in drilled["result"]["databases"]] == [True]
     pruned = [run for run in runs if run["kind"] == "prune"]
     assert {run["request"]["like"] for run in pruned} <= {run["name"] for run in taken}
     listed = {Path(path).parts[0] for path in project.stored()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from django_snapshots.execution import collect
 from django_snapshots.models import FINAL_STATES, Lock, Run, State, Step
+from django_snapshots.replaced import back_mark
 
 if TYPE_CHECKING:
     from tests.faults.restores.client import Client
@@ -73,7 +74,8 @@ def _the_client(session: Session, client: Client, *, whole: bool) -> Iterator[st
 
 
 def clean(session: Session, run: str, *, dead: int | None = None) -> Iterator[str]:
-    """Whether nothing is left but what the restore *run* keeps for an undo; its attempt *dead* keeps nothing."""
+    """Whether nothing is left but what the restore *run* keeps for an undo; its attempt *dead* keeps nothing but what
+    it has brought and has taken back itself."""
     yield from _the_journal(session)
     if tools := [f"{process.pid} {process.name()}" for process in session.tools()]:
         yield f"programs are left: {tools}"
@@ -99,7 +101,8 @@ def _beside(session: Session, run: str, dead: int | None) -> Iterator[str]:
     """By the package's own words, and by the engine's and the disk's."""
     marks = set()
     for what, item in session.beside():
-        if not item.kept or not run or not item.mark.startswith(run) or item.mark.startswith(f"{run}_{dead}_"):
+        of_dead = item.mark.startswith(f"{run}_{dead}_") and item.mark != back_mark(item.mark[:-1])
+        if not item.kept or not run or not item.mark.startswith(run) or of_dead:
             yield f"beside {what} is left: {item.place} (kept: {item.kept})"
         marks.add(item.mark)
     for name in (*session.world.beside(), *session.beside_media()):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.faults.restores.session import Session
     from tests.projects import WorkerProcess
 
-_PATIENCE = 6.0
+_PATIENCE = 20.0
 _LATE = 30.0
 _SERVER_AWAY_SECONDS = 0.5
 
@@ -83,7 +83,8 @@ def kill_settler_at_work(session: Session) -> str:
 
 
 def kill_tool(session: Session) -> str:
-    """A client program that loads a dump."""
+    """A client program that loads a dump, the next one if none runs yet."""
+    session.go()
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and not session.ended():
         for process in session.tools():

@@ -21,7 +21,7 @@ from django.apps import AppConfig
 VARIABLE = "SNAPSHOTS_TEST_CONTROL"
 _PATIENCE = 120.0
 _POLL_SECONDS = 0.01
-_SWITCHES = {
+SWITCHES = {
     "django_snapshots.connectors.sqlite_switch": "sqlite",
     "django_snapshots.connectors.sqlite_ways": "sqlite",
     "django_snapshots.connectors.postgres.exchange": "postgres",
@@ -45,8 +45,10 @@ class Probe(AppConfig):
 
 def listen(control: Path) -> None:
     """Have every phase told to *control*."""
-    for module, engine in _SWITCHES.items():
-        vars(import_module(module))["_reached"] = functools.partial(_reach, control, engine)
+    for module, engine in SWITCHES.items():
+        owner = import_module(module)
+        assert callable(owner._reached), module  # else a hook that was renamed would be missed in silence
+        owner._reached = functools.partial(_reach, control, engine)
     from django_snapshots import switching
     from django_snapshots.connectors.postgres import session
     from django_snapshots.execution import restoring, settle

@@ -548,8 +548,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--offset", type=int, default=0, help="where in the list of faults to begin")
-    parser.add_argument("--only", default="", help="only the fault of this name")
-    parser.add_argument("--phase", default="", help="only in this phase")
+    parser.add_argument("--only", action="append", help="only the fault of this name; several take turns")
+    parser.add_argument("--phase", action="append", help="only in this phase; several take turns")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args()
 
@@ -559,7 +559,8 @@ def main() -> int:
     with harness.session(make, options.report) as session:
         print(f"A restore takes {session.length:.1f} s.", flush=True)
         for number, fault in enumerate(chosen(options, session.random)):
-            played = session.play(number, fault, options.phase or phase_for(fault, session))
+            phases = options.phase or [phase_for(fault, session)]
+            played = session.play(number, fault, phases[number % len(phases)])
             with options.report.open("a") as report:
                 report.write(json.dumps(asdict(played)) + "\n")
             say(played)
@@ -573,7 +574,8 @@ def chosen(options: argparse.Namespace, generator: random.Random) -> list[faults
     """The faults of this session, in an order of chance."""
     possible = faults.faults_of(options.engine)
     if options.only:
-        return [fault for fault in possible if fault.name == options.only] * options.rounds
+        named = {fault.name: fault for fault in possible}
+        return [named[options.only[number % len(options.only)]] for number in range(options.rounds)]
     found = [possible[(options.offset + number) % len(possible)] for number in range(options.rounds)]
     generator.shuffle(found)
     return found
