@@ -10,7 +10,7 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
 - two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
   it is put back: BEFORE. A root that clients have made meanwhile goes to ``late`` first, and then what is in it into
   the root;
-- entries moved one by one: the list of all of them is on the disk before the first move, and a word that says that
+- entries moved one by one: the list of all of them is on the disk before ``old`` is made for the first move, and a word that says that
   all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list has the inode
   of every entry that is moved in, and nothing else is lost that is in the root: what others have put under a name in
   the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late`` goes back, into
@@ -194,8 +194,16 @@ def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
 def _back(root: Path, marked: Marked, record: Mapping[str, Any]) -> None:
     if "moves" in record:
         moved_back(root, marked.path, record["moves"], marked.mark)
-    else:
-        renamed_back(root, marked.path, marked.mark)
+        return
+    if (marked.path / OLD).exists() and not _holds_replaced(marked.path, record):
+        (marked.path / OLD).rmdir()
+    renamed_back(root, marked.path, marked.mark)
+
+
+def _holds_replaced(directory: Path, record: Mapping[str, Any]) -> bool:
+    """Whether ``old`` has something of the root. Earlier versions made it, empty, before the list."""
+    number = inode(directory / OLD)
+    return number is not None and ("moves" in record or number == record.get("root"))
 
 
 def renamed_back(root: Path, directory: Path, mark: str) -> None:
@@ -310,7 +318,8 @@ def require_whole(root: Path) -> None:
             directory = shelf.path(mark, stage)
             if stage not in (Stage.BUILDING, Stage.SETTLING) or not (directory / OLD).exists():
                 continue
-            if not is_switched(directory, read_record(directory)):
+            record = read_record(directory)
+            if _holds_replaced(directory, record) and not is_switched(directory, record):
                 raise SnapshotBusyError(
                     f"The restore {mark} of {root} has stopped in the middle and is not settled yet; the next sweep, "
                     "or manage.py snapshots sweep, does that; with --without-journal also where its run has been given "

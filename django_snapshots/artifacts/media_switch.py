@@ -320,13 +320,14 @@ class Staging:
 
     def _move_entries(self) -> None:
         """Every entry of the root to ``old``, every entry of ``new`` to the root; all of them back on a failure."""
-        old = self._directory / "old"
-        old.mkdir(mode=0o700, exist_ok=True)
+        old = self._directory / media_kept.OLD
         self.new.chmod(0o700)
         names = {path: _entries(path) for path in (self.root, self.new)}
         inodes = {name: inode(self.new / name) for name in names[self.new]}
         moves = {media_kept.OLD: names[self.root], media_kept.NEW: inodes}
         self._write_down(moves=moves, moved=False)
+        _reached("listed")
+        old.mkdir(mode=0o700, exist_ok=True)  # not before the list: without one, ``old`` is a root that was renamed
         try:
             for origin, destination in ((self.root, old), (self.new, self.root)):
                 if names[origin] and destination == self.root:

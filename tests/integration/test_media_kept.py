@@ -120,6 +120,7 @@ PHASES = [
     *[(way, "prepared", BEFORE) for way in ("exchange", "renames", "moves")],
     *[(way, "begun", BEFORE) for way in ("exchange", "renames", "moves")],
     ("renames", "half", BEFORE),
+    ("moves", "listed", BEFORE),
     *[("moves", f"moved#{number}", BEFORE) for number in range(1, 7)],
     ("moves", "all moved", BEFORE),
     *[(way, "switched", SWITCHED) for way in ("exchange", "renames", "moves")],
@@ -164,6 +165,45 @@ def test_bringing_back_is_settled_the_same_way(world: World, phase: str, outcome
     if outcome is BEFORE:
         brought_back("m", "v")
         assert world.state == "old"
+
+
+class Dead(BaseException):
+    """In the place of a death: nobody cleans up."""
+
+
+@pytest.mark.parametrize("way", ["moves", "exchange"])
+@pytest.mark.parametrize("error", [Dead(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_death_before_the_list_of_moves_leaves_the_root_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException, earlier: bool
+) -> None:
+    write_record = media_kept.Marked.write_record
+
+    def ends(self: media_kept.Marked, record: Any) -> None:
+        if "moves" in record:
+            raise error
+        write_record(self, record)
+
+    def refused(_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(media_switch.Staging, "_dress", refused)  # also beside the root its entries are moved then
+    before = world.root.stat()
+    prepared = Restore(NEW, mark="m", about={"run": "m"}).prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(media_kept.Marked, "write_record", ends)
+        with pytest.raises((Dead, SnapshotArtifactError)):
+            prepared.switch()
+        if isinstance(error, OSError):
+            prepared.discard()
+    if earlier:  # an earlier version has made it before the list
+        for name in world.left:
+            next(world.root.parent.rglob(name)).joinpath("old").mkdir(mode=0o700)
+    media_kept.require_whole(world.root)
+    assert world.settle() is BEFORE
+    after = world.root.stat()
+    assert (world.state, world.left) == ("old", [])
+    assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
 
 
 @pytest.mark.parametrize("way", ["moves"])
@@ -422,10 +462,6 @@ def test_a_merge_keeps_what_the_snapshot_has_not(world: World, monkeypatch: pyte
     content.pop(b"upload")
     assert content == old
     (world.root / "deep" / "below").chmod(0o755)
-
-
-class Dead(BaseException):
-    """In the place of a death: nobody cleans up."""
 
 
 def uploads(world: World, monkeypatch: pytest.MonkeyPatch, then: Any) -> None:
