@@ -10,11 +10,11 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
 - two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
   it is put back: BEFORE. A root that clients have made meanwhile goes to ``late`` first, and then what is in it into
   the root;
-- entries moved one by one: the list of all of them is on the disk before ``old`` is made for the first move, and a word that says that
-  all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list has the inode
-  of every entry that is moved in, and nothing else is lost that is in the root: what others have put under a name in
-  the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late`` goes back, into
-  a directory that is there or, where its name is taken, to another one;
+- entries moved one by one: the list of all of them is on the disk before ``old`` is made for the first move, and a word
+  that says that all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list
+  has the inode of every entry that is moved in, and nothing else is lost that is in the root: what others have put
+  under a name in the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late``
+  goes back, into a directory that is there or, where its name is taken, to another one;
 - merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that, but for what this
   user has no right to, which is kept. The record says so until it is done, and whoever settles does it: SWITCHED comes
   after it;

@@ -192,6 +192,8 @@ def _keep_nothing(workshop: Workshop, marked: Marked) -> None:
 
 def _forget_nothing(workshop: Workshop) -> None:
     if workshop.marked is not None:
+        # While it is said that the file was missing: afterwards its logs would be given to the one that is there now.
+        sqlite_kept.give_logs_back(workshop.place, workshop.marked)
         # First: what is kept, and not said to stand for a missing file, is taken for the state of another file.
         workshop.file(KEPT).unlink()
         workshop.marked.write_record({**workshop.marked.read_record(), "missing": False})
@@ -248,17 +250,36 @@ def _set_aside(path: Path, workshop: Workshop) -> None:
     """Rename logs of a database file that is gone: SQLite would take them for the new file's own.
 
     Under a mark they go into the directory: an attempt that slept finds that gone, and can't take away the log of a
-    database that somebody has made since.
+    database that somebody has made since. A log is looked at before it is seen that there is no file: what is under its
+    name, and another one, after a file has come is the log of that.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     for suffix in LOGS:
         orphan = _with(path, suffix)
-        if orphan.exists():
-            aside = _with(path, f"{suffix}.orphan-{stamp}")
-            if workshop.marked is not None:
-                aside = workshop.file(f"{BROKEN}{suffix}")
+        seen = _which(orphan)
+        if path.exists():
+            return
+        if seen is None:
+            continue
+        aside = _with(path, f"{suffix}.orphan-{stamp}")
+        if workshop.marked is not None:
+            aside = workshop.file(f"{BROKEN}{suffix}")
+        _reached("looked")
+        with contextlib.suppress(FileNotFoundError):  # who makes a database removes such a log himself
             _move(orphan, aside, workshop)
+            if path.exists() and _which(aside) != seen:
+                os.link(aside, orphan)
+                aside.unlink()
+                return
             workshop.request.report(f"{orphan} belonged to a database file that is gone; it is now {aside}.")
+
+
+def _which(log: Path) -> tuple[int, int] | None:
+    """Which file it is; a number alone may have been given again."""
+    with contextlib.suppress(FileNotFoundError):
+        found = log.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _with(path: Path, suffix: str) -> Path:

@@ -880,6 +880,82 @@ def test_the_log_of_a_file_that_is_gone_never_gets_beside_a_new_one(world: World
         assert not log.exists()
 
 
+CLIENT = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode=wal")
+connection.execute("CREATE TABLE mine (x)")
+connection.executemany("INSERT INTO mine VALUES (?)", [(number,) for number in range(300)])
+print("committed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("moment", ["copying", "looked"])
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_client_makes_the_file_that_was_missing_with_a_log(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str, stale: bool
+) -> None:
+    world.path.unlink()
+    if stale or moment == "looked":
+        Path(f"{world.path}-wal").write_bytes(b"a log")
+    with contextlib.ExitStack() as stack:
+
+        def client(phase: str) -> None:
+            if phase != moment or world.path.exists():
+                return
+            child = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", CLIENT, world.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            )
+            stack.callback(child.kill)
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"committed\n"
+
+        copy = sqlite_ways._copy_durably
+        monkeypatch.setattr(sqlite_ways, "_copy_durably", lambda *paths: (copy(*paths), client("copying")))
+        monkeypatch.setattr(sqlite_ways, "_reached", client)
+        world.restore("m")
+        kept = next(world.path.parent.glob(f".django-snapshots-*/{sqlite_kept.KEPT}"))
+        with opened(kept) as connection:
+            assert connection.execute("SELECT count(*) FROM mine").fetchone() == (300,)
+        assert "new" in "".join(said(world.path))
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_a_stale_log_is_not_given_to_a_file_that_came_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was set aside when there was no file, and its attempt dies before it changes that."""
+    world.path.rename(there := world.path.with_name("there.sqlite3"))
+    with opened(world.path) as connection:
+        connection.execute("PRAGMA journal_mode=wal")
+        connection.execute("CREATE TABLE gone (x)")
+        log = Path(f"{world.path}-wal").read_bytes()
+    world.path.unlink()
+    Path(f"{world.path}-wal").write_bytes(log)
+
+    class Dead(BaseException):
+        pass
+
+    def appears(phase: str) -> None:
+        if phase == "fresh":
+            there.rename(world.path)
+        if phase == "begun":
+            raise Dead
+
+    monkeypatch.setattr(sqlite_ways, "_reached", appears)
+    monkeypatch.setattr(sqlite_switch, "_reached", appears)
+    with requested("m") as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        with pytest.raises(Dead):
+            prepared.switch()
+        assert world.settle() is Outcome.BEFORE
+    assert (world.left, world.state) == ([], "old")
+    assert Path(f"{world.path}-wal.orphan-m").read_bytes() == log
+
+
 @pytest.mark.parametrize("mode", ["delete"])
 def test_what_isn_t_as_this_user_makes_it_is_told_as_unseen(world: World) -> None:
     world.restore("m")
