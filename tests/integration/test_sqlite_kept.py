@@ -23,6 +23,7 @@ from django.conf import settings
 from django_snapshots import marked
 from django_snapshots.connectors import sqlite_kept, sqlite_labels, sqlite_switch, sqlite_ways
 from django_snapshots.connectors.sqlite import SQLiteConnector
+from django_snapshots.connectors.sqlite_files import Patience
 from django_snapshots.exceptions import (
     SnapshotArtifactError,
     SnapshotBusyError,
@@ -141,6 +142,19 @@ def world(make_sqlite: Callable[..., str], tmp_path: Path, mode: str) -> World:
     directory = tmp_path / "data"
     directory.mkdir()
     return World(make_sqlite(NAME=str(directory / "live.sqlite3")), tmp_path, mode)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Somebody has a read transaction open."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM orders").fetchone()
+        yield
+
+
+class Dead(BaseException):
+    """In the place of a death: nobody cleans up."""
 
 
 @contextlib.contextmanager
@@ -574,6 +588,68 @@ def test_what_was_noted_tells_whether_this_is_the_place(world: World) -> None:
 
 
 @MODES
+def test_a_death_right_after_an_undo_is_kept_makes_no_second_undo(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.restore("m")
+    become = marked.Marked.become
+
+    def dies(self: marked.Marked, stage: marked.Stage) -> None:
+        become(self, stage)
+        if stage is marked.Stage.KEPT:
+            raise Dead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(marked.Marked, "become", dies)
+        with pytest.raises(Dead):
+            world.restore("mb", "m")
+    with opened(world.path) as connection:
+        connection.execute("INSERT INTO orders (word) VALUES ('later')")
+    assert world.settle("mb") is Outcome.SWITCHED
+    assert world.settle("m") is Outcome.BEFORE
+    with opened(world.path) as connection:
+        assert connection.execute("SELECT count(*) FROM orders WHERE word = 'later'").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_reader_at_the_end_of_a_restore_leaves_no_label_for_good(world: World, again: bool) -> None:
+    """With a rollback journal it stands in the way of the COMMIT that takes the label out."""
+    impatient = SQLiteConnector(lock_timeout=0.2)
+    with requested("m") as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = impatient.prepare(world.alias, source, request)
+        prepared.switch()
+        with reading(world.path):
+            prepared.discard()
+    with requested("mb") as request:
+        prepared = impatient.bring_back(world.alias, "m", request)
+        prepared.switch()
+        with reading(world.path) if again else contextlib.nullcontext():
+            prepared.discard()
+    assert world.settle("mb") is Outcome.SWITCHED
+    assert world.settle("m") is Outcome.BEFORE
+    with opened(world.path) as connection:
+        assert sqlite_labels.read(connection) == set()
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_a_restore_waits_for_a_reader_before_it_takes_its_label_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with requested("m") as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        prepared.switch()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(reading(world.path))
+            monkeypatch.setattr(Patience, "lost", lambda _: stack.close())
+            prepared.discard()
+    with opened(world.path) as connection:
+        assert sqlite_labels.read(connection) == set()
+
+
+@MODES
 def test_removing(world: World) -> None:
     world.restore("m")
     with pytest.raises(SnapshotNotFoundError):
@@ -934,9 +1010,6 @@ def test_a_stale_log_is_not_given_to_a_file_that_came_meanwhile(world: World, mo
         log = Path(f"{world.path}-wal").read_bytes()
     world.path.unlink()
     Path(f"{world.path}-wal").write_bytes(log)
-
-    class Dead(BaseException):
-        pass
 
     def appears(phase: str) -> None:
         if phase == "fresh":
