@@ -60,12 +60,12 @@ class MediaArtifact:
 
     def open_dump(self, subject: str, request: DumpRequest) -> AbstractContextManager[Dump]:
         """Open ``MEDIA_ROOT``; it is walked while the chunks are read. Raises ``SnapshotConfigurationError`` if it is
-        missing."""
+        missing, ``SnapshotBusyError`` while a restore has stopped in the middle of its moves."""
         return self._open_dump()
 
     @contextlib.contextmanager
     def _open_dump(self) -> Iterator[Dump]:
-        root = self._existing_root()
+        root = self._whole_root()
         found = Findings(report_unreadable=self._report_unreadable)
         descriptor = _opened(root)
         try:
@@ -158,8 +158,9 @@ class MediaArtifact:
         """Read the archive to its end and write nothing; refuse what a restore would refuse."""
         return look_through(source, request.processes).as_metadata()
 
-    def _existing_root(self) -> Path:
+    def _whole_root(self) -> Path:
         root = media_root(self.location)
+        media_kept.require_whole(root.path)
         if not root.path.exists():
             raise SnapshotConfigurationError(
                 f"The media directory {root.configured} is missing. If its disk isn't mounted, mount it; if there are "

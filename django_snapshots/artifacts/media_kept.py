@@ -4,7 +4,7 @@ Everything is in one directory (see ``marked``), beside ``MEDIA_ROOT`` or, where
 ``new``, the tree being built, and takes the tree that was replaced. Before the first change its record says, on the
 disk, which inodes the two trees have. Who can die when, and what then holds:
 
-- while it builds: ``MEDIA_ROOT`` was not touched: BEFORE, and the directory goes;
+- while it builds: ``MEDIA_ROOT`` was not touched: BEFORE, and the directory goes; so it does before its first record;
 - one exchange, or one rename where ``MEDIA_ROOT`` was missing: the tree that is in the directory afterwards tells, by
   its inode, whether it took place. It can't be half done;
 - two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
@@ -23,7 +23,8 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
 - bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
   then gives it its old name.
 
-Until it is settled, nobody else restores: he would take the half of two trees for the one that was (``require_whole``).
+Until it is settled, nobody else restores or takes a snapshot: he would take the half of two trees for the one that was
+(``require_whole``).
 
 Whoever settles renames the directory first. Every move leads into it or out of it by its name, so an attempt that
 slept fails at its next one. Dying within ``settle`` leaves a state from which the next goes on; it decides the same.
@@ -49,6 +50,7 @@ from django_snapshots.marked import (
     Shelf,
     Stage,
     inode,
+    is_bare,
     is_in_use,
     kept_now,
     kept_record,
@@ -107,7 +109,7 @@ def settle_directory(root: Path, marked: Marked) -> Outcome:
     """Find out what came of the attempt whose directory *marked* is; afterwards it is kept, given back, or gone."""
     if marked.stage is Stage.BUILDING:
         marked.become(Stage.SETTLING)
-    record = marked.read_record()
+    record = {} if is_bare(marked.path) else marked.read_record()
     try:
         if is_switched(marked.path, record):
             # Not to what somebody else has put in place since; where the root is missing, that is told.
@@ -305,7 +307,7 @@ def _keep_taken_back(marked: Marked, record: Mapping[str, Any]) -> None:
 
 def require_whole(root: Path) -> None:
     """Raise ``SnapshotBusyError`` while a restore of *root* has stopped in the middle of its moves, or one of another
-    user may have."""
+    user may have: to a restore as to a snapshot, half of two trees would be the one that was."""
     for shelf in shelves(root):
         ours, strangers = shelf.look()
         for stranger in strangers:
@@ -341,7 +343,7 @@ def _is_kept(shelf: Shelf, mark: str, stage: Stage) -> bool:
     if stage in (Stage.KEPT, Stage.GONE):
         return stage is Stage.KEPT
     with taken(shelf, mark, stage) as marked, contextlib.suppress(SnapshotError):
-        return marked is not None and is_switched(marked.path, marked.read_record())
+        return marked is not None and not is_bare(marked.path) and is_switched(marked.path, marked.read_record())
     return True  # it can't be told: better one too many
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from django_snapshots import marked
 from django_snapshots.artifacts import media_kept, media_switch
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.exceptions import (
@@ -327,12 +328,15 @@ def test_nobody_restores_over_what_has_stopped_in_the_middle(world: World, phase
         restored("n")
     with pytest.raises(SnapshotBusyError, match="has stopped in the middle"):
         brought_back("k", "u")
+    with pytest.raises(SnapshotBusyError, match="has stopped in the middle"):
+        dump()
     moves = Restore(NEW)
     told = [one.text for one in KIND.preflight("media", moves.source, moves.request) if one.stops]
     assert any("has stopped in the middle" in text for text in told)
     assert world.content() == before
     assert world.settle() is BEFORE
     assert world.state == "new"
+    assert dump()[1]["files"] == 2
     restored("n")
 
 
@@ -354,6 +358,51 @@ def test_an_attempt_that_wakes_after_it_was_settled_changes_nothing(world: World
         out, _ = child.communicate(timeout=60)
     assert out == "done\n" if phase == "before discard" else "SnapshotBusyError" in out
     assert (tree(world.root), world.left) == (after, left)
+
+
+@WAYS
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_death_before_the_first_record_is_settled(world: World, monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    def dies(self: media_kept.Marked, _: Any) -> None:
+        if begun:
+            (self.path / "record.json.new").write_text('{"abo')
+        raise Dead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media_kept.Marked, "write_record", dies)
+        patch.setattr(marked, "remove_directory", lambda _: None)
+        with pytest.raises(Dead):
+            merging(world)
+    assert [(one.mark, one.kept) for one in KIND.beside("media")] == [("m", False)]
+    assert world.settle() is BEFORE
+    assert (world.state, world.left) == ("old", [])
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_who_is_settled_before_his_first_record_makes_no_second_directory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record = media_kept.Marked.write_record
+
+    def sleeps(self: media_kept.Marked, record: Any) -> None:
+        monkeypatch.setattr(media_kept.Marked, "write_record", write_record)
+        assert world.settle() is BEFORE
+        write_record(self, record)
+
+    monkeypatch.setattr(media_kept.Marked, "write_record", sleeps)
+    with pytest.raises(SnapshotBusyError, match="another process has ended this restore"):
+        restored("m")
+    assert (world.state, world.left) == ("old", [])
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_a_tree_without_a_record_is_left_to_a_person(world: World) -> None:
+    world.killed("prepared")
+    (directory,) = [world.root.parent / name for name in world.left]
+    (directory / "record.json").unlink()
+    with pytest.raises(SnapshotArtifactError, match=r"can't be read .*by hand"):
+        world.settle()
+    assert [(one.mark, one.kept) for one in KIND.beside("media")] == [("m", True)]
 
 
 @WAYS
@@ -844,6 +893,8 @@ def test_nobody_restores_over_what_another_user_s_restore_may_have_left_half(wor
     before = world.content()
     with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*not as this user.*snapshots sweep"):
         restored("n")
+    with pytest.raises(SnapshotBusyError, match="may have stopped in the middle"):
+        dump()
     with pytest.raises(SnapshotBusyError, match="may have stopped in the middle"):
         brought_back("k", "u")
     moves = Restore(NEW)
