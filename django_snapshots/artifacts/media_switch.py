@@ -83,7 +83,8 @@ class Staging:
         """Make ``new`` the root. A root keeps its owner and mode; one that was missing gets its by *dress_missing*.
 
         A merge adds what came into the root since it was looked at. Raises ``SnapshotArtifactError``, which says in
-        what state the root is, and ``SnapshotUnsettled`` if it is switched and something has still to be added.
+        what state the root is, and ``SnapshotUnsettled`` if it is switched, under a mark, and something has still to be
+        added or the disk does not confirm it.
         """
         self._fence()
         self._write_down(root=inode(self.root), new=inode(self.new), merge=self._merge)
@@ -104,7 +105,7 @@ class Staging:
                 f"The restored media files could not be put in place: {error}. {self.root} is as it was."
             ) from error
         self._stuck = False
-        self._sync_names()
+        self._confirm(self._sync_names)
         _reached("switched")
         if self._merge:
             self._add_late()
@@ -138,7 +139,7 @@ class Staging:
                 f"which stays; move them to {self.root} by hand."
             ) from error
         self._undo, self._stuck = None, False
-        self._sync_names()
+        self._confirm(self._sync_names)
 
     def _refuse_if_stuck(self) -> None:
         if self._stuck:
@@ -337,13 +338,13 @@ class Staging:
                         self._make_way(name)
                     move_without_replacing(origin / name, destination / name)
                     _reached("moved")
+            self._sync_names()
         except BaseException:
             self._fence()
             self._move_back(moves)
             raise
-        self._sync_names()
         _reached("all moved")
-        self._write_down(moved=True)
+        self._confirm(lambda: self._write_down(moved=True))
         self._undo = lambda: self._move_all_back(moves)
 
     def _make_way(self, name: str) -> None:
@@ -369,16 +370,21 @@ class Staging:
             ) from error
         self._fence()
 
+    def _confirm(self, sync: Callable[[], None]) -> None:
+        """Have the disk confirm what has taken place. Where it fails, what it holds is for whoever settles to tell."""
+        try:
+            sync()
+        except OSError as error:
+            self._fence()
+            kind = SnapshotArtifactError if self._marked is None else SnapshotUnsettled
+            raise kind(
+                f"The media files in {self.root} were replaced, but the disk did not confirm it: {error}."
+            ) from error
+
     def _sync_names(self) -> None:
         for directory in (self.root, self.root.parent, self._directory):
-            try:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 sync_directory(directory)
-            except (FileNotFoundError, PermissionError):
-                continue
-            except OSError as error:
-                raise SnapshotArtifactError(
-                    f"The media files in {self.root} were replaced, but the disk did not confirm it: {error}."
-                ) from error
 
 
 def _entries(directory: Path) -> list[str]:

@@ -26,6 +26,7 @@ from django_snapshots.connectors.sqlite_rows import RowSwitch
 from django_snapshots.connectors.sqlite_switch import Switch, sync_file
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.marked import Marked, sync
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.transfer import CHUNK_SIZE, RestoreRequest
 
 _UNDONE = "undone.sqlite3"
@@ -81,7 +82,8 @@ class Way(Protocol):
 
 
 def switched(workshop: Workshop) -> Way:
-    """Make the staged copy the live database. When this raises, that is as it was."""
+    """Make the staged copy the live database. When this raises, that is as it was; but for ``SnapshotUnsettled``, or
+    without a mark the sentence that says so, if the disk does not confirm a new file's name."""
     place = workshop.place
     workshop.fence()
     if workshop.request.tables:
@@ -177,7 +179,7 @@ def _create(workshop: Workshop) -> bool:
         except FileNotFoundError:
             workshop.fence()
             raise
-    sync(path.parent)
+    _confirm(workshop)
     _reached("switched")
     return True
 
@@ -234,8 +236,19 @@ def _replace_broken(workshop: Workshop, marked: Marked) -> None:
         sync(path.parent)
         _reached("fresh")
         _move(fresh, path, workshop)
-    sync(path.parent)
+    _confirm(workshop)
     _reached("switched")
+
+
+def _confirm(workshop: Workshop) -> None:
+    """Have the disk confirm that the file has its name. Where it fails, whoever settles tells what became of it."""
+    try:
+        sync(workshop.place.real.parent)
+    except OSError as error:
+        kind = SnapshotConnectorError if workshop.marked is None else SnapshotUnsettled
+        raise kind(
+            f"The file of {workshop.place.title} was put in place, but the disk did not confirm it: {error}."
+        ) from error
 
 
 def _move(origin: Path, destination: Path, workshop: Workshop) -> None:
