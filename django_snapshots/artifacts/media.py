@@ -15,7 +15,7 @@ from django_snapshots.artifacts import media_kept
 from django_snapshots.artifacts.file_system import sync_file_system
 from django_snapshots.artifacts.media_contents import look_through
 from django_snapshots.artifacts.media_dump import archive
-from django_snapshots.artifacts.media_merge import add_missing
+from django_snapshots.artifacts.media_merge import merge
 from django_snapshots.artifacts.media_preflight import findings
 from django_snapshots.artifacts.media_reader import ArchiveReader
 from django_snapshots.artifacts.media_root import media_root
@@ -248,7 +248,7 @@ def _compare(unpacked: Unpacked, metadata: Mapping[str, Any]) -> None:
 
 def _merge(staging: Staging) -> None:
     try:
-        add_missing(*map(os.fsencode, (staging.root, staging.new, staging.new.parent)))
+        merge(*map(os.fsencode, (staging.root, staging.new, staging.new.parent)))
     except OSError as error:
         raise SnapshotArtifactError(
             f"The media files that are to stay could not be put beside those of the snapshot: {error}. {staging.root} "

@@ -15,9 +15,9 @@ disk, which inodes the two trees have. Who can die when, and what then holds:
   has the inode of every entry that is moved in, and nothing else is lost that is in the root: what others have put
   under a name in the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late``
   goes back, into a directory that is there or, where its name is taken, to another one;
-- merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that, but for what this
-  user has no right to, which is kept. The record says so until it is done, and whoever settles does it: SWITCHED comes
-  after it;
+- merging: what came, or got a newer version, between its first look at ``MEDIA_ROOT`` and the switch is added behind
+  that, but for what this user has no right to, which is kept. The record says so until it is done, and whoever settles
+  does it: SWITCHED comes after it;
 - rolling back: the same, the other way. What was in place for a moment, of which another word tells, may have been
   written to: it is kept under a mark of its own (``back_mark``);
 - bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
@@ -41,8 +41,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from django_snapshots.artifacts import media_merge
 from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory, sync_file_system
-from django_snapshots.artifacts.media_merge import add_missing
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotBusyError, SnapshotError, SnapshotNotFoundError
 from django_snapshots.marked import (
     PREFIX,
@@ -154,15 +154,16 @@ def is_switched(directory: Path, record: Mapping[str, Any]) -> bool:
 
 
 def add_late(root: Path, directory: Path, report: Callable[[str], None]) -> None:
-    """What came into the replaced tree after a merge had looked at it, beside the files of the snapshot. May be done
-    again. Raises ``OSError``, which may be another one the next time.
+    """What came into the replaced tree after a merge had looked at it, beside the files of the snapshot; and newer
+    versions of what it had added, in place of those. May be done again. Raises ``OSError``, which may be another one
+    the next time.
 
     A right that is missing will be missing then, too: *report* hears of what stays in the replaced tree for that.
     """
     refused: list[str] = []
-    for name in (OLD, NEW, LATE):
+    for name in (LATE, OLD, NEW):  # the newest first: the others find it in place
         missed: list[bytes] = []
-        add_missing(*map(os.fsencode, (directory / name, root, directory)), refused=missed)
+        media_merge.add_late(*map(os.fsencode, (directory / name, root, directory)), refused=missed)
         refused += (os.path.relpath(os.fsdecode(path), directory / name) for path in missed)
     sync_file_system(root)
     _reached("added")
@@ -184,6 +185,7 @@ def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
         old.rename(new)
     new.mkdir(mode=0o755, exist_ok=True)  # stands for a root that was missing
     _empty_into(late, new, marked.mark)
+    (marked.path / media_merge.MERGED).unlink(missing_ok=True)
     marked.sync()
     _reached("keeping")
     kept = {name: value for name, value in record.items() if name in ("about", "begun_at", "kept_at", "file")}

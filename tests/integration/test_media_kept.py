@@ -566,6 +566,65 @@ def test_a_merge_that_fails_behind_the_switch_is_gone_on_with(world: World, monk
     assert world.content().keys() == {*world.old, b"deep/upload", b"album", b"album/upload"}
 
 
+def put(path: Path, text: str) -> None:
+    """As an upload that replaces a file: whole, by a rename."""
+    path.with_name("upload.part").write_text(text)
+    path.with_name("upload.part").rename(path)
+
+
+@WAYS
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("settled", [0, 1, 2])
+def test_a_merge_leaves_the_newest_version_of_each_file_in_place(
+    world: World, monkeypatch: pytest.MonkeyPatch, links: bool, settled: int
+) -> None:
+    def no_links(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def reached(phase: str) -> None:
+        if phase == "switched":
+            put(world.root / "deep" / "live", "behind the switch")
+            put(world.root / "after", "behind the switch")
+            if settled:
+                raise Dead
+
+    def dies(_: str) -> None:
+        raise Dead
+
+    files = ["a", "after", "deep/avatar", "deep/live", "z"]
+    for name in files:
+        put(world.root / name, "first")
+    (world.root / "deep.x").write_text("between the two in another order")
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    prepared = merging(world)
+    for name in [*files, "same"]:
+        if name != "after":
+            put(world.root / name, "second")
+    monkeypatch.setattr(media_switch, "_reached", reached)
+    with pytest.raises(Dead) if settled else contextlib.nullcontext():
+        prepared.switch()
+    if settled == 2:
+        with monkeypatch.context() as patch:
+            patch.setattr(media_kept, "_reached", dies)
+            with pytest.raises(Dead):
+                world.settle()
+        put(world.root / "z", "behind that")
+    if not settled:
+        prepared.discard()
+    assert world.settle() is SWITCHED
+    assert {name: (world.root / name).read_text() for name in [*files, "same"]} == {
+        "a": "second",
+        "after": "behind the switch",
+        "deep/avatar": "second",
+        "deep/live": "behind the switch",
+        "z": "behind that" if settled == 2 else "second",
+        "same": "new",
+    }
+    (kept,) = [next(world.root.parent.rglob(name)) for name in world.left]
+    assert sorted(os.listdir(kept)) == ["new", "record.json"]
+
+
 @WAYS
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_late_file_that_this_user_may_not_read_holds_nothing_up(
