@@ -28,6 +28,7 @@ from django_snapshots.exceptions import (
     SnapshotPreflightError,
 )
 from django_snapshots.replaced import TAKEN_BACK, Outcome, SnapshotUnsettled
+from tests.integration.forked import Forked
 from tests.integration.media_attempt import attempt, go
 from tests.integration.media_trees import (
     NOBODY,
@@ -111,7 +112,7 @@ def world(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield world
 
 
-def asleep(child: subprocess.Popen[str]) -> None:
+def asleep(child: Forked) -> None:
     status = Path(f"/proc/{child.pid}/status")
     wait_until(lambda: re.search(r"^State:\s+T", status.read_text(), re.MULTILINE), "the attempt to stop")
 
