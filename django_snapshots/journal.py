@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable
 
 from django.apps import apps
@@ -12,6 +13,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
 from django_snapshots import runs
+from django_snapshots.connectors import sqlite_files
 from django_snapshots.models import Run
 
 _APP = "django_snapshots"
@@ -19,11 +21,25 @@ _APP = "django_snapshots"
 
 def recorded_migrations(aliases: Iterable[str]) -> dict[str, list[str]]:
     """This app's applied migrations in each alias before a restore, as far as it can be asked."""
-    return {alias: _recorded(connections[alias]) for alias in aliases if _answers(connections[alias])}
+    return {alias: found for alias in aliases if (found := _recorded_before(alias)) is not None}
+
+
+def _recorded_before(alias: str) -> list[str] | None:
+    """``None`` if it can't be asked: a database that is to be made by the restore, which to connect to would make a
+    missing SQLite file, and a file that is no database."""
+    connection = connections[alias]
+    if sqlite_files.file_is_missing(alias) or not _answers(connection):
+        return None
+    try:
+        return _recorded(connection)
+    except DatabaseError as error:
+        if not isinstance(error.__cause__, sqlite3.Error) or not sqlite_files.is_damage(error.__cause__):
+            raise
+        return None
 
 
 def _answers(connection: BaseDatabaseWrapper) -> bool:
-    """Whether it can be connected to; a database that is to be made by the restore can't."""
+    """Whether it can be connected to."""
     try:
         connection.ensure_connection()
     except DatabaseError:

@@ -126,6 +126,10 @@ class Shelf:
             _require_private(path)
             marked = self._opened(mark)
             marked.write_record(record)
+        except FileNotFoundError:
+            raise SnapshotBusyError(
+                f"{path} is not there any more: another process has ended this restore. It has changed nothing."
+            ) from None
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_directory(path)
@@ -330,6 +334,14 @@ def read_record(directory: Path) -> dict[str, Any]:
             "It may be a state that a restore replaced; look at it by hand."
         ) from error
     return record
+
+
+def is_bare(directory: Path) -> bool:
+    """Whether its attempt has ended before its first record was complete, and so before it built anything there."""
+    try:
+        return set(os.listdir(directory)) <= {f"{_RECORD}.new"}  # noqa: PTH208
+    except OSError:
+        return False
 
 
 def new_record(about: Mapping[str, Any], **facts: Any) -> dict[str, Any]:

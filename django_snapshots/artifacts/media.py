@@ -15,7 +15,7 @@ from django_snapshots.artifacts import media_kept
 from django_snapshots.artifacts.file_system import sync_file_system
 from django_snapshots.artifacts.media_contents import look_through
 from django_snapshots.artifacts.media_dump import archive
-from django_snapshots.artifacts.media_merge import add_missing
+from django_snapshots.artifacts.media_merge import merge
 from django_snapshots.artifacts.media_preflight import findings
 from django_snapshots.artifacts.media_reader import ArchiveReader
 from django_snapshots.artifacts.media_root import media_root
@@ -60,12 +60,12 @@ class MediaArtifact:
 
     def open_dump(self, subject: str, request: DumpRequest) -> AbstractContextManager[Dump]:
         """Open ``MEDIA_ROOT``; it is walked while the chunks are read. Raises ``SnapshotConfigurationError`` if it is
-        missing."""
+        missing, ``SnapshotBusyError`` while a restore has stopped in the middle of its moves."""
         return self._open_dump()
 
     @contextlib.contextmanager
     def _open_dump(self) -> Iterator[Dump]:
-        root = self._existing_root()
+        root = self._whole_root()
         found = Findings(report_unreadable=self._report_unreadable)
         descriptor = _opened(root)
         try:
@@ -158,8 +158,9 @@ class MediaArtifact:
         """Read the archive to its end and write nothing; refuse what a restore would refuse."""
         return look_through(source, request.processes).as_metadata()
 
-    def _existing_root(self) -> Path:
+    def _whole_root(self) -> Path:
         root = media_root(self.location)
+        media_kept.require_whole(root.path)
         if not root.path.exists():
             raise SnapshotConfigurationError(
                 f"The media directory {root.configured} is missing. If its disk isn't mounted, mount it; if there are "
@@ -247,7 +248,7 @@ def _compare(unpacked: Unpacked, metadata: Mapping[str, Any]) -> None:
 
 def _merge(staging: Staging) -> None:
     try:
-        add_missing(*map(os.fsencode, (staging.root, staging.new, staging.new.parent)))
+        merge(*map(os.fsencode, (staging.root, staging.new, staging.new.parent)))
     except OSError as error:
         raise SnapshotArtifactError(
             f"The media files that are to stay could not be put beside those of the snapshot: {error}. {staging.root} "

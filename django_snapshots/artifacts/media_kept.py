@@ -4,26 +4,27 @@ Everything is in one directory (see ``marked``), beside ``MEDIA_ROOT`` or, where
 ``new``, the tree being built, and takes the tree that was replaced. Before the first change its record says, on the
 disk, which inodes the two trees have. Who can die when, and what then holds:
 
-- while it builds: ``MEDIA_ROOT`` was not touched: BEFORE, and the directory goes;
+- while it builds: ``MEDIA_ROOT`` was not touched: BEFORE, and the directory goes; so it does before its first record;
 - one exchange, or one rename where ``MEDIA_ROOT`` was missing: the tree that is in the directory afterwards tells, by
   its inode, whether it took place. It can't be half done;
 - two renames, where the system has no exchange: between them ``MEDIA_ROOT`` is missing, and its tree is in ``old``;
   it is put back: BEFORE. A root that clients have made meanwhile goes to ``late`` first, and then what is in it into
   the root;
-- entries moved one by one: the list of all of them is on the disk before the first move, and a word that says that
-  all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list has the inode
-  of every entry that is moved in, and nothing else is lost that is in the root: what others have put under a name in
-  the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late`` goes back, into
-  a directory that is there or, where its name is taken, to another one;
-- merging: what came between its first look at ``MEDIA_ROOT`` and the switch is added behind that, but for what this
-  user has no right to, which is kept. The record says so until it is done, and whoever settles does it: SWITCHED comes
-  after it;
+- entries moved one by one: the list of all of them is on the disk before ``old`` is made for the first move, and a word
+  that says that all were moved after the last. Without that word everything that was moved goes back: BEFORE. The list
+  has the inode of every entry that is moved in, and nothing else is lost that is in the root: what others have put
+  under a name in the meantime goes to ``late``, what was there before gets its name again, and then what is in ``late``
+  goes back, into a directory that is there or, where its name is taken, to another one;
+- merging: what came, or got a newer version, between its first look at ``MEDIA_ROOT`` and the switch is added behind
+  that, but for what this user has no right to, which is kept. The record says so until it is done, and whoever settles
+  does it: SWITCHED comes after it;
 - rolling back: the same, the other way. What was in place for a moment, of which another word tells, may have been
   written to: it is kept under a mark of its own (``back_mark``);
 - bringing back a kept tree: its directory is renamed to the new mark, in one step, and is otherwise as above. BEFORE
   then gives it its old name.
 
-Until it is settled, nobody else restores: he would take the half of two trees for the one that was (``require_whole``).
+Until it is settled, nobody else restores or takes a snapshot: he would take the half of two trees for the one that was
+(``require_whole``).
 
 Whoever settles renames the directory first. Every move leads into it or out of it by its name, so an attempt that
 slept fails at its next one. Dying within ``settle`` leaves a state from which the next goes on; it decides the same.
@@ -40,8 +41,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from django_snapshots.artifacts import media_merge
 from django_snapshots.artifacts.file_system import move, move_without_replacing, sync_directory, sync_file_system
-from django_snapshots.artifacts.media_merge import add_missing
 from django_snapshots.exceptions import SnapshotArtifactError, SnapshotBusyError, SnapshotError, SnapshotNotFoundError
 from django_snapshots.marked import (
     PREFIX,
@@ -49,6 +50,7 @@ from django_snapshots.marked import (
     Shelf,
     Stage,
     inode,
+    is_bare,
     is_in_use,
     kept_now,
     kept_record,
@@ -107,7 +109,7 @@ def settle_directory(root: Path, marked: Marked) -> Outcome:
     """Find out what came of the attempt whose directory *marked* is; afterwards it is kept, given back, or gone."""
     if marked.stage is Stage.BUILDING:
         marked.become(Stage.SETTLING)
-    record = marked.read_record()
+    record = {} if is_bare(marked.path) else marked.read_record()
     try:
         if is_switched(marked.path, record):
             # Not to what somebody else has put in place since; where the root is missing, that is told.
@@ -152,15 +154,16 @@ def is_switched(directory: Path, record: Mapping[str, Any]) -> bool:
 
 
 def add_late(root: Path, directory: Path, report: Callable[[str], None]) -> None:
-    """What came into the replaced tree after a merge had looked at it, beside the files of the snapshot. May be done
-    again. Raises ``OSError``, which may be another one the next time.
+    """What came into the replaced tree after a merge had looked at it, beside the files of the snapshot; and newer
+    versions of what it had added, in place of those. May be done again. Raises ``OSError``, which may be another one
+    the next time.
 
     A right that is missing will be missing then, too: *report* hears of what stays in the replaced tree for that.
     """
     refused: list[str] = []
-    for name in (OLD, NEW, LATE):
+    for name in (LATE, OLD, NEW):  # the newest first: the others find it in place
         missed: list[bytes] = []
-        add_missing(*map(os.fsencode, (directory / name, root, directory)), refused=missed)
+        media_merge.add_late(*map(os.fsencode, (directory / name, root, directory)), refused=missed)
         refused += (os.path.relpath(os.fsdecode(path), directory / name) for path in missed)
     sync_file_system(root)
     _reached("added")
@@ -182,6 +185,7 @@ def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
         old.rename(new)
     new.mkdir(mode=0o755, exist_ok=True)  # stands for a root that was missing
     _empty_into(late, new, marked.mark)
+    (marked.path / media_merge.MERGED).unlink(missing_ok=True)
     marked.sync()
     _reached("keeping")
     kept = {name: value for name, value in record.items() if name in ("about", "begun_at", "kept_at", "file")}
@@ -194,8 +198,16 @@ def _keep(marked: Marked, record: Mapping[str, Any]) -> None:
 def _back(root: Path, marked: Marked, record: Mapping[str, Any]) -> None:
     if "moves" in record:
         moved_back(root, marked.path, record["moves"], marked.mark)
-    else:
-        renamed_back(root, marked.path, marked.mark)
+        return
+    if (marked.path / OLD).exists() and not _holds_replaced(marked.path, record):
+        (marked.path / OLD).rmdir()
+    renamed_back(root, marked.path, marked.mark)
+
+
+def _holds_replaced(directory: Path, record: Mapping[str, Any]) -> bool:
+    """Whether ``old`` has something of the root. Earlier versions made it, empty, before the list."""
+    number = inode(directory / OLD)
+    return number is not None and ("moves" in record or number == record.get("root"))
 
 
 def renamed_back(root: Path, directory: Path, mark: str) -> None:
@@ -297,7 +309,7 @@ def _keep_taken_back(marked: Marked, record: Mapping[str, Any]) -> None:
 
 def require_whole(root: Path) -> None:
     """Raise ``SnapshotBusyError`` while a restore of *root* has stopped in the middle of its moves, or one of another
-    user may have."""
+    user may have: to a restore as to a snapshot, half of two trees would be the one that was."""
     for shelf in shelves(root):
         ours, strangers = shelf.look()
         for stranger in strangers:
@@ -310,7 +322,8 @@ def require_whole(root: Path) -> None:
             directory = shelf.path(mark, stage)
             if stage not in (Stage.BUILDING, Stage.SETTLING) or not (directory / OLD).exists():
                 continue
-            if not is_switched(directory, read_record(directory)):
+            record = read_record(directory)
+            if _holds_replaced(directory, record) and not is_switched(directory, record):
                 raise SnapshotBusyError(
                     f"The restore {mark} of {root} has stopped in the middle and is not settled yet; the next sweep, "
                     "or manage.py snapshots sweep, does that; with --without-journal also where its run has been given "
@@ -332,7 +345,7 @@ def _is_kept(shelf: Shelf, mark: str, stage: Stage) -> bool:
     if stage in (Stage.KEPT, Stage.GONE):
         return stage is Stage.KEPT
     with taken(shelf, mark, stage) as marked, contextlib.suppress(SnapshotError):
-        return marked is not None and is_switched(marked.path, marked.read_record())
+        return marked is not None and not is_bare(marked.path) and is_switched(marked.path, marked.read_record())
     return True  # it can't be told: better one too many
 
 

@@ -83,7 +83,8 @@ class Staging:
         """Make ``new`` the root. A root keeps its owner and mode; one that was missing gets its by *dress_missing*.
 
         A merge adds what came into the root since it was looked at. Raises ``SnapshotArtifactError``, which says in
-        what state the root is, and ``SnapshotUnsettled`` if it is switched and something has still to be added.
+        what state the root is, and ``SnapshotUnsettled`` if it is switched, under a mark, and something has still to be
+        added or the disk does not confirm it.
         """
         self._fence()
         self._write_down(root=inode(self.root), new=inode(self.new), merge=self._merge)
@@ -104,7 +105,7 @@ class Staging:
                 f"The restored media files could not be put in place: {error}. {self.root} is as it was."
             ) from error
         self._stuck = False
-        self._sync_names()
+        self._confirm(self._sync_names)
         _reached("switched")
         if self._merge:
             self._add_late()
@@ -138,7 +139,7 @@ class Staging:
                 f"which stays; move them to {self.root} by hand."
             ) from error
         self._undo, self._stuck = None, False
-        self._sync_names()
+        self._confirm(self._sync_names)
 
     def _refuse_if_stuck(self) -> None:
         if self._stuck:
@@ -320,13 +321,14 @@ class Staging:
 
     def _move_entries(self) -> None:
         """Every entry of the root to ``old``, every entry of ``new`` to the root; all of them back on a failure."""
-        old = self._directory / "old"
-        old.mkdir(mode=0o700, exist_ok=True)
+        old = self._directory / media_kept.OLD
         self.new.chmod(0o700)
         names = {path: _entries(path) for path in (self.root, self.new)}
         inodes = {name: inode(self.new / name) for name in names[self.new]}
         moves = {media_kept.OLD: names[self.root], media_kept.NEW: inodes}
         self._write_down(moves=moves, moved=False)
+        _reached("listed")
+        old.mkdir(mode=0o700, exist_ok=True)  # not before the list: without one, ``old`` is a root that was renamed
         try:
             for origin, destination in ((self.root, old), (self.new, self.root)):
                 if names[origin] and destination == self.root:
@@ -336,13 +338,13 @@ class Staging:
                         self._make_way(name)
                     move_without_replacing(origin / name, destination / name)
                     _reached("moved")
+            self._sync_names()
         except BaseException:
             self._fence()
             self._move_back(moves)
             raise
-        self._sync_names()
         _reached("all moved")
-        self._write_down(moved=True)
+        self._confirm(lambda: self._write_down(moved=True))
         self._undo = lambda: self._move_all_back(moves)
 
     def _make_way(self, name: str) -> None:
@@ -368,16 +370,21 @@ class Staging:
             ) from error
         self._fence()
 
+    def _confirm(self, sync: Callable[[], None]) -> None:
+        """Have the disk confirm what has taken place. Where it fails, what it holds is for whoever settles to tell."""
+        try:
+            sync()
+        except OSError as error:
+            self._fence()
+            kind = SnapshotArtifactError if self._marked is None else SnapshotUnsettled
+            raise kind(
+                f"The media files in {self.root} were replaced, but the disk did not confirm it: {error}."
+            ) from error
+
     def _sync_names(self) -> None:
         for directory in (self.root, self.root.parent, self._directory):
-            try:
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 sync_directory(directory)
-            except (FileNotFoundError, PermissionError):
-                continue
-            except OSError as error:
-                raise SnapshotArtifactError(
-                    f"The media files in {self.root} were replaced, but the disk did not confirm it: {error}."
-                ) from error
 
 
 def _entries(directory: Path) -> list[str]:

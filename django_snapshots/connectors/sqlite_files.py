@@ -138,15 +138,32 @@ def open_live(place: Place) -> Iterator[sqlite3.Connection]:
 @contextlib.contextmanager
 def open_memory(place: Place) -> Iterator[sqlite3.Connection]:
     """The connection that Django has to an in-memory database; it lives in this process, and the private kind only in
-    the thread that made it."""
+    the thread that made it.
+
+    Raises ``SnapshotConnectorError`` where nobody has made it, as in a worker: to connect would make another one, which
+    nobody else sees.
+    """
     wrapper = connections[place.alias]
-    if wrapper.connection is None and not place.shared_memory:
+    if wrapper.connection is None and not _has_tables(place):
+        where = "process" if place.shared_memory else "thread"
         raise SnapshotConnectorError(
-            f"The in-memory database of {place.title} is not open in this thread, and nobody else can see it. "
-            "Take and restore its snapshots inline, in the process and thread that made it."
+            f"The in-memory database of {place.title} is not open in this {where}, and nobody else can see it. Take "
+            "and restore its snapshots inline, in the process and thread that made it."
         )
     wrapper.ensure_connection()
     yield wrapper.connection
+
+
+def _has_tables(place: Place) -> bool:
+    """Whether a thread of this process has made the in-memory database, and it is one that others can see."""
+    if not place.shared_memory:
+        return False
+    # Not by Django, which never closes such a connection.
+    with contextlib.closing(sqlite3.connect(place.name, uri=True)) as connection:
+        try:
+            return bool(table_names(connection))
+        except sqlite3.OperationalError as error:
+            return is_locked(error)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def settle(place: Place, mark: str, noted: Mapping[str, Any], seconds: float) ->
     with explained(place, "settle a restore of"):
         with taken(shelf, mark, Stage.KEPT) as kept:
             if kept is not None:
-                _take_label_away(place, mark, seconds)
+                _take_labels_away(place, _labelled(kept), seconds)
                 return Outcome.SWITCHED
         with taken(shelf, mark, Stage.GONE) as gone:
             if gone is not None:
@@ -92,7 +92,7 @@ def _without_directory(place: Place, mark: str, noted: Mapping[str, Any], second
     with _locked(place, seconds) as live:
         if live is not None and mark in labels.read(live):
             return Outcome.SWITCHED
-    _take_label_away(place, mark, seconds)
+    _take_labels_away(place, [mark], seconds)
     return Outcome.BEFORE if was_here(noted, place.real.parent) else Outcome.UNSEEN
 
 
@@ -106,18 +106,37 @@ def settle_directory(place: Place, marked: Marked, seconds: float) -> Outcome:
             if _is_switched(place, seen, marked):
                 _keep(marked)
                 if seen is not None:
-                    _without(seen, marked.mark)
+                    _without(seen, _labelled(marked))
                 return Outcome.SWITCHED
     give_logs_back(place, marked)
     marked.remove()
     # Last: a kept state beside a file that has neither label is taken for that of another file.
-    _take_label_away(place, marked.mark, seconds)
+    _take_labels_away(place, [marked.mark], seconds)
     return Outcome.BEFORE
 
 
-def _without(live: sqlite3.Connection, mark: str) -> None:
-    """Take the labels of *mark* out of the live database."""
-    labels.write(live, labels.read(live) - {mark, labels.begun(mark)})
+def _without(live: sqlite3.Connection, marks: Sequence[str]) -> None:
+    """Take the labels of *marks* out of the live database."""
+    labels.write(live, labels.read(live) - _of(marks))
+
+
+def _of(marks: Sequence[str]) -> set[str]:
+    return {label for mark in marks for label in (mark, labels.begun(mark))}
+
+
+def _labelled(marked: Marked) -> list[str]:
+    """Whose labels say nothing any more once *marked* is kept: its own, and that of the restore which it took back. A
+    reader may have stood in the way when that was kept."""
+    return [marked.mark, *filter(None, [_former(marked)])]
+
+
+def _former(marked: Marked) -> str:
+    """The mark whose kept state *marked* brings back; empty if it does no such thing."""
+    try:
+        former = marked.read_record().get("brought_back")
+    except SnapshotArtifactError:
+        return ""
+    return former if isinstance(former, str) else ""
 
 
 def _is_switched(place: Place, live: sqlite3.Connection | None, marked: Marked) -> bool:
@@ -168,12 +187,12 @@ def _keep(marked: Marked) -> None:
     for path in marked.path.iterdir():
         if not path.name.startswith((KEPT, BROKEN, "record.")):
             path.unlink()
-    marked.become(Stage.KEPT)
-    former = record.get("brought_back")
-    if isinstance(former, str) and former:
+    # Before this is called kept: nobody looks here again afterwards, and what is still there is brought back again.
+    if former := _former(marked):
         with contextlib.suppress(SnapshotError), taken(marked.shelf, former, Stage.KEPT) as other:
             if other is not None:
                 other.remove()
+    marked.become(Stage.KEPT)
 
 
 def give_logs_back(place: Place, marked: Marked) -> None:
@@ -187,13 +206,13 @@ def give_logs_back(place: Place, marked: Marked) -> None:
             log.rename(back if free else f"{back}.orphan-{marked.mark}")
 
 
-def _take_label_away(place: Place, mark: str, seconds: float) -> None:
-    """It has done its work; if the database is locked or away it stays, which harms nobody."""
+def _take_labels_away(place: Place, marks: Sequence[str], seconds: float) -> None:
+    """They have done their work; if the database is locked or away they stay, which harms nobody."""
     with contextlib.suppress(SnapshotError, sqlite3.Error, OSError):
-        if {mark, labels.begun(mark)} & (_labels_seen(place) or set()):
+        if _of(marks) & (_labels_seen(place) or set()):
             with _locked(place, min(seconds, 1.0)) as live:
                 if live is not None:
-                    _without(live, mark)
+                    _without(live, marks)
 
 
 @contextlib.contextmanager
@@ -208,7 +227,7 @@ def _locked(place: Place, seconds: float) -> Iterator[sqlite3.Connection | None]
     with files.open_file(place) as live:
         if _is_readable(live, Patience(place, seconds, None)):
             yield live
-            live.execute("COMMIT")
+            Patience(place, seconds, None).execute(live, "COMMIT")
         else:
             yield None
 
@@ -303,7 +322,7 @@ def remove(place: Place, mark: str, seconds: float) -> None:
         for stage in (Stage.KEPT, Stage.GONE):
             with taken(shelf, mark, stage) as marked:
                 if marked is not None:
-                    _take_label_away(place, mark, seconds)
+                    _take_labels_away(place, [mark], seconds)
                     marked.remove()
 
 

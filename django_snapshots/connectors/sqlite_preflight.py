@@ -26,10 +26,7 @@ def findings(place: Place, source: Source, request: RestoreRequest) -> Iterator[
     if request.drill:
         return
     if place.path is None:
-        yield _warning(
-            f"The database of {place.title} is in memory: only this process can restore it, and what is replaced is "
-            "kept in a safety snapshot alone."
-        )
+        yield from _of_the_memory(place)
         return
     if not place.real.parent.is_dir():
         yield _error(f"The directory {place.real.parent} of {place.title} does not exist; make it (or mount it) first.")
@@ -47,6 +44,19 @@ def _error(text: str) -> Finding:
 
 def _warning(text: str) -> Finding:
     return Finding(text=text, stops=False)
+
+
+def _of_the_memory(place: Place) -> Iterator[Finding]:
+    try:
+        with files.open_memory(place):
+            pass
+    except SnapshotError as error:
+        yield _error(str(error))
+        return
+    yield _warning(
+        f"The database of {place.title} is in memory: only this process can restore it, and what is replaced is kept "
+        "in a safety snapshot alone."
+    )
 
 
 def _of_the_dump(place: Place, source: Source) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from django_snapshots.connectors.sqlite_rows import RowSwitch
 from django_snapshots.connectors.sqlite_switch import Switch, sync_file
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.marked import Marked, sync
+from django_snapshots.replaced import SnapshotUnsettled
 from django_snapshots.transfer import CHUNK_SIZE, RestoreRequest
 
 _UNDONE = "undone.sqlite3"
@@ -81,7 +82,8 @@ class Way(Protocol):
 
 
 def switched(workshop: Workshop) -> Way:
-    """Make the staged copy the live database. When this raises, that is as it was."""
+    """Make the staged copy the live database. When this raises, that is as it was; but for ``SnapshotUnsettled``, or
+    without a mark the sentence that says so, if the disk does not confirm a new file's name."""
     place = workshop.place
     workshop.fence()
     if workshop.request.tables:
@@ -177,7 +179,7 @@ def _create(workshop: Workshop) -> bool:
         except FileNotFoundError:
             workshop.fence()
             raise
-    sync(path.parent)
+    _confirm(workshop)
     _reached("switched")
     return True
 
@@ -192,6 +194,8 @@ def _keep_nothing(workshop: Workshop, marked: Marked) -> None:
 
 def _forget_nothing(workshop: Workshop) -> None:
     if workshop.marked is not None:
+        # While it is said that the file was missing: afterwards its logs would be given to the one that is there now.
+        sqlite_kept.give_logs_back(workshop.place, workshop.marked)
         # First: what is kept, and not said to stand for a missing file, is taken for the state of another file.
         workshop.file(KEPT).unlink()
         workshop.marked.write_record({**workshop.marked.read_record(), "missing": False})
@@ -232,8 +236,19 @@ def _replace_broken(workshop: Workshop, marked: Marked) -> None:
         sync(path.parent)
         _reached("fresh")
         _move(fresh, path, workshop)
-    sync(path.parent)
+    _confirm(workshop)
     _reached("switched")
+
+
+def _confirm(workshop: Workshop) -> None:
+    """Have the disk confirm that the file has its name. Where it fails, whoever settles tells what became of it."""
+    try:
+        sync(workshop.place.real.parent)
+    except OSError as error:
+        kind = SnapshotConnectorError if workshop.marked is None else SnapshotUnsettled
+        raise kind(
+            f"The file of {workshop.place.title} was put in place, but the disk did not confirm it: {error}."
+        ) from error
 
 
 def _move(origin: Path, destination: Path, workshop: Workshop) -> None:
@@ -248,17 +263,36 @@ def _set_aside(path: Path, workshop: Workshop) -> None:
     """Rename logs of a database file that is gone: SQLite would take them for the new file's own.
 
     Under a mark they go into the directory: an attempt that slept finds that gone, and can't take away the log of a
-    database that somebody has made since.
+    database that somebody has made since. A log is looked at before it is seen that there is no file: what is under its
+    name, and another one, after a file has come is the log of that.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     for suffix in LOGS:
         orphan = _with(path, suffix)
-        if orphan.exists():
-            aside = _with(path, f"{suffix}.orphan-{stamp}")
-            if workshop.marked is not None:
-                aside = workshop.file(f"{BROKEN}{suffix}")
+        seen = _which(orphan)
+        if path.exists():
+            return
+        if seen is None:
+            continue
+        aside = _with(path, f"{suffix}.orphan-{stamp}")
+        if workshop.marked is not None:
+            aside = workshop.file(f"{BROKEN}{suffix}")
+        _reached("looked")
+        with contextlib.suppress(FileNotFoundError):  # who makes a database removes such a log himself
             _move(orphan, aside, workshop)
+            if path.exists() and _which(aside) != seen:
+                os.link(aside, orphan)
+                aside.unlink()
+                return
             workshop.request.report(f"{orphan} belonged to a database file that is gone; it is now {aside}.")
+
+
+def _which(log: Path) -> tuple[int, int] | None:
+    """Which file it is; a number alone may have been given again."""
+    with contextlib.suppress(FileNotFoundError):
+        found = log.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _with(path: Path, suffix: str) -> Path:

@@ -1,33 +1,23 @@
-"""One attempt at a restore of media files in a process of its own, which dies or sleeps where it is told.
-
-``python -m tests.integration.media_attempt ROOT ACTION ARCHIVE-OR-MARK MARK PHASE SIGNAL WAY``
-"""
+"""One attempt at a restore of media files in a process of its own, which dies or sleeps where it is told."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.integration.forked import Forked
+
 
 @contextlib.contextmanager
-def attempt(
-    root: Path, action: str, what: str | Path, mark: str, phase: str, sent: int, way: str
-) -> Iterator[subprocess.Popen[str]]:
+def attempt(root: Path, action: str, what: str | Path, mark: str, phase: str, sent: int, way: str) -> Iterator[Forked]:
     """A child that sends itself *sent* when it reaches *phase*; ``moved#3`` is the third time that it gets there."""
-    command = [sys.executable, "-m", "tests.integration.media_attempt", str(root), action, str(what), mark, phase]
-    with subprocess.Popen(
-        [*command, str(int(sent)), way], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
-    ) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
+    arguments = (str(root), action, str(what), mark, phase, str(int(sent)), way)
+    with Forked("tests.integration.media_attempt", *arguments) as child:
+        yield child
 
 
 def go(way: str) -> None:
@@ -43,7 +33,14 @@ def go(way: str) -> None:
         media_switch.Staging._make_beside = lambda self: None  # type: ignore[method-assign]
 
 
-def _main(root: str, action: str, what: str, mark: str, phase: str, sent: str, way: str) -> None:
+def load() -> None:
+    """What takes time and needs no settings."""
+    import django  # noqa: F401
+
+    from django_snapshots.artifacts import media  # noqa: F401
+
+
+def main(root: str, action: str, what: str, mark: str, phase: str, sent: str, way: str) -> None:
     import django
     from django.conf import settings
 
@@ -98,7 +95,3 @@ def _main(root: str, action: str, what: str, mark: str, phase: str, sent: str, w
         print("done", flush=True)
     except SnapshotError as error:
         print(type(error).__name__, error, flush=True)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

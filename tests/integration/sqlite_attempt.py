@@ -1,35 +1,31 @@
 """One attempt at a restore in a process of its own, which dies or sleeps where it is told.
 
 ``kept#2`` is the second time that it gets to ``kept``: while it rolls back.
-
-``python -m tests.integration.sqlite_attempt FILE ACTION DUMP-OR-MARK MARK PHASE SIGNAL [TABLE ...]``
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from tests.integration.forked import Forked
 
-def start(
-    file: Path, action: str, what: str | Path, mark: str, phase: str, sent: int, *tables: str
-) -> subprocess.Popen[str]:
+
+def start(file: Path, action: str, what: str | Path, mark: str, phase: str, sent: int, *tables: str) -> Forked:
     """A child that sends itself *sent* when it reaches *phase*; it prints what came of it if it lives on."""
-    command = [sys.executable, "-m", "tests.integration.sqlite_attempt", str(file), action, str(what), mark, phase]
-    return subprocess.Popen(
-        [*command, str(int(sent)), *tables],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    )
+    arguments = (str(file), action, str(what), mark, phase, str(int(sent)), *tables)
+    return Forked("tests.integration.sqlite_attempt", *arguments)
+
+
+def load() -> None:
+    """What takes time and needs no settings."""
+    import django.db.backends.sqlite3.base  # noqa: F401
+
+    from django_snapshots.connectors import sqlite  # noqa: F401
 
 
 def _configure(file: str) -> None:
@@ -41,7 +37,7 @@ def _configure(file: str) -> None:
     django.setup()
 
 
-def _main(file: str, action: str, what: str, mark: str, phase: str, sent: str, *tables: str) -> None:
+def main(file: str, action: str, what: str, mark: str, phase: str, sent: str, *tables: str) -> None:
     _configure(file)
     from django_snapshots.connectors import sqlite_files, sqlite_rows, sqlite_switch, sqlite_ways
     from django_snapshots.connectors.sqlite import SQLiteConnector
@@ -105,8 +101,3 @@ def _main(file: str, action: str, what: str, mark: str, phase: str, sent: str, *
             print("done", flush=True)
         except SnapshotError as error:
             print(type(error).__name__, error, flush=True)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _main(*sys.argv[1:])

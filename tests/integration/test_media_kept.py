@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from django_snapshots import marked
 from django_snapshots.artifacts import media_kept, media_switch
 from django_snapshots.artifacts.media import MediaArtifact
 from django_snapshots.exceptions import (
@@ -27,6 +28,7 @@ from django_snapshots.exceptions import (
     SnapshotPreflightError,
 )
 from django_snapshots.replaced import TAKEN_BACK, Outcome, SnapshotUnsettled
+from tests.integration.forked import Forked
 from tests.integration.media_attempt import attempt, go
 from tests.integration.media_trees import (
     NOBODY,
@@ -110,7 +112,7 @@ def world(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield world
 
 
-def asleep(child: subprocess.Popen[str]) -> None:
+def asleep(child: Forked) -> None:
     status = Path(f"/proc/{child.pid}/status")
     wait_until(lambda: re.search(r"^State:\s+T", status.read_text(), re.MULTILINE), "the attempt to stop")
 
@@ -120,6 +122,7 @@ PHASES = [
     *[(way, "prepared", BEFORE) for way in ("exchange", "renames", "moves")],
     *[(way, "begun", BEFORE) for way in ("exchange", "renames", "moves")],
     ("renames", "half", BEFORE),
+    ("moves", "listed", BEFORE),
     *[("moves", f"moved#{number}", BEFORE) for number in range(1, 7)],
     ("moves", "all moved", BEFORE),
     *[(way, "switched", SWITCHED) for way in ("exchange", "renames", "moves")],
@@ -164,6 +167,45 @@ def test_bringing_back_is_settled_the_same_way(world: World, phase: str, outcome
     if outcome is BEFORE:
         brought_back("m", "v")
         assert world.state == "old"
+
+
+class Dead(BaseException):
+    """In the place of a death: nobody cleans up."""
+
+
+@pytest.mark.parametrize("way", ["moves", "exchange"])
+@pytest.mark.parametrize("error", [Dead(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_death_before_the_list_of_moves_leaves_the_root_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException, earlier: bool
+) -> None:
+    write_record = media_kept.Marked.write_record
+
+    def ends(self: media_kept.Marked, record: Any) -> None:
+        if "moves" in record:
+            raise error
+        write_record(self, record)
+
+    def refused(_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(media_switch.Staging, "_dress", refused)  # also beside the root its entries are moved then
+    before = world.root.stat()
+    prepared = Restore(NEW, mark="m", about={"run": "m"}).prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(media_kept.Marked, "write_record", ends)
+        with pytest.raises((Dead, SnapshotArtifactError)):
+            prepared.switch()
+        if isinstance(error, OSError):
+            prepared.discard()
+    if earlier:  # an earlier version has made it before the list
+        for name in world.left:
+            next(world.root.parent.rglob(name)).joinpath("old").mkdir(mode=0o700)
+    media_kept.require_whole(world.root)
+    assert world.settle() is BEFORE
+    after = world.root.stat()
+    assert (world.state, world.left) == ("old", [])
+    assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
 
 
 @pytest.mark.parametrize("way", ["moves"])
@@ -287,12 +329,15 @@ def test_nobody_restores_over_what_has_stopped_in_the_middle(world: World, phase
         restored("n")
     with pytest.raises(SnapshotBusyError, match="has stopped in the middle"):
         brought_back("k", "u")
+    with pytest.raises(SnapshotBusyError, match="has stopped in the middle"):
+        dump()
     moves = Restore(NEW)
     told = [one.text for one in KIND.preflight("media", moves.source, moves.request) if one.stops]
     assert any("has stopped in the middle" in text for text in told)
     assert world.content() == before
     assert world.settle() is BEFORE
     assert world.state == "new"
+    assert dump()[1]["files"] == 2
     restored("n")
 
 
@@ -314,6 +359,51 @@ def test_an_attempt_that_wakes_after_it_was_settled_changes_nothing(world: World
         out, _ = child.communicate(timeout=60)
     assert out == "done\n" if phase == "before discard" else "SnapshotBusyError" in out
     assert (tree(world.root), world.left) == (after, left)
+
+
+@WAYS
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_death_before_the_first_record_is_settled(world: World, monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    def dies(self: media_kept.Marked, _: Any) -> None:
+        if begun:
+            (self.path / "record.json.new").write_text('{"abo')
+        raise Dead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media_kept.Marked, "write_record", dies)
+        patch.setattr(marked, "remove_directory", lambda _: None)
+        with pytest.raises(Dead):
+            merging(world)
+    assert [(one.mark, one.kept) for one in KIND.beside("media")] == [("m", False)]
+    assert world.settle() is BEFORE
+    assert (world.state, world.left) == ("old", [])
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_who_is_settled_before_his_first_record_makes_no_second_directory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record = media_kept.Marked.write_record
+
+    def sleeps(self: media_kept.Marked, record: Any) -> None:
+        monkeypatch.setattr(media_kept.Marked, "write_record", write_record)
+        assert world.settle() is BEFORE
+        write_record(self, record)
+
+    monkeypatch.setattr(media_kept.Marked, "write_record", sleeps)
+    with pytest.raises(SnapshotBusyError, match="another process has ended this restore"):
+        restored("m")
+    assert (world.state, world.left) == ("old", [])
+
+
+@pytest.mark.parametrize("way", ["exchange"])
+def test_a_tree_without_a_record_is_left_to_a_person(world: World) -> None:
+    world.killed("prepared")
+    (directory,) = [world.root.parent / name for name in world.left]
+    (directory / "record.json").unlink()
+    with pytest.raises(SnapshotArtifactError, match=r"can't be read .*by hand"):
+        world.settle()
+    assert [(one.mark, one.kept) for one in KIND.beside("media")] == [("m", True)]
 
 
 @WAYS
@@ -424,10 +514,6 @@ def test_a_merge_keeps_what_the_snapshot_has_not(world: World, monkeypatch: pyte
     (world.root / "deep" / "below").chmod(0o755)
 
 
-class Dead(BaseException):
-    """In the place of a death: nobody cleans up."""
-
-
 def uploads(world: World, monkeypatch: pytest.MonkeyPatch, then: Any) -> None:
     """Between a merge's first look and the switch, and behind that; *then* comes last."""
 
@@ -479,6 +565,65 @@ def test_a_merge_that_fails_behind_the_switch_is_gone_on_with(world: World, monk
     monkeypatch.setattr(media_switch, "_reached", lambda _: None)
     brought_back("m", "u")
     assert world.content().keys() == {*world.old, b"deep/upload", b"album", b"album/upload"}
+
+
+def put(path: Path, text: str) -> None:
+    """As an upload that replaces a file: whole, by a rename."""
+    path.with_name("upload.part").write_text(text)
+    path.with_name("upload.part").rename(path)
+
+
+@WAYS
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("settled", [0, 1, 2])
+def test_a_merge_leaves_the_newest_version_of_each_file_in_place(
+    world: World, monkeypatch: pytest.MonkeyPatch, links: bool, settled: int
+) -> None:
+    def no_links(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def reached(phase: str) -> None:
+        if phase == "switched":
+            put(world.root / "deep" / "live", "behind the switch")
+            put(world.root / "after", "behind the switch")
+            if settled:
+                raise Dead
+
+    def dies(_: str) -> None:
+        raise Dead
+
+    files = ["a", "after", "deep/avatar", "deep/live", "z"]
+    for name in files:
+        put(world.root / name, "first")
+    (world.root / "deep.x").write_text("between the two in another order")
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    prepared = merging(world)
+    for name in [*files, "same"]:
+        if name != "after":
+            put(world.root / name, "second")
+    monkeypatch.setattr(media_switch, "_reached", reached)
+    with pytest.raises(Dead) if settled else contextlib.nullcontext():
+        prepared.switch()
+    if settled == 2:
+        with monkeypatch.context() as patch:
+            patch.setattr(media_kept, "_reached", dies)
+            with pytest.raises(Dead):
+                world.settle()
+        put(world.root / "z", "behind that")
+    if not settled:
+        prepared.discard()
+    assert world.settle() is SWITCHED
+    assert {name: (world.root / name).read_text() for name in [*files, "same"]} == {
+        "a": "second",
+        "after": "behind the switch",
+        "deep/avatar": "second",
+        "deep/live": "behind the switch",
+        "z": "behind that" if settled == 2 else "second",
+        "same": "new",
+    }
+    (kept,) = [next(world.root.parent.rglob(name)) for name in world.left]
+    assert sorted(os.listdir(kept)) == ["new", "record.json"]
 
 
 @WAYS
@@ -808,6 +953,8 @@ def test_nobody_restores_over_what_another_user_s_restore_may_have_left_half(wor
     before = world.content()
     with pytest.raises(SnapshotBusyError, match=r"may have stopped in the middle.*not as this user.*snapshots sweep"):
         restored("n")
+    with pytest.raises(SnapshotBusyError, match="may have stopped in the middle"):
+        dump()
     with pytest.raises(SnapshotBusyError, match="may have stopped in the middle"):
         brought_back("k", "u")
     moves = Restore(NEW)

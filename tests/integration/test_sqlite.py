@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from django_snapshots.exceptions import (
     SnapshotNotFoundError,
 )
 from django_snapshots.processes import Processes
+from django_snapshots.replaced import Finding
 from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
 
 HURTING_SCHEMA = """
@@ -665,14 +667,45 @@ def test_a_database_in_memory_goes_inline(make_sqlite: Callable[..., str], tmp_p
     connections[alias].connection.close()
 
 
-def test_a_private_memory_of_another_thread_is_refused(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
-    alias = make_sqlite(NAME=":memory:")
-    with pytest.raises(SnapshotConnectorError, match="not open in this thread"):
-        SQLiteConnector().dump(alias, tmp_path / "dump")
+@pytest.mark.parametrize("name", [":memory:", "file:in_a_worker?mode=memory&cache=shared"])
+def test_a_database_in_memory_that_nobody_has_made_here_is_refused(
+    make_sqlite: Callable[..., str], tmp_path: Path, name: str
+) -> None:
+    """As in a worker: it would restore into another one, which is gone with it."""
+    alias = make_sqlite(NAME=name)
+    with _opened(make_sqlite()) as connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.execute(f"VACUUM INTO '{tmp_path / 'dump'}'")
+    connector = SQLiteConnector()
+    with pytest.raises(SnapshotConnectorError, match="not open in this"):
+        connector.dump(alias, tmp_path / "other")
+    assert not connector.target(alias).empty  # so a restore asks, and takes a safety copy, which fails
+    with _prepared(alias, tmp_path / "dump") as prepared, pytest.raises(SnapshotConnectorError, match="inline"):
+        prepared.switch()
+    assert connections[alias].connection is None
+    assert [(one.stops, "inline" in one.text) for one in _preflight(connector, alias)] == [(True, True)]
+    connections[alias].ensure_connection()
+    assert [one.stops for one in _preflight(connector, alias)] == [False]
+    connector.restore(alias, tmp_path / "dump")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM t")
+        assert cursor.fetchone() == (0,)
+    if name != ":memory:":  # any other thread of this process sees it, too
+        with ThreadPoolExecutor(1) as pool:
+            assert [one.stops for one in pool.submit(_preflight, connector, alias).result()] == [False]
+            pool.submit(lambda: connections[alias].connection.close()).result()
+    connections[alias].connection.close()
+
+
+def _preflight(connector: SQLiteConnector, alias: str) -> list[Finding]:
+    with Processes() as processes:
+        request = RestoreRequest(processes=processes, temporary_directory=private_directory)
+        return list(connector.preflight(alias, Source(filename="x", metadata={}, open=lambda: iter([])), request))
 
 
 def test_memory_without_tables_is_refused(make_sqlite: Callable[..., str], tmp_path: Path) -> None:
-    alias = make_sqlite(NAME="file:nobody_made_this?mode=memory&cache=shared")
+    alias = make_sqlite(NAME="file:nobody_filled_this?mode=memory&cache=shared")
+    connections[alias].ensure_connection()
     with pytest.raises(SnapshotConnectorError, match="no tables in this process"):
         SQLiteConnector().dump(alias, tmp_path / "dump")
     connections[alias].connection.close()

@@ -23,6 +23,7 @@ from django.conf import settings
 from django_snapshots import marked
 from django_snapshots.connectors import sqlite_kept, sqlite_labels, sqlite_switch, sqlite_ways
 from django_snapshots.connectors.sqlite import SQLiteConnector
+from django_snapshots.connectors.sqlite_files import Patience, locate
 from django_snapshots.exceptions import (
     SnapshotArtifactError,
     SnapshotBusyError,
@@ -36,6 +37,7 @@ from django_snapshots.processes import Processes
 from django_snapshots.replaced import Outcome
 from django_snapshots.temporary import private_directory
 from django_snapshots.transfer import DumpRequest, RestoreRequest, Source
+from tests.integration.forked import Forked
 from tests.integration.media_trees import open_directory, ordinary_user
 from tests.integration.sqlite_attempt import start
 from tests.projects import wait_until
@@ -126,7 +128,7 @@ class World:
 
     def killed(self, phase: str, action: str = "restore", what: Any = None, mark: str = "m") -> None:
         with attempt(self.path, action, what or self.dump, mark, phase, signal.SIGKILL) as child:
-            assert child.wait(60) == -signal.SIGKILL, child.stdout and child.stdout.read()
+            assert child.wait(60) == -signal.SIGKILL, child.communicate()[0]
 
 
 @contextlib.contextmanager
@@ -144,7 +146,20 @@ def world(make_sqlite: Callable[..., str], tmp_path: Path, mode: str) -> World:
 
 
 @contextlib.contextmanager
-def attempt(*arguments: Any) -> Iterator[subprocess.Popen[str]]:
+def reading(path: Path) -> Iterator[None]:
+    """Somebody has a read transaction open."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM orders").fetchone()
+        yield
+
+
+class Dead(BaseException):
+    """In the place of a death: nobody cleans up."""
+
+
+@contextlib.contextmanager
+def attempt(*arguments: Any) -> Iterator[Forked]:
     with start(*arguments) as child:
         try:
             yield child
@@ -152,7 +167,7 @@ def attempt(*arguments: Any) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-def asleep(child: subprocess.Popen[str]) -> None:
+def asleep(child: Forked) -> None:
     status = Path(f"/proc/{child.pid}/status")
     wait_until(lambda: re.search(r"^State:\s+T", status.read_text(), re.MULTILINE), "the attempt to stop")
 
@@ -400,10 +415,9 @@ def test_kills_at_any_moment_lose_no_row_that_a_writer_has_committed(world: Worl
         reader.start()
         for number in range(12):
             with attempt(world.path, "restore", world.dump, f"m{number}", "never", signal.SIGKILL) as child:
-                wait_until(
-                    lambda: any(one.in_use for one in CONNECTOR.beside(world.alias)) or child.poll() is not None,
-                    "the attempt to begin",
-                )
+                # By the name alone: to look into the database is to wait for the writer, and then the kill comes late.
+                directory = sqlite_kept.shelf_of(locate(world.alias)).path(f"m{number}")
+                wait_until(lambda: directory.exists() or child.poll() is not None, "the attempt to begin")  # noqa: B023
                 time.sleep(chance.uniform(0, 0.12))
                 child.kill()
                 child.wait()
@@ -571,6 +585,68 @@ def test_what_was_noted_tells_whether_this_is_the_place(world: World) -> None:
     assert world.settle("m") is Outcome.BEFORE
     assert world.settle("m", noted[0]) is Outcome.BEFORE
     assert world.settle("m", {"host": "elsewhere", "boot": "another"}) is Outcome.UNSEEN
+
+
+@MODES
+def test_a_death_right_after_an_undo_is_kept_makes_no_second_undo(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.restore("m")
+    become = marked.Marked.become
+
+    def dies(self: marked.Marked, stage: marked.Stage) -> None:
+        become(self, stage)
+        if stage is marked.Stage.KEPT:
+            raise Dead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(marked.Marked, "become", dies)
+        with pytest.raises(Dead):
+            world.restore("mb", "m")
+    with opened(world.path) as connection:
+        connection.execute("INSERT INTO orders (word) VALUES ('later')")
+    assert world.settle("mb") is Outcome.SWITCHED
+    assert world.settle("m") is Outcome.BEFORE
+    with opened(world.path) as connection:
+        assert connection.execute("SELECT count(*) FROM orders WHERE word = 'later'").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_reader_at_the_end_of_a_restore_leaves_no_label_for_good(world: World, again: bool) -> None:
+    """With a rollback journal it stands in the way of the COMMIT that takes the label out."""
+    impatient = SQLiteConnector(lock_timeout=0.2)
+    with requested("m") as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = impatient.prepare(world.alias, source, request)
+        prepared.switch()
+        with reading(world.path):
+            prepared.discard()
+    with requested("mb") as request:
+        prepared = impatient.bring_back(world.alias, "m", request)
+        prepared.switch()
+        with reading(world.path) if again else contextlib.nullcontext():
+            prepared.discard()
+    assert world.settle("mb") is Outcome.SWITCHED
+    assert world.settle("m") is Outcome.BEFORE
+    with opened(world.path) as connection:
+        assert sqlite_labels.read(connection) == set()
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_a_restore_waits_for_a_reader_before_it_takes_its_label_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with requested("m") as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        prepared.switch()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(reading(world.path))
+            monkeypatch.setattr(Patience, "lost", lambda _: stack.close())
+            prepared.discard()
+    with opened(world.path) as connection:
+        assert sqlite_labels.read(connection) == set()
 
 
 @MODES
@@ -823,8 +899,6 @@ def test_preflight_tells_everything(world: World, make_sqlite: Callable[..., str
     gone = make_sqlite(NAME=str(tmp_path / "no" / "file"))
     assert "does not exist; make it" in found(gone, {})[0][1]
     assert found(gone, {}, drill=True) == []
-    memory = make_sqlite(NAME=":memory:")
-    assert [stops for stops, _ in found(memory, {})] == [False]
     world.path.write_bytes(b"<html>" * 100)
     assert "can't be read as a database" in found(world.alias, {})[0][1]
 
@@ -878,6 +952,79 @@ def test_the_log_of_a_file_that_is_gone_never_gets_beside_a_new_one(world: World
         world.restore("n")
         assert "new" in "".join(said(world.path))
         assert not log.exists()
+
+
+CLIENT = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode=wal")
+connection.execute("CREATE TABLE mine (x)")
+connection.executemany("INSERT INTO mine VALUES (?)", [(number,) for number in range(300)])
+print("committed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+@pytest.mark.parametrize("moment", ["copying", "looked"])
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_client_makes_the_file_that_was_missing_with_a_log(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str, stale: bool
+) -> None:
+    world.path.unlink()
+    if stale or moment == "looked":
+        Path(f"{world.path}-wal").write_bytes(b"a log")
+    with contextlib.ExitStack() as stack:
+
+        def client(phase: str) -> None:
+            if phase != moment or world.path.exists():
+                return
+            child = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", CLIENT, world.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            )
+            stack.callback(child.kill)
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"committed\n"
+
+        copy = sqlite_ways._copy_durably
+        monkeypatch.setattr(sqlite_ways, "_copy_durably", lambda *paths: (copy(*paths), client("copying")))
+        monkeypatch.setattr(sqlite_ways, "_reached", client)
+        world.restore("m")
+        kept = next(world.path.parent.glob(f".django-snapshots-*/{sqlite_kept.KEPT}"))
+        with opened(kept) as connection:
+            assert connection.execute("SELECT count(*) FROM mine").fetchone() == (300,)
+        assert "new" in "".join(said(world.path))
+
+
+@pytest.mark.parametrize("mode", ["delete"])
+def test_a_stale_log_is_not_given_to_a_file_that_came_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was set aside when there was no file, and its attempt dies before it changes that."""
+    world.path.rename(there := world.path.with_name("there.sqlite3"))
+    with opened(world.path) as connection:
+        connection.execute("PRAGMA journal_mode=wal")
+        connection.execute("CREATE TABLE gone (x)")
+        log = Path(f"{world.path}-wal").read_bytes()
+    world.path.unlink()
+    Path(f"{world.path}-wal").write_bytes(log)
+
+    def appears(phase: str) -> None:
+        if phase == "fresh":
+            there.rename(world.path)
+        if phase == "begun":
+            raise Dead
+
+    monkeypatch.setattr(sqlite_ways, "_reached", appears)
+    monkeypatch.setattr(sqlite_switch, "_reached", appears)
+    with requested("m") as request:
+        source = Source(filename="dump", metadata={}, open=lambda: iter([world.dump.read_bytes()]))
+        prepared = CONNECTOR.prepare(world.alias, source, request)
+        with pytest.raises(Dead):
+            prepared.switch()
+        assert world.settle() is Outcome.BEFORE
+    assert (world.left, world.state) == ([], "old")
+    assert Path(f"{world.path}-wal.orphan-m").read_bytes() == log
 
 
 @pytest.mark.parametrize("mode", ["delete"])

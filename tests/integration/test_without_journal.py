@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connections
 
-from django_snapshots import create_snapshot, journal, restore_snapshot, runs
+from django_snapshots import create_snapshot, journal, restore_snapshot, runs, switching
+from django_snapshots.artifacts import media_switch
 from django_snapshots.artifacts.media import MediaArtifact, PreparedMedia
+from django_snapshots.connectors import sqlite_ways
 from django_snapshots.exceptions import SnapshotError
+from django_snapshots.marked import Marked
 from django_snapshots.replaced import Outcome, SnapshotUnsettled
 from tests.databases import Maker
 
@@ -115,6 +118,53 @@ def test_who_is_told_to_end_behind_the_last_switch_hears_that_it_has_taken_place
     assert calls == [world.alias]
     assert "it has taken place. Run `manage.py migrate`" in caplog.text and "snapshots undo " in caplog.text
     assert world.state == ("snapshot", "snapshot")
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """An EIO of the next fsync by *name*, and of no other."""
+    real = getattr(owner, name)
+
+    def fails(*_: Any) -> None:
+        monkeypatch.setattr(owner, name, real)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(owner, name, fails)
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, phase: str, owner: Any, name: str) -> None:
+    monkeypatch.setattr(media_switch, "_reached", lambda met: met == phase and fail_once(monkeypatch, owner, name))
+
+
+@pytest.mark.parametrize("way", ["an exchange", "moves", "a missing file", "a broken file"])
+def test_a_disk_that_does_not_confirm_a_switch_makes_it_no_switch_that_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The others are not brought back: it has taken place, and whoever settles finds that."""
+    if way == "an exchange":
+        fail_at(monkeypatch, "begun", media_switch, "sync_directory")
+    elif way == "moves":
+        monkeypatch.setattr(media_switch.Staging, "_make_beside", lambda _: None)
+        fail_at(monkeypatch, "all moved", Marked, "sync")  # of the record that says so
+    else:
+        connections[world.alias].close()
+        Path(world.confirm[0]).unlink()
+        if way == "a broken file":
+            Path(world.confirm[0]).write_bytes(b"<html>" * 900)
+        real = switching._in_order
+        monkeypatch.setattr(switching, "_in_order", lambda *both: tuple(one[::-1] for one in real(*both)))
+        monkeypatch.setattr(sqlite_ways, "_reached", lambda _: fail_once(monkeypatch, sqlite_ways, "sync"))
+    report = world.restore()
+    assert "did not confirm it" in " ".join(report["notes"])
+    assert world.state == ("snapshot", "snapshot")
+
+
+def test_moves_that_the_disk_does_not_confirm_are_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_switch.Staging, "_make_beside", lambda _: None)
+    fail_at(monkeypatch, "moved", media_switch, "sync_directory")
+    with pytest.raises(SnapshotError, match=r"Input/output error.*is as it was") as raised:
+        world.restore()
+    assert not isinstance(raised.value, SnapshotUnsettled)
+    assert world.state == ("later", "later")
 
 
 def test_what_has_taken_place_is_not_torn_apart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
