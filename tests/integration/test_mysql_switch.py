@@ -795,6 +795,72 @@ def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
     assert query(alias, "SELECT * FROM all_eggs") == []
 
 
+def broken_trigger(server: Server, make: Maker) -> tuple[str, Any]:
+    """A database whose trigger can't be made again since its snapshot."""
+    alias = make()
+    query(alias, "CREATE TABLE hen (id INTEGER, weight INTEGER)")
+    snapshot = source(*dump(alias))
+    script = b"CREATE TRIGGER late AFTER DELETE ON hen FOR EACH ROW SET @a = OLD.weight; CREATE TABLE egg (id INTEGER);"
+    after = (
+        b"CREATE TRIGGER later AFTER DELETE ON hen FOR EACH ROW SET @b = OLD.id; ALTER TABLE hen DROP COLUMN weight;"
+    )
+    client(server, alias, script=script + after)
+    return alias, snapshot
+
+
+def trigger_names(alias: str, schema: str = "") -> list[str]:
+    return [name for (name, *_) in query(alias, f"SHOW TRIGGERS FROM `{schema or database(alias)}`")]
+
+
+def test_a_trigger_whose_column_is_gone_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker
+) -> None:
+    """The tables stayed hidden for ever."""
+    alias, snapshot = broken_trigger(mariadb, make_mariadb)
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+    assert trigger_names(alias) == [] and trigger_names(alias, f"django_snapshots_old_{first}") == ["later"]
+    notes: list[str] = []
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert query(alias, "SHOW TABLES") == [("egg",), ("hen",)] and trigger_names(alias) == ["later"]
+    (note,) = notes
+    assert "The trigger late of" in note and "Unknown column 'weight'" in note
+    assert f"in the table `django_snapshots_old_{second}`.django_snapshots_record" in note
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_trigger_whose_column_is_gone_does_not_keep_a_restore_from_going_back(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dead: bool
+) -> None:
+    alias, snapshot = broken_trigger(mariadb, make_mariadb)
+    own = mark()
+
+    def fail() -> None:
+        raise OperationalError(1114, "The table is full")
+
+    notes: list[str] = []
+    dying(monkeypatch, "decided", die if dead else fail)
+    with restore_request(mark=own, report=notes.append) as request:
+        prepared = MySQLConnector().prepare(alias, snapshot, request)
+        with contextlib.closing(prepared.sessions), pytest.raises(Died if dead else SnapshotConnectorError):
+            prepared.switch()
+    if dead:
+        # Nor does the next death, behind the line at which it was found out, keep it from being told.
+        dying(monkeypatch, "revealed", die)
+        with contextlib.suppress(Died):
+            MySQLConnector().settle(alias, own, {})
+        assert MySQLConnector().settle(alias, own, {}) is Outcome.BEFORE
+    assert query(alias, "SHOW TABLES") == [("egg",), ("hen",)] and trigger_names(alias) == ["later"]
+    assert leftovers(alias) == []
+    told = caplog.text if dead else notes[0]
+    # Its record has gone.
+    assert "The trigger late of" in told and "Its text was: CREATE " in told and "@a = OLD.weight" in told
+    assert "ON `hen` FOR" in told
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_a_view_that_is_lost_is_told_also_where_something_else_went_wrong(
     mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dead: bool
@@ -846,6 +912,30 @@ def test_a_view_that_the_account_may_not_make_does_not_keep_an_undo_from_its_end
     assert [item.mark for item in MySQLConnector().beside(modest) if item.kept] == [second]
     (note,) = notes
     assert "The view borrowed" in note and "may not read it: " in note and "denied" in note
+
+
+def test_a_view_on_one_whose_account_is_gone_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker
+) -> None:
+    alias = make_mariadb()
+    query(alias, "CREATE TABLE hen (id INTEGER)")
+    snapshot = source(*dump(alias))
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("CREATE USER gone_by_then@'%'")
+        cursor.execute(f"GRANT SELECT ON `{database(alias)}`.* TO gone_by_then@'%'")
+        query(alias, "CREATE DEFINER = gone_by_then@'%' VIEW hens AS SELECT id FROM hen")
+        query(alias, "CREATE VIEW more_hens AS SELECT id FROM hens")
+        cursor.execute("DROP USER gone_by_then@'%'")
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+    notes: list[str] = []
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert query(alias, "SHOW TABLES") == [("hen",), ("hens",)]
+    (note,) = notes
+    assert "The view more_hens of" in note and "gone_by_then" in note
 
 
 @pytest.mark.parametrize("wrong", ["", "../x", "UPPER", "a" * 41, "x`; DROP DATABASE y"])

@@ -18,8 +18,9 @@ from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.redaction import redact
 
 ROUTINES = ("FUNCTION", "PROCEDURE", "PACKAGE", "PACKAGE BODY")
-_GONE = (1049, 1054, 1146, 1305, 1356, 4091)
-"""Of a view that is made: a database, a column, a table, a function, a view's own ones or a sequence is not there."""
+_GONE = (1049, 1054, 1146, 1305, 1356, 1449, 4091)
+"""Of a view or a trigger that is made: a database, a column, a table, a function, a view's own ones, the account that
+a view runs as, or a sequence is not there."""
 _FORBIDDEN = (1044, 1142, 1143, 1370)
 """Of a view that is made: the account may not read a database, a table or a column, or not call a function."""
 
@@ -81,9 +82,26 @@ def create(connection: BaseDatabaseWrapper, schema: str, item: Definition) -> No
         set_collation(connection, schema, collation)
 
 
-def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[Definition]) -> dict[str, str]:
-    """Make *views*, which may stand on one another in any order. Return those that can't be made because what they
-    stand on is gone, or the account may not read it, with what the server says: to wait for that could be for ever."""
+Lost = list[tuple[Definition, str]]
+"""What can't be made because what it stands on is gone, or the account may not read it, with what the server says: to
+wait for that could be for ever."""
+
+
+def create_triggers(connection: BaseDatabaseWrapper, schema: str, triggers: Sequence[Definition]) -> Lost:
+    """Make *triggers* in the order in which they fire; return those that can't be made."""
+    lost: Lost = []
+    for item in triggers:
+        try:
+            create(connection, schema, item)
+        except DatabaseError as error:
+            if error.args[0] not in _GONE:
+                raise
+            lost.append((item, redact(str(error.args[-1]))))
+    return lost
+
+
+def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[Definition]) -> Lost:
+    """Make *views*, which may stand on one another in any order; return those that can't be made."""
     left = list(views)
     while left:
         failed: list[tuple[Definition, DatabaseError]] = []
@@ -96,9 +114,9 @@ def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[D
             for _, failure in failed:
                 if failure.args[0] not in (*_GONE, *_FORBIDDEN):
                     raise failure
-            return {item.name: redact(str(failure.args[-1])) for item, failure in failed}
+            return [(item, redact(str(failure.args[-1]))) for item, failure in failed]
         left = [item for item, _ in failed]
-    return {}
+    return []
 
 
 def drop_triggers(connection: BaseDatabaseWrapper, schema: str, tables: Iterable[str]) -> None:

@@ -61,6 +61,9 @@ class Place(Enum):
     VISIBLE = "in the target, under its own name"
 
 
+_NOT_THERE = "it is not there"
+
+
 def _reached(phase: str) -> None:
     """Tests put their faults here."""
 
@@ -71,8 +74,8 @@ class Exchange:
     def __init__(self, connection: BaseDatabaseWrapper, record: Record) -> None:
         self._connection = connection
         self.record = record
-        self.lost: dict[str, str] = {}
-        """Views that could not be made, as what they stand on is gone or may not be read; with what the server says."""
+        self.lost: definitions.Lost = []
+        """Triggers and views of the state in the target that it has not any more."""
 
     def forward(self) -> None:
         """Make the target the incoming state. Raises ``SnapshotBusyError`` or ``DatabaseError`` at any line."""
@@ -240,7 +243,9 @@ class Exchange:
 
     def _make_triggers(self, side: Side) -> None:
         definitions.drop_triggers(self._connection, self.record.target, side.tables.values())
-        self._create(self.record.target, [item for item in side.definitions if item.kind == "TRIGGER"])
+        triggers = [item for item in side.definitions if item.kind == "TRIGGER"]
+        # A table may lose the column of a trigger. To wait for that here would hide all tables for ever.
+        self.lost = definitions.create_triggers(self._connection, self.record.target, triggers)
 
     def _reveal(self, side: Side) -> None:
         target = self.record.target
@@ -254,9 +259,16 @@ class Exchange:
         """What can be made only of tables with their own names, and what may be late."""
         coming, leaving = self._sides(forward)
         target = self.record.target
+        # Whoever found out may have died before it could tell. To try again would wait for whoever uses the table.
+        there = {name for name, _ in definitions.trigger_tables(self._connection, target)}
+        there |= {item.name for item, _ in self.lost}
+        unmade = [item for item in coming.definitions if item.kind == "TRIGGER" and item.name not in there]
+        self.lost = [
+            (_at_home(item, coming), said) for item, said in [*self.lost, *((item, _NOT_THERE) for item in unmade)]
+        ]
         there = {*definitions.view_names(self._connection, target)}
         missing = [item for item in coming.definitions if item.kind == "VIEW" and item.name not in there]
-        self.lost = definitions.create_views(self._connection, target, missing)
+        self.lost += definitions.create_views(self._connection, target, missing)
         definitions.set_collation(self._connection, target, coming.collation)
         _reached("views made")
         events = {*definitions.event_names(self._connection, target)}
@@ -272,7 +284,8 @@ class Exchange:
         definitions.drop_views_and_routines(self._connection, side.home)
         definitions.drop_triggers(self._connection, side.home, side.tables)
         self._create(side.home, [item for item in side.definitions if item.kind in definitions.ROUTINES])
-        self._create(side.home, [_at_home(item, side) for item in side.definitions if item.kind == "TRIGGER"])
+        triggers = [_at_home(item, side) for item in side.definitions if item.kind == "TRIGGER"]
+        definitions.create_triggers(self._connection, side.home, triggers)
         definitions.create_views(
             self._connection, side.home, [item for item in side.definitions if item.kind == "VIEW"]
         )

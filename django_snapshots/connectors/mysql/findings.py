@@ -169,10 +169,12 @@ def _target(connection: BaseDatabaseWrapper, db_alias: str, server: Server, sche
 
 
 def _broken(connection: BaseDatabaseWrapper) -> Iterator[Finding]:
-    for name, said in views.broken(connection, views.view_names(connection)):
+    found = [("view", *item) for item in views.broken(connection, views.view_names(connection))]
+    found += [("trigger", *item) for item in views.broken_triggers(connection)]
+    for what, name, said in found:
         yield _warns(
-            f"What the view {name} stands on is gone ({said}), so an undo of the restore can't make it again. Make it "
-            "anew, or drop it."
+            f"What the {what} {name} stands on is gone ({said}), so an undo of the restore can't make it again. Make "
+            "it anew, or drop it."
         )
 
 

@@ -39,6 +39,7 @@ from django_snapshots.exceptions import (
     SnapshotConnectorError,
     SnapshotNotFoundError,
 )
+from django_snapshots.redaction import redact
 from django_snapshots.replaced import Beside, Outcome
 
 logger = logging.getLogger("django_snapshots")
@@ -202,13 +203,18 @@ def _in_use(connection: BaseDatabaseWrapper, mark: str, target: str) -> bool:
     )
 
 
-def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object]) -> None:
-    """Tell of each view that is not in the target any more."""
-    for name, said in exchange.lost.items():
+def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object], *, forward: bool) -> None:
+    """Tell of each trigger and view that is not in the target any more."""
+    for item, said in exchange.lost:
+        text = (
+            f"Its text is in the table {record_table(exchange.record.outgoing.home)}, as long as that schema is kept."
+            if forward
+            # The record goes.
+            else f"Its text was: {redact(item.text.decode(errors='replace'))}"
+        )
         report(
-            f"The view {name} of {alias!r} could not be made again, because what it stands on is gone, or the account "
-            f"may not read it: {said}. Its text is in the table {record_table(exchange.record.outgoing.home)}, as long "
-            "as that schema is kept."
+            f"The {item.kind.lower()} {item.name} of {alias!r} could not be made again, because what it stands on is "
+            f"gone, or the account may not read it: {said}. {text}"
         )
 
 
@@ -239,7 +245,7 @@ def _conclude(
             return _conclude_rows(connection, record, schemas)
         exchange = Exchange(connection, record)
         forward = exchange.moved() if record.done else exchange.settle()
-        report_lost(exchange, alias, report)
+        report_lost(exchange, alias, report, forward=forward)
         # A schema that was given may hold another restore's by now.
         built_here = _mark_in(connection, record.incoming.home) == mark
         if forward or (built_here and not record.incoming_is_kept):

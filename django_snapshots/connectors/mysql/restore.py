@@ -127,7 +127,7 @@ class MySQLRestore:
         self.record = record = self._record()
         exchange = Exchange(self.connection, record)
         exchange.forward()
-        report_lost(exchange, self.db_alias, self.request.report)
+        report_lost(exchange, self.db_alias, self.request.report, forward=True)
 
     def roll_back(self) -> None:
         """Never called by a restore, which brings back what is kept: that loses nothing that was written meanwhile."""
