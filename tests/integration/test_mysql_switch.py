@@ -494,6 +494,58 @@ def test_a_table_that_is_made_meanwhile_takes_the_switch_back(world: World, monk
     assert world.now() == world.before and leftovers(world.alias) == []
 
 
+@pytest.mark.parametrize("statement", ["DROP TABLE `where`", "RENAME TABLE `where` TO elsewhere"])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_table_that_goes_while_the_switch_begins_takes_it_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, statement: str, dead: bool
+) -> None:
+    """It could never be settled, and the database had lost its events."""
+    own = mark()
+
+    def go() -> None:
+        query(world.alias, statement)
+        if dead:
+            raise Died
+
+    dying(monkeypatch, "events dropped", go)
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        with contextlib.closing(prepared.sessions), pytest.raises(Died if dead else SnapshotBusyError) as told:
+            prepared.switch()
+    assert dead or ("changed the database" in str(told.value) and "where" in str(told.value))
+    assert MySQLConnector().settle(world.alias, own, {}) is Outcome.BEFORE
+    assert leftovers(world.alias) == []
+    assert "later_event" in world.now() and ("elsewhere" in world.now()) == ("elsewhere" in statement)
+    dump(world.alias)
+
+
+def test_a_restored_table_that_goes_before_its_restore_is_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, "revealed")
+    query(world.alias, "DROP TABLE latin_table")
+    with contextlib.closing(prepared.sessions):
+        assert MySQLConnector().settle(world.alias, own, {}) is Outcome.SWITCHED
+    assert world.kept() == [own] and leftovers(world.alias) == [f"django_snapshots_old_{own}"]
+    undo(world.alias, own)
+    assert world.now() == world.before
+
+
+@pytest.mark.parametrize("phase", ["decided", "moved"])
+def test_a_table_that_goes_beside_the_target_does_not_keep_its_restore_from_an_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The other side has one of that name, which must not be taken for it."""
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, phase)
+    query(world.alias, f"DROP TABLE `django_snapshots_{'new' if phase == 'decided' else 'old'}_{own}`.`where`")
+    with contextlib.closing(prepared.sessions):
+        outcome = MySQLConnector().settle(world.alias, own, {})
+    assert outcome is (Outcome.BEFORE if phase == "decided" else Outcome.SWITCHED)
+    assert world.now() == (world.before if phase == "decided" else world.restored)
+
+
 def test_who_sleeps_before_the_switch_finds_it_settled(world: World) -> None:
     own = mark()
     with restore_request(mark=own) as request:

@@ -8,7 +8,8 @@ Who can die when, and what then holds. "Die" is: our process, our session, or th
 3. *Hidden*: one RENAME gives every table of the target a name that nobody knows, in the same schema, with its triggers.
    It waits for every transaction that has touched one of them, and whoever comes later finds no table. So everything
    that was committed is in these tables, made under their triggers, and nothing can be added. A table that was made
-   since the record was read, or a definition that was changed, takes the exchange back.
+   or dropped since the record was read, or a definition that was changed, takes the exchange back. A table that somebody
+   drops or renames later is missed by nobody: it has no more place to go to.
 4. *Their triggers are read, recorded, and only then dropped*: the server refuses to move a table that has triggers.
 5. *Moved*: one RENAME takes every table out to the outgoing schema, every table in from the incoming one under another
    hidden name, and the marker from the incoming schema to the outgoing one. It is atomic, through a death of the server
@@ -47,7 +48,7 @@ from django_snapshots.connectors.mysql.record import (
     tables_in,
 )
 from django_snapshots.connectors.mysql.server import execute, quote
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError
+from django_snapshots.exceptions import SnapshotBusyError
 
 LOCK_WAIT = 60
 """Seconds to wait until nobody works in the tables any more; whoever comes meanwhile waits behind us."""
@@ -59,6 +60,7 @@ class Place(Enum):
     HOME = "in the schema of its side"
     HIDDEN = "in the target, under its hidden name"
     VISIBLE = "in the target, under its own name"
+    GONE = "nowhere: somebody has dropped or renamed it meanwhile"
 
 
 _NOT_THERE = "it is not there"
@@ -115,28 +117,30 @@ class Exchange:
     def _settled(self, forward: bool) -> bool:
         coming, leaving = self._sides(forward)
         # A state without tables does not show how far it has come; going all the way again costs it nothing.
-        return set(self._places(coming).values()) == {Place.VISIBLE} and self._is_home(leaving)
+        return self._found(coming) == {Place.VISIBLE} and self._is_home(leaving)
 
     def _is_home(self, side: Side) -> bool:
-        return MARKER in tables_in(self._connection, side.home) and set(self._places(side).values()) <= {Place.HOME}
+        return MARKER in tables_in(self._connection, side.home) and self._found(side) <= {Place.HOME}
+
+    def _found(self, side: Side) -> set[Place]:
+        """Where the tables of *side* are. One that is gone has nowhere to go, and keeps no other from its end."""
+        return set(self._places(side).values()) - {Place.GONE}
 
     def _places(self, side: Side) -> dict[str, Place]:
         home = tables_in(self._connection, side.home)
         target = tables_in(self._connection, self.record.target)
-        return {name: self._place(name, hidden, home, target) for name, hidden in side.tables.items()}
+        inside = self.record.incoming if self.moved() else self.record.outgoing
+        # Both sides may have a table of one name, and only one of them shows it there.
+        visible = target if side.home == inside.home else {}
 
-    def _place(self, name: str, hidden: str, home: Iterable[str], target: Iterable[str]) -> Place:
-        if name in home:
-            return Place.HOME
-        if hidden in target:
-            return Place.HIDDEN
-        if name in target:
-            return Place.VISIBLE
-        raise SnapshotConnectorError(
-            f"The table {name} of the database {self.record.target}, which restore {self.record.mark} was exchanging, "
-            "is in none of the schemas where it may be; somebody has moved or dropped it meanwhile. "
-            f"The record of the exchange is in {self.record.outgoing.home}."
-        )
+        def place(name: str, hidden: str) -> Place:
+            if name in home:
+                return Place.HOME
+            if hidden in target:
+                return Place.HIDDEN
+            return Place.VISIBLE if name in visible else Place.GONE
+
+        return {name: place(name, hidden) for name, hidden in side.tables.items()}
 
     def _move(self, forward: bool) -> None:
         definitions.drop_events(self._connection, self.record.target)
@@ -167,7 +171,7 @@ class Exchange:
         _reached("revealed")
 
     def _needs_moving(self, coming: Side, leaving: Side) -> bool:
-        return not (set(self._places(coming).values()) <= {Place.HIDDEN} and self._is_home(leaving))
+        return not (self._found(coming) <= {Place.HIDDEN} and self._is_home(leaving))
 
     def _hide(self) -> None:
         """Give every table that is still visible its hidden name, of whichever side it is."""
@@ -184,6 +188,13 @@ class Exchange:
         others = tables_in(self._connection, target).keys() - self.record.preserved - set(outgoing.tables.values())
         known = {item.name for item in outgoing.definitions if item.kind == "VIEW"} | {*outgoing.sequences}
         changed = others ^ known
+        # Nobody may go on without them; a restore that goes back leaves them where they are.
+        changed |= {
+            name
+            for side in (outgoing, self.record.incoming)
+            for name, place in self._places(side).items()
+            if place is Place.GONE
+        }
         # The server prints a view whose tables are hidden in other words, so views are compared by name.
         now = set(map(_identity, definitions.read_routines(self._connection, target)))
         then = {_identity(item) for item in outgoing.definitions if item.kind in definitions.ROUTINES}
@@ -234,12 +245,14 @@ class Exchange:
         """Views and routines of the other side go; a trigger or a view may call the routines that come."""
         definitions.drop_views_and_routines(self._connection, self.record.target)
         self._create(self.record.target, [item for item in side.definitions if item.kind in definitions.ROUTINES])
+        there = tables_in(self._connection, self.record.target)
         for hidden, column, default in side.defaults:
-            execute(
-                self._connection,
-                f"ALTER TABLE {quote(self.record.target)}.{quote(hidden)} "
-                f"ALTER COLUMN {quote(column)} SET DEFAULT {default}",
-            )
+            if hidden in there:
+                execute(
+                    self._connection,
+                    f"ALTER TABLE {quote(self.record.target)}.{quote(hidden)} "
+                    f"ALTER COLUMN {quote(column)} SET DEFAULT {default}",
+                )
 
     def _make_triggers(self, side: Side) -> None:
         definitions.drop_triggers(self._connection, self.record.target, side.tables.values())
