@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from django.db import OperationalError, ProgrammingError, connections
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
 from django_snapshots.connectors.mysql import record as recording
 from django_snapshots.connectors.mysql import restore as restoring
+from django_snapshots.connectors.mysql.kept import turn
+from django_snapshots.connectors.mysql.load import Loader
 from django_snapshots.connectors.mysql.record import OWN_TABLES, Label, create_record, record_table, with_transaction
-from django_snapshots.connectors.mysql.server import execute, server_connection, value
+from django_snapshots.connectors.mysql.server import LOCKED_IDLE, LONGEST, execute, server_connection, value
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -241,6 +244,45 @@ def test_a_settlement_that_dies_is_settled(
     outcome = MySQLConnector().settle(world.alias, own, {})
     assert outcome is (Outcome.BEFORE if first in BEFORE_MOVED else Outcome.SWITCHED)
     world.require(outcome, own)
+
+
+def test_a_settlement_that_sleeps_is_settled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had a session that nobody could find, and the turn: the tables stayed hidden as long as it slept."""
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, "hidden")
+    sleeping, awake = threading.Event(), threading.Event()
+
+    def sleep() -> None:
+        sleeping.set()
+        awake.wait()
+
+    dying(monkeypatch, "revealed", sleep)
+    failed: list[Exception] = []
+
+    def settle() -> None:
+        try:
+            MySQLConnector().settle(world.alias, own, {})
+        except SnapshotConnectorError as error:
+            failed.append(error)
+
+    settling = threading.Thread(target=settle)
+    settling.start()
+    try:
+        assert sleeping.wait(30)
+        assert MySQLConnector().settle(world.alias, own, {}) is Outcome.BEFORE
+    finally:
+        awake.set()
+        settling.join()
+        prepared.sessions.close()
+    assert len(failed) == 1
+    world.require(Outcome.BEFORE, own)
+
+
+def test_a_session_that_has_the_turn_and_sleeps_is_ended_by_the_server(world: World) -> None:
+    with server_connection(world.alias) as connection:
+        with turn(connection, world.alias, database(world.alias)):
+            assert value(connection, "SELECT @@wait_timeout") == LOCKED_IDLE
+        assert value(connection, "SELECT @@wait_timeout") == LONGEST
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -571,6 +613,26 @@ def test_while_one_is_not_settled_no_other_begins_and_nothing_goes(
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
 
 
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_restore_looks_again_for_one_that_is_not_settled_before_it_switches(
+    world: World, monkeypatch: pytest.MonkeyPatch, tables: bool
+) -> None:
+    """Without a journal nothing else keeps two of them from one target; the hidden tables were taken for its own."""
+    first, second = mark(), mark()
+    with restore_request(mark=second) as one, restore_request(mark=first) as other:
+        metadata = {"row_counts": {"partitioned": 500}}
+        wanted = replace(one, tables=frozenset({"partitioned"})) if tables else one
+        late = MySQLConnector().prepare(world.alias, replace(world.snapshot, metadata=metadata), wanted)
+        early = MySQLConnector().prepare(world.alias, world.snapshot, other)
+        dying(monkeypatch, "hidden", die)
+        with contextlib.closing(early.sessions), pytest.raises(Died):
+            early.switch()
+        with pytest.raises(SnapshotBusyError, match=r"is not settled yet.*It was not touched"):
+            late.switch()
+        late.discard()
+    world.require(MySQLConnector().settle(world.alias, first, {}), first)
+
+
 @pytest.mark.parametrize("phase", ["events dropped", "hidden", "revealed"])
 def test_a_switch_that_only_a_newer_release_understands_is_taken_for_one_in_the_middle(
     world: World, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, phase: str
@@ -689,6 +751,33 @@ def test_two_schemas_that_an_administrator_has_made(mariadb: Server, make_mariad
     assert [item.mark for item in connector.beside(alias) if item.kept] == [second]
     connector.remove(alias, second)
     assert query(one, "SHOW TABLES") == []
+
+
+def test_a_client_that_connects_late_does_not_write_into_the_build_of_another_restore(
+    make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, alias = make_mariadb(NAME="given_one"), make_mariadb(NAME="given_two"), make_mariadb()
+    query(alias, "CREATE TABLE t (a INTEGER)")
+    query(alias, "INSERT INTO t VALUES (1)")
+    snapshot = source(*dump(alias))
+    connector = MySQLConnector(scratch_database="given_one", kept_database="given_two")
+    own, other = mark(), mark()
+    start = Loader._start
+
+    def late(loader: Loader, stdout: int) -> Any:
+        assert connector.settle(alias, own, {}) is Outcome.BEFORE
+        with server_connection(alias, database="") as connection:
+            create_record(connection, "given_one", Label(mark=other, target=database(alias)))
+        query(one, "CREATE TABLE t (a INTEGER)")
+        query(one, "INSERT INTO t VALUES (2)")
+        return start(loader, stdout)
+
+    monkeypatch.setattr(Loader, "_start", late)
+    with restore_request(mark=own) as request, pytest.raises(SnapshotConnectorError, match=r"load of .* failed"):
+        connector.prepare(alias, snapshot, request)
+    assert query(one, "SELECT a FROM t") == [(2,)]
+    assert connector.settle(alias, other, {}) is Outcome.BEFORE
+    assert [query(schema, "SHOW TABLES") for schema in (one, two)] == [[], []]
 
 
 @pytest.mark.parametrize("died_in", ["given_one", "given_two"])

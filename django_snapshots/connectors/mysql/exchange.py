@@ -8,8 +8,8 @@ Who can die when, and what then holds. "Die" is: our process, our session, or th
 3. *Hidden*: one RENAME gives every table of the target a name that nobody knows, in the same schema, with its triggers.
    It waits for every transaction that has touched one of them, and whoever comes later finds no table. So everything
    that was committed is in these tables, made under their triggers, and nothing can be added. A table that was made
-   or dropped since the record was read, or a definition that was changed, takes the exchange back. A table that somebody
-   drops or renames later is missed by nobody: it has no more place to go to.
+   or dropped since the record was read, or a definition that was changed, takes the exchange back. One that somebody
+   drops later keeps no other from its place.
 4. *Their triggers are read, recorded, and only then dropped*: the server refuses to move a table that has triggers.
 5. *Moved*: one RENAME takes every table out to the outgoing schema, every table in from the incoming one under another
    hidden name, and the marker from the incoming schema to the outgoing one. It is atomic, through a death of the server

@@ -32,8 +32,17 @@ from django_snapshots.connectors.mysql.record import (
     tables_in,
     text,
 )
-from django_snapshots.connectors.mysql.server import execute, explained, quote, rows, server_connection, value
-from django_snapshots.connectors.mysql.sessions import end_sessions, prefix
+from django_snapshots.connectors.mysql.server import (
+    LOCKED_IDLE,
+    LONGEST,
+    execute,
+    explained,
+    quote,
+    rows,
+    server_connection,
+    value,
+)
+from django_snapshots.connectors.mysql.sessions import Marks, end_sessions, prefix
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -224,6 +233,8 @@ def settle(alias: str, mark: str, schemas: Schemas, report: Callable[[str], obje
     require_mark(mark)
     end_sessions(alias, [mark_label(mark)])
     with serving(alias, f"could not be settled after the restore {mark}") as (connection, target):
+        # Whoever settles it next ends this session too: it may sleep, or be cut off, with the tables hidden.
+        Marks(connection, mark_label(mark), target)
         return _conclude(connection, alias, target, mark, schemas, report)
 
 
@@ -384,7 +395,8 @@ def unmake_left_over(connection: BaseDatabaseWrapper, name: str, schemas: Schema
 
 @contextlib.contextmanager
 def turn(connection: BaseDatabaseWrapper, alias: str, target: str) -> Iterator[None]:
-    """Only one session at a time works on what lies beside *target*."""
+    """Only one session at a time works on what lies beside *target*; the server ends one whose process sleeps."""
+    execute(connection, f"SET SESSION wait_timeout = {LOCKED_IDLE}")
     lock = text(f"django-snapshots turn {hashlib.sha256(target.encode()).hexdigest()[:24]}")
     if not value(connection, f"SELECT GET_LOCK({lock}, {_TURN_WAIT})"):
         raise SnapshotBusyError(f"Another process works on what restores have left beside {alias!r}; try again later.")
@@ -393,3 +405,4 @@ def turn(connection: BaseDatabaseWrapper, alias: str, target: str) -> Iterator[N
     finally:
         with contextlib.suppress(DatabaseError):
             rows(connection, f"SELECT RELEASE_LOCK({lock})")
+            execute(connection, f"SET SESSION wait_timeout = {LONGEST}")

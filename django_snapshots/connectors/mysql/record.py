@@ -272,6 +272,15 @@ def replace_record(connection: BaseDatabaseWrapper, record: Record, **changes: A
     return record
 
 
+def still_building(schema: str, mark: str) -> str:
+    """A scalar that can be computed only where *schema* is still being filled by *mark*: elsewhere it is an error."""
+    label = (
+        f"SELECT 1 FROM {record_table(schema)} WHERE kind = 'label' AND "  # noqa: S608 - hex
+        f"JSON_UNQUOTE(JSON_EXTRACT(settings, '$.mark')) = {text(mark)}"
+    )
+    return f"(SELECT 1 UNION ALL SELECT 2 FROM DUAL WHERE NOT EXISTS ({label}))"  # noqa: S608 - hex
+
+
 def record_table(schema: str) -> str:
     """The table that holds the record of *schema*."""
     return f"{quote(schema)}.{RECORD}"

@@ -44,6 +44,7 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     Side,
     create_record,
+    still_building,
     tables_in,
     text,
 )
@@ -161,6 +162,8 @@ class MySQLRestore:
     def _record(self) -> Record:
         """Write the record of the exchange; the target is made if it is missing."""
         connection, target = self.connection, self.target
+        # Another restore may have begun, and stopped, while this one was built.
+        require_finished(connection, self.db_alias, target, self.schemas)
         if MARKER not in tables_in(connection, self.incoming.home):
             raise SnapshotBusyError(
                 f"What was to be switched into {self.db_alias!r} is gone: somebody has settled this restore meanwhile."
@@ -408,6 +411,8 @@ class Build:
                 secrets=secrets_in(options),
                 said=directory / "said",
                 marks=self.marks,
+                # One that connects late finds another restore's in a schema that was given, and no session to end it.
+                precondition=still_building(self.home, self.mark),
             ).run(statements)
 
     def _side(self, charset: str, collation: str, rehearsal: Rehearsal) -> Side:
