@@ -19,6 +19,7 @@ from django.conf import settings
 from django.db import OperationalError, ProgrammingError, connections
 
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
+from django_snapshots.connectors.mysql import kept as keeping
 from django_snapshots.connectors.mysql import record as recording
 from django_snapshots.connectors.mysql import restore as restoring
 from django_snapshots.connectors.mysql.kept import turn
@@ -706,6 +707,84 @@ def test_a_drill_asks_nothing_of_the_target(mariadb: Server, make_mariadb: Maker
         connections[scratch].close()
     assert leftovers(alias) == []
     assert query(alias, "SHOW DATABASES LIKE 'not_there'") == []
+
+
+def test_an_undo_looks_whether_what_is_kept_is_whole(world: World) -> None:
+    """Half-way it could neither go on nor back."""
+    first = mark()
+    restore(world.alias, world.snapshot, mark=first)
+    kept = f"`django_snapshots_old_{first}`"
+    query(world.alias, f"RENAME TABLE {kept}.`where` TO {kept}.elsewhere")
+    with pytest.raises(SnapshotPreflightError, match=rf"has dropped or renamed where in the schema {kept[1:-1]}"):
+        undo(world.alias, first)
+    query(world.alias, f"RENAME TABLE {kept}.elsewhere TO {kept}.`where`")
+    with restore_request(mark=mark()) as request:
+        prepared = MySQLConnector().bring_back(world.alias, first, request)
+        query(world.alias, f"DROP TABLE {kept}.`where`")
+        with pytest.raises(SnapshotPreflightError, match=r"dropped or renamed where in .* It was not touched"):
+            prepared.switch()
+        prepared.discard()
+    assert world.now() == world.restored and world.kept() == [first]
+
+
+def test_an_undo_looks_for_foreign_keys_and_views_that_it_would_tear(world: World, make_mariadb: Maker) -> None:
+    first = mark()
+    restore(world.alias, world.snapshot, mark=first)
+    other = make_mariadb()
+    query(other, f"CREATE TABLE stranger (id INTEGER, FOREIGN KEY (id) REFERENCES `{database(world.alias)}`.hen (id))")
+    query(world.alias, "CREATE TABLE journal (id INTEGER PRIMARY KEY)")
+    query(world.alias, "CREATE TABLE child (id INTEGER, FOREIGN KEY (id) REFERENCES journal (id))")
+    query(world.alias, "CREATE VIEW reading AS SELECT * FROM journal")
+    before = world.now()
+    try:
+        with (
+            restore_request(mark=mark(), preserve_tables=frozenset({"journal"})) as request,
+            pytest.raises(
+                SnapshotPreflightError, match=r"child has a foreign key.*stranger has.*reading reads journal"
+            ),
+        ):
+            MySQLConnector().bring_back(world.alias, first, request)
+        assert world.now() == before
+    finally:
+        query(other, "DROP TABLE stranger")
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_removal_that_dies_is_ended_by_whoever_settles(
+    make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, given: bool, dead: bool
+) -> None:
+    """The rest was taken for what an exchange has left behind, and stayed for ever."""
+    one, two, alias = make_mariadb(NAME="given_one"), make_mariadb(NAME="given_two"), make_mariadb()
+    connector = MySQLConnector(scratch_database="given_one", kept_database="given_two") if given else MySQLConnector()
+    query(alias, "CREATE TABLE t (a INTEGER)")
+    first = mark()
+    restore(alias, source(*dump(alias)), connector, mark=first)
+    home = "given_two" if given else f"django_snapshots_old_{first}"
+    if dead:
+
+        def drop(connection: Any, sql: str) -> None:
+            if sql.startswith("DROP") and "complete" not in sql:
+                raise Died
+            execute(connection, sql)
+
+        with monkeypatch.context() as patched, pytest.raises(Died):
+            patched.setattr(keeping, "execute", drop)
+            connector.remove(alias, first)
+    else:
+        # Somebody looks at it and doesn't go.
+        with monkeypatch.context() as patched, server_connection(alias, database=home) as connection:
+            patched.setattr(keeping, "LOCK_WAIT", 1)
+            execute(connection, "START TRANSACTION")
+            assert value(connection, "SELECT COUNT(*) FROM t") == 0
+            with pytest.raises(SnapshotConnectorError, match="Lock wait timeout"):
+                connector.remove(alias, first)
+    assert [item.kept for item in connector.beside(alias)] == [False]
+    with pytest.raises(SnapshotNotFoundError), restore_request(mark=mark()) as request:
+        connector.bring_back(alias, first, request)
+    assert connector.settle(alias, first, {}) is Outcome.BEFORE
+    assert connector.beside(alias) == [] and leftovers(alias) == []
+    assert [query(schema, "SHOW TABLES") for schema in (one, two)] == [[], []]
 
 
 def test_a_missing_database_is_made(world: World, make_mariadb: Maker, mariadb: Server) -> None:

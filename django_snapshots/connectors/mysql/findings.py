@@ -58,7 +58,7 @@ def findings(
     if exists(connection, server.database):
         yield from map(_stops, not_to_be_made_again(connection, server))
         yield from _broken(connection)
-        yield from _strangers(connection, server, request)
+        yield from strangers(connection, server, request)
         yield from _company(connection, server)
         yield from circumstances.work(connection, server)
     yield from circumstances.letters(connection, source, request)
@@ -178,7 +178,7 @@ def _broken(connection: BaseDatabaseWrapper) -> Iterator[Finding]:
         )
 
 
-def _strangers(connection: BaseDatabaseWrapper, server: Server, request: RestoreRequest) -> Iterator[Finding]:
+def strangers(connection: BaseDatabaseWrapper, server: Server, request: RestoreRequest) -> Iterator[Finding]:
     """Foreign keys and views that an exchange would tear, or take to the kept state."""
     journal = request.preserve_tables
     here = text(server.database)

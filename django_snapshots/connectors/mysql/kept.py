@@ -13,7 +13,7 @@ from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.mysql import definitions
-from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
+from django_snapshots.connectors.mysql.exchange import LOCK_WAIT, Exchange, own_tables
 from django_snapshots.connectors.mysql.record import (
     HIDDEN_PREFIX,
     MARKER,
@@ -24,6 +24,7 @@ from django_snapshots.connectors.mysql.record import (
     NotUnderstood,
     Record,
     Rows,
+    create_record,
     is_free,
     read_record,
     record_table,
@@ -82,9 +83,16 @@ class Schemas:
     def unmake(self, connection: BaseDatabaseWrapper, name: str) -> None:
         """Drop a schema, or what is in one that was given; its marker first, so that half of it is never taken for
         a state."""
-        execute(connection, "SET SESSION foreign_key_checks = 0, sql_mode = ''")
+        # Who has a transaction open in it would be waited for, in our turn, for a day.
+        execute(connection, f"SET SESSION foreign_key_checks = 0, sql_mode = '', lock_wait_timeout = {LOCK_WAIT}")
         if name not in schema_names(connection, self.given):
             return
+        # Half of it is nothing that an exchange has left: whoever settles the mark next drops the rest. A disk that is
+        # full keeps nobody from making room.
+        with contextlib.suppress(NotUnderstood, DatabaseError):
+            content = read_record(connection, name)
+            if isinstance(content, Record | Rows):
+                create_record(connection, name, Label(mark=content.mark, target=content.target, about=content.about))
         execute(connection, f"DROP TABLE IF EXISTS {quote(name)}.{MARKER}")
         if name not in self.given:
             execute(connection, f"DROP DATABASE IF EXISTS {quote(name)}")

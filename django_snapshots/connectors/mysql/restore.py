@@ -19,7 +19,7 @@ from django.db.utils import InterfaceError
 from django_snapshots.connectors.mysql import definitions
 from django_snapshots.connectors.mysql.client import Client, find_client
 from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
-from django_snapshots.connectors.mysql.findings import require_place
+from django_snapshots.connectors.mysql.findings import require_place, strangers
 from django_snapshots.connectors.mysql.kept import (
     Schemas,
     database_of,
@@ -169,6 +169,8 @@ class MySQLRestore:
                 f"What was to be switched into {self.db_alias!r} is gone: somebody has settled this restore meanwhile."
             )
         with explained(self.db_alias, "could not be read before the switch; it was not touched"):
+            if missing := _missing(connection, self.incoming):
+                raise SnapshotPreflightError(missing)
             execute(
                 connection,
                 f"CREATE DATABASE IF NOT EXISTS {quote(target)} CHARACTER SET = {quote(self.incoming.charset)} "
@@ -312,6 +314,11 @@ def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Sch
                 raise SnapshotNotFoundError(f"What {mark} has replaced in {db_alias!r} are the rows of single tables.")
             server = without_database(connection, db_alias, target)
             require_kept(connection, db_alias, server, record.outgoing.definitions)
+            found = [item.text for item in strangers(connection, server, request) if item.stops]
+            if found := [*filter(None, [_missing(connection, record.outgoing)]), *found]:
+                raise SnapshotPreflightError(
+                    f"What is kept of {db_alias!r} can't be brought back, and nothing was touched: {' '.join(found)}"
+                )
         return MySQLRestore(
             db_alias=db_alias,
             request=request,
@@ -324,6 +331,14 @@ def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Sch
             incoming_is_kept=True,
             counts={},
         )
+
+
+def _missing(connection: BaseDatabaseWrapper, side: Side) -> str:
+    """Say what of *side* is not in its schema any more; empty if it is whole."""
+    missing = sorted({*side.tables, *side.sequences} - tables_in(connection, side.home).keys())
+    if not missing:
+        return ""
+    return f"Somebody has dropped or renamed {', '.join(missing)} in the schema {side.home}: put that back."
 
 
 @contextlib.contextmanager
