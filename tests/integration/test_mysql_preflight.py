@@ -337,6 +337,13 @@ def test_views_that_are_broken_fail_the_dump_and_are_named(shop: str) -> None:
         dump(shop)
 
 
+def test_a_routine_that_the_account_can_not_read_is_told_beforehand(make_mariadb: Maker, mariadb: Server) -> None:
+    alias = make_mariadb(user="blind_restorer")
+    client(mariadb, alias, script=b"CREATE PROCEDURE unseen() SELECT 1;")
+    stopping, _ = found(alias, {})
+    assert any("blind_restorer@% can't read the text of unseen, so what is there" in item for item in stopping)
+
+
 def test_a_trigger_whose_table_has_lost_a_column_fails_the_dump(shop: str) -> None:
     """The server itself drops such a column without a word, and the dump could not be loaded."""
     query(shop, "CREATE TABLE other (id INTEGER, `odd ``name` INTEGER)")

@@ -589,6 +589,41 @@ def test_a_table_that_goes_beside_the_target_does_not_keep_its_restore_from_an_e
     assert world.now() == (world.before if phase == "decided" else world.restored)
 
 
+CHANGES = {
+    "made": "CREATE EVENT meanwhile ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO SELECT 7",
+    "replaced": "CREATE OR REPLACE EVENT later_event ON SCHEDULE EVERY 1 DAY STARTS '2031-01-01 00:00:00' DO SELECT 7",
+    "view": "CREATE OR REPLACE VIEW later_view AS SELECT 7 AS id",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_right_before_the_switch_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    forward = exchange.Exchange.forward
+
+    def changed(exchange: exchange.Exchange) -> None:
+        query(world.alias, CHANGES[change])
+        world.before = world.now()
+        forward(exchange)
+
+    monkeypatch.setattr(exchange.Exchange, "forward", changed)
+    with pytest.raises(SnapshotBusyError, match=r"changed the database .*: (meanwhile|later_\w+)\."):
+        restore(world.alias, world.snapshot, mark=mark())
+    assert world.now() == world.before and leftovers(world.alias) == []
+
+
+@pytest.mark.parametrize("change", ["made", "replaced"])
+def test_an_event_that_is_made_meanwhile_takes_the_switch_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    dying(monkeypatch, "hidden", lambda: query(world.alias, CHANGES[change]))
+    with pytest.raises(SnapshotBusyError, match=r"changed the database .*: (meanwhile|later_event)\."):
+        restore(world.alias, world.snapshot, mark=mark())
+    assert "DO SELECT 7" in world.now() and "later_event" in world.now()
+    assert leftovers(world.alias) == []
+
+
 def test_who_sleeps_before_the_switch_finds_it_settled(world: World) -> None:
     own = mark()
     with restore_request(mark=own) as request:

@@ -127,10 +127,10 @@ def drop_triggers(connection: BaseDatabaseWrapper, schema: str, tables: Iterable
             execute(connection, f"DROP TRIGGER {quote(schema)}.{quote(name)}")
 
 
-def drop_events(connection: BaseDatabaseWrapper, schema: str) -> None:
-    """Drop every event of *schema*."""
-    for name in event_names(connection, schema):
-        execute(connection, f"DROP EVENT {quote(schema)}.{quote(name)}")
+def drop_events(connection: BaseDatabaseWrapper, schema: str, events: Iterable[str]) -> None:
+    """Drop those of *events* that *schema* has."""
+    for name in events:
+        execute(connection, f"DROP EVENT IF EXISTS {quote(schema)}.{quote(name)}")
 
 
 def drop_views_and_routines(connection: BaseDatabaseWrapper, schema: str) -> None:

@@ -3,7 +3,8 @@
 Who can die when, and what then holds. "Die" is: our process, our session, or the server with everything in its memory.
 
 1. *Before the record is committed*: the target is untouched.
-2. *The target's events are dropped* (their text is in the record), so that none fires into the middle. A death here or
+2. *The target's events are dropped* (their text is in the record), so that none fires into the middle; unless something
+   was made or changed since the record was read, which ends the exchange. A death here or
    later leaves a target without events, or without its tables' names, until ``converge`` is called: by ``settle``.
 3. *Hidden*: one RENAME gives every table of the target a name that nobody knows, in the same schema, with its triggers.
    It waits for every transaction that has touched one of them, and whoever comes later finds no table. So everything
@@ -143,7 +144,13 @@ class Exchange:
         return {name: place(name, hidden) for name, hidden in side.tables.items()}
 
     def _move(self, forward: bool) -> None:
-        definitions.drop_events(self._connection, self.record.target)
+        outgoing = self.record.outgoing
+        if forward and not outgoing.captured:
+            now = definitions.read_definitions(self._connection, self.record.target)
+            self._require_same(_differing(now, outgoing.definitions))
+            # The record knows of no others: what was made since stays, also where this goes back.
+            events = [item.name for item in outgoing.definitions if item.kind == "EVENT"]
+            definitions.drop_events(self._connection, self.record.target, events)
         _reached("events dropped")
         self._hide()
         _reached("hidden")
@@ -196,17 +203,20 @@ class Exchange:
             if place is Place.GONE
         }
         # The server prints a view whose tables are hidden in other words, so views are compared by name.
-        now = set(map(_identity, definitions.read_routines(self._connection, target)))
-        then = {_identity(item) for item in outgoing.definitions if item.kind in definitions.ROUTINES}
-        changed |= {name for _, name, _ in now ^ then}
-        if changed:
-            raise SnapshotBusyError(
-                f"Somebody changed the database {target} while it was to be exchanged: {', '.join(sorted(changed))}. "
-                "Stop migrations and everything else that makes or drops tables, and restore again."
-            )
+        routines = [item for item in outgoing.definitions if item.kind in definitions.ROUTINES]
+        changed |= _differing(definitions.read_routines(self._connection, target), routines)
+        self._require_same(changed | {*definitions.event_names(self._connection, target)})
         triggers = definitions.read_triggers(self._connection, target, outgoing.tables.values())
         captured = replace(outgoing, definitions=[*outgoing.definitions, *triggers], captured=True)
         self.record = replace_record(self._connection, self.record, outgoing=captured)
+
+    def _require_same(self, changed: set[str]) -> None:
+        if changed:
+            raise SnapshotBusyError(
+                f"Somebody changed the database {self.record.target} while it was to be exchanged: "
+                f"{', '.join(sorted(changed))}. Stop migrations and everything else that makes or drops tables, and "
+                "restore again."
+            )
 
     def _drop_triggers(self) -> None:
         """No table that is to move may have any; all of them are in the record."""
@@ -324,6 +334,11 @@ def own_tables(
         [name for name in wanted if found[name] not in ("VIEW", "SEQUENCE")],
         [name for name in wanted if found[name] == "SEQUENCE"],
     )
+
+
+def _differing(now: Iterable[Definition], then: Iterable[Definition]) -> set[str]:
+    """The names of what is not the same now as it was then."""
+    return {name for _, name, _ in {*map(_identity, now)} ^ {*map(_identity, then)}}
 
 
 def _identity(item: Definition) -> tuple[str, str, bytes]:

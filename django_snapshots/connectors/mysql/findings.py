@@ -9,7 +9,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.mysql import circumstances, row_tables, views
 from django_snapshots.connectors.mysql.kept import Schemas, halfway, unfinished
-from django_snapshots.connectors.mysql.preflight import not_to_be_made, not_to_be_made_again, require_fit
+from django_snapshots.connectors.mysql.preflight import (
+    missing_rights,
+    not_to_be_made,
+    not_to_be_made_again,
+    require_fit,
+)
 from django_snapshots.connectors.mysql.record import (
     NEW_PREFIX,
     OLD_PREFIX,
@@ -24,7 +29,6 @@ from django_snapshots.connectors.mysql.rights import (
     grant,
     missing_beside,
     missing_for_rows,
-    missing_to_restore,
     read_rights,
 )
 from django_snapshots.connectors.mysql.server import Server, exists, names, rows, value
@@ -53,7 +57,7 @@ def findings(
     yield from _definers(connection, server, source)
     if request.drill:
         return
-    yield from _rights(connection, server)
+    yield from map(_stops, missing_rights(connection, server))
     yield from _target(connection, db_alias, server, schemas)
     if exists(connection, server.database):
         yield from map(_stops, not_to_be_made_again(connection, server))
@@ -94,12 +98,6 @@ def _fit(db_alias: str, source: Source, server: Server) -> Iterator[Finding]:
         require_fit(db_alias, source, server)
     except SnapshotPreflightError as error:
         yield _stops(str(error))
-
-
-def _rights(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
-    rights = read_rights(connection, server)
-    if missing := missing_to_restore(rights):
-        yield _stops(f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}")
 
 
 def _rows_alone(

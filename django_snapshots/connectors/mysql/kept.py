@@ -97,7 +97,7 @@ class Schemas:
         if name not in self.given:
             execute(connection, f"DROP DATABASE IF EXISTS {quote(name)}")
             return
-        definitions.drop_events(connection, name)
+        definitions.drop_events(connection, name, definitions.event_names(connection, name))
         definitions.drop_views_and_routines(connection, name)
         found = tables_in(connection, name)
         # The record goes last: until then whoever comes knows whose the rest is.
