@@ -1050,6 +1050,90 @@ def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
     assert query(alias, "SELECT * FROM all_eggs") == []
 
 
+ROUTINES = b"""CREATE PROCEDURE called() SELECT 1; CREATE FUNCTION computed() RETURNS INTEGER RETURN 1;
+CREATE FUNCTION `odd``one`() RETURNS INTEGER RETURN 1; CREATE TABLE t (a INTEGER);"""
+
+
+@pytest.fixture
+def caller(mariadb: Server) -> Iterator[None]:
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("CREATE USER caller@'%', caller@'::1'")
+        cursor.execute("CREATE ROLE callers")
+        yield
+        cursor.execute("DROP USER IF EXISTS caller@'%', caller@'::1'")
+        cursor.execute("DROP ROLE callers")
+
+
+def granted(server: Server, alias: str) -> set[tuple[str, ...]]:
+    with mariadb_cursor(server) as cursor:
+        cursor.execute(
+            "SELECT user, host, routine_name, routine_type, proc_priv FROM mysql.procs_priv "
+            f"WHERE db = '{database(alias)}' AND user LIKE 'caller%'"
+        )
+        return set(cursor.fetchall())
+
+
+@pytest.mark.usefixtures("caller")
+@pytest.mark.parametrize("phase", ["no more", "routines made"])
+def test_what_accounts_may_do_with_routines_stays(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The server drops it with the routines."""
+    alias = make_mariadb()
+    name = database(alias)
+    client(mariadb, alias, script=ROUTINES)
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"CREATE PROCEDURE called_later() SELECT 1;")
+    with mariadb_cursor(mariadb) as cursor:
+        for what, whom in {
+            "EXECUTE ON PROCEDURE {}.called": "caller@'%' WITH GRANT OPTION",
+            "EXECUTE, ALTER ROUTINE ON FUNCTION {}.computed": "caller@'::1'",
+            "EXECUTE ON FUNCTION {}.`odd``one`": "callers",
+            "EXECUTE ON PROCEDURE {}.called_later": "caller@'%'",
+        }.items():
+            cursor.execute(f"GRANT {what.format(f'`{name}`')} TO {whom}")
+        before = granted(mariadb, alias)
+        assert len(before) == 4
+        first = mark()
+        dying(monkeypatch, phase, die)
+        with restore_request(mark=first) as request:
+            prepared = MySQLConnector().prepare(alias, snapshot, request)
+            with contextlib.closing(prepared.sessions), contextlib.suppress(Died):
+                prepared.switch()
+        assert MySQLConnector().settle(alias, first, {}) is Outcome.SWITCHED
+        later = {item for item in before if "called_later" in item}
+        assert granted(mariadb, alias) == before - later
+        # What was taken away since doesn't come back with what it was taken from.
+        cursor.execute(f"REVOKE EXECUTE ON FUNCTION `{name}`.`odd``one` FROM callers")
+        cursor.execute("DROP USER caller@'::1'")
+        undo(alias, first)
+        assert granted(mariadb, alias) == {item for item in before if item[:2] == ("caller", "%")}
+        cursor.execute("SELECT COUNT(*) FROM mysql.user WHERE user = 'caller'")
+        assert cursor.fetchall() == ((1,),)
+
+
+@pytest.mark.usefixtures("caller")
+def test_what_accounts_may_do_with_routines_is_told_where_it_can_not_be_given_again(
+    mariadb: Server, modest: str
+) -> None:
+    query(modest, "CREATE PROCEDURE called() SELECT 1")
+    snapshot = source(*dump(modest))
+    statement = f"GRANT Execute ON PROCEDURE `{database(modest)}`.`called` TO `caller`@`%`"
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute(statement)
+        with restore_request() as request:
+            found = [item for item in MySQLConnector().preflight(modest, snapshot, request) if not item.stops]
+        assert any("run: GRANT SELECT ON mysql.procs_priv TO `modest_restorer`@`%`;" in item.text for item in found)
+        cursor.execute("GRANT SELECT ON mysql.procs_priv TO modest_restorer@'%'")
+    connections[modest].close()
+    notes: list[str] = []
+    with preparing(modest, snapshot, report=notes.append) as prepared:
+        prepared.switch()
+    (note,) = notes
+    assert "A right on the procedure called" in note and note.endswith(f"Let an administrator run: {statement};")
+    assert "denied" in note
+
+
 def broken_trigger(server: Server, make: Maker) -> tuple[str, Any]:
     """A database whose trigger can't be made again since its snapshot."""
     alias = make()

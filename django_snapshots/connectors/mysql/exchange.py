@@ -50,6 +50,7 @@ from django_snapshots.connectors.mysql.record import (
 )
 from django_snapshots.connectors.mysql.server import execute, quote
 from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.redaction import redact
 
 LOCK_WAIT = 60
 """Seconds to wait until nobody works in the tables any more; whoever comes meanwhile waits behind us."""
@@ -78,7 +79,7 @@ class Exchange:
         self._connection = connection
         self.record = record
         self.lost: definitions.Lost = []
-        """Triggers and views of the state in the target that it has not any more."""
+        """Triggers and views of the state in the target that it has not any more, and rights on its routines."""
 
     def forward(self) -> None:
         """Make the target the incoming state. Raises ``SnapshotBusyError`` or ``DatabaseError`` at any line."""
@@ -146,7 +147,7 @@ class Exchange:
     def _move(self, forward: bool) -> None:
         outgoing = self.record.outgoing
         if forward and not outgoing.captured:
-            now = definitions.read_definitions(self._connection, self.record.target)
+            now = definitions.read_target(self._connection, self.record.target)
             self._require_same(_differing(now, outgoing.definitions))
             # The record knows of no others: what was made since stays, also where this goes back.
             events = [item.name for item in outgoing.definitions if item.kind == "EVENT"]
@@ -169,7 +170,7 @@ class Exchange:
             _reached("moved")
         if forward:
             # Nobody goes back from here: until here the target has its own, also those that can't be made again.
-            self._make_routines(coming)
+            self._make_routines(coming, leaving)
             _reached("routines made")
         if coming.captured:
             self._make_triggers(coming)
@@ -251,10 +252,16 @@ class Exchange:
         if MARKER in tables_in(self._connection, coming.home):
             yield coming.home, MARKER, leaving.home, MARKER
 
-    def _make_routines(self, side: Side) -> None:
+    def _make_routines(self, side: Side, leaving: Side) -> None:
         """Views and routines of the other side go; a trigger or a view may call the routines that come."""
         definitions.drop_views_and_routines(self._connection, self.record.target)
         self._create(self.record.target, [item for item in side.definitions if item.kind in definitions.ROUTINES])
+        for item in _grants(side, leaving):
+            try:
+                definitions.create(self._connection, self.record.target, item)
+            except DatabaseError as error:
+                # Nothing here needs it, and somebody who may can do it later.
+                self.lost.append((item, redact(str(error.args[-1]))))
         there = tables_in(self._connection, self.record.target)
         for hidden, column, default in side.defaults:
             if hidden in there:
@@ -268,7 +275,8 @@ class Exchange:
         definitions.drop_triggers(self._connection, self.record.target, side.tables.values())
         triggers = [item for item in side.definitions if item.kind == "TRIGGER"]
         # A table may lose the column of a trigger. To wait for that here would hide all tables for ever.
-        self.lost = definitions.create_triggers(self._connection, self.record.target, triggers)
+        lost = definitions.create_triggers(self._connection, self.record.target, triggers)
+        self.lost += [(_at_home(item, side), said) for item, said in lost]
 
     def _reveal(self, side: Side) -> None:
         target = self.record.target
@@ -284,11 +292,9 @@ class Exchange:
         target = self.record.target
         # Whoever found out may have died before it could tell. To try again would wait for whoever uses the table.
         there = {name for name, _ in definitions.trigger_tables(self._connection, target)}
-        there |= {item.name for item, _ in self.lost}
+        there |= {item.name for item, _ in self.lost if item.kind == "TRIGGER"}
         unmade = [item for item in coming.definitions if item.kind == "TRIGGER" and item.name not in there]
-        self.lost = [
-            (_at_home(item, coming), said) for item, said in [*self.lost, *((item, _NOT_THERE) for item in unmade)]
-        ]
+        self.lost += [(_at_home(item, coming), _NOT_THERE) for item in unmade]
         there = {*definitions.view_names(self._connection, target)}
         missing = [item for item in coming.definitions if item.kind == "VIEW" and item.name not in there]
         self.lost += definitions.create_views(self._connection, target, missing)
@@ -334,6 +340,21 @@ def own_tables(
         [name for name in wanted if found[name] not in ("VIEW", "SEQUENCE")],
         [name for name in wanted if found[name] == "SEQUENCE"],
     )
+
+
+def _grants(coming: Side, leaving: Side) -> list[Definition]:
+    """Rights on routines that come: they stay as they are in the target by now, and come with what it has not."""
+    made, there = (
+        {(i.kind, i.name) for i in side.definitions if i.kind in definitions.ROUTINES} for side in (coming, leaving)
+    )
+    return [
+        item
+        for side in (leaving, coming)
+        for item in side.definitions
+        if item.kind.startswith(definitions.GRANT)
+        and (key := (item.kind.removeprefix(definitions.GRANT), item.name)) in made
+        and (side is leaving or key not in there)
+    ]
 
 
 def _differing(now: Iterable[Definition], then: Iterable[Definition]) -> set[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.connectors.mysql import circumstances, row_tables, views
+from django_snapshots.connectors.mysql import circumstances, definitions, row_tables, views
 from django_snapshots.connectors.mysql.kept import Schemas, halfway, unfinished
 from django_snapshots.connectors.mysql.preflight import (
     missing_rights,
@@ -62,6 +62,7 @@ def findings(
     if exists(connection, server.database):
         yield from map(_stops, not_to_be_made_again(connection, server))
         yield from _broken(connection)
+        yield from _routine_grants(connection, server)
         yield from strangers(connection, server, request)
         yield from _company(connection, server)
         yield from circumstances.work(connection, server)
@@ -173,6 +174,17 @@ def _broken(connection: BaseDatabaseWrapper) -> Iterator[Finding]:
         yield _warns(
             f"What the {what} {name} stands on is gone ({said}), so an undo of the restore can't make it again. Make "
             "it anew, or drop it."
+        )
+
+
+def _routine_grants(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
+    routines = definitions.routine_names(connection, server.database)
+    if routines and definitions.read_routine_grants(connection, server.database) is None:
+        rights = read_rights(connection, server)
+        yield _warns(
+            f"The server drops what accounts may do with single routines together with these, and {rights.account} "
+            "can't read it to give it again: give it again after the restore, or run: GRANT SELECT ON "
+            f"mysql.procs_priv TO {account(rights)};"
         )
 
 

@@ -221,8 +221,14 @@ def _in_use(connection: BaseDatabaseWrapper, mark: str, target: str) -> bool:
 
 
 def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object], *, forward: bool) -> None:
-    """Tell of each trigger and view that is not in the target any more."""
+    """Tell of each trigger and view that is not in the target any more, and of rights on its routines."""
     for item, said in exchange.lost:
+        if item.kind.startswith(definitions.GRANT):
+            report(
+                f"A right on the {item.kind.removeprefix(definitions.GRANT).lower()} {item.name} of {alias!r} could "
+                f"not be given again: {said}. Let an administrator run: {item.text.decode()};"
+            )
+            continue
         text = (
             f"Its text is in the table {record_table(exchange.record.outgoing.home)}, as long as that schema is kept."
             if forward

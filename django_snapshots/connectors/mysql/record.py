@@ -39,7 +39,8 @@ class Definition:
     """One trigger, view, routine or event, in the bytes in which the server keeps it."""
 
     kind: str
-    """``TRIGGER``, ``VIEW``, ``EVENT``, ``FUNCTION``, ``PROCEDURE``, ``PACKAGE`` or ``PACKAGE BODY``."""
+    """``TRIGGER``, ``VIEW``, ``EVENT``, ``FUNCTION``, ``PROCEDURE``, ``PACKAGE`` or ``PACKAGE BODY``; or ``GRANT`` and
+    one of the last four, of what an account may do with that."""
     name: str
     text: bytes
     """Of a trigger, with the hidden name of its table."""

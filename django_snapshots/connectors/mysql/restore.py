@@ -252,7 +252,7 @@ def read_side(connection: BaseDatabaseWrapper, schema: str, home: str, mark: str
         collation=str(collation),
         tables=hidden_names(tables, mark, "outgoing"),
         sequences=sequences,
-        definitions=definitions.read_definitions(connection, schema),
+        definitions=definitions.read_target(connection, schema),
         captured=False,
     )
 
