@@ -4,8 +4,8 @@ Who can die when, and what then holds. "Die" is: our process, our session, or th
 
 1. *Before the record is committed*: the target is untouched.
 2. *The target's events are dropped* (their text is in the record), so that none fires into the middle; unless something
-   was made or changed since the record was read, which ends the exchange. A death here or
-   later leaves a target without events, or without its tables' names, until ``converge`` is called: by ``settle``.
+   was made or changed since the record was read, which ends the exchange. A death here or later leaves a target without
+   events, or without its tables' names, until ``converge`` is called: by ``settle``.
 3. *Hidden*: one RENAME gives every table of the target a name that nobody knows, in the same schema, with its triggers.
    It waits for every transaction that has touched one of them, and whoever comes later finds no table. So everything
    that was committed is in these tables, made under their triggers, and nothing can be added. A table that was made

@@ -229,7 +229,7 @@ def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object],
                 f"not be given again: {said}. Let an administrator run: {item.text.decode()};"
             )
             continue
-        text = (
+        where = (
             f"Its text is in the table {record_table(exchange.record.outgoing.home)}, as long as that schema is kept."
             if forward
             # The record goes.
@@ -237,7 +237,7 @@ def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object],
         )
         report(
             f"The {item.kind.lower()} {item.name} of {alias!r} could not be made again, because what it stands on is "
-            f"gone, or the account may not read it: {said}. {text}"
+            f"gone, or the account may not read it: {said}. {where}"
         )
 
 
@@ -410,11 +410,14 @@ def unmake_left_over(connection: BaseDatabaseWrapper, name: str, schemas: Schema
 @contextlib.contextmanager
 def turn(connection: BaseDatabaseWrapper, alias: str, target: str) -> Iterator[None]:
     """Only one session at a time works on what lies beside *target*; the server ends one whose process sleeps."""
-    execute(connection, f"SET SESSION wait_timeout = {LOCKED_IDLE}")
     lock = text(f"django-snapshots turn {hashlib.sha256(target.encode()).hexdigest()[:24]}")
-    if not value(connection, f"SELECT GET_LOCK({lock}, {_TURN_WAIT})"):
-        raise SnapshotBusyError(f"Another process works on what restores have left beside {alias!r}; try again later.")
+    # Before the lock: whoever sleeps while it waits for that may get it.
+    execute(connection, f"SET SESSION wait_timeout = {LOCKED_IDLE}")
     try:
+        if not value(connection, f"SELECT GET_LOCK({lock}, {_TURN_WAIT})"):
+            raise SnapshotBusyError(
+                f"Another process works on what restores have left beside {alias!r}; try again later."
+            )
         yield
     finally:
         with contextlib.suppress(DatabaseError):
