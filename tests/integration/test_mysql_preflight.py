@@ -331,7 +331,48 @@ def test_views_that_are_broken_fail_the_dump_and_are_named(shop: str) -> None:
     query(shop, "CREATE VIEW some AS SELECT word FROM orders")
     query(shop, "CREATE VIEW more AS SELECT word FROM some")
     query(shop, "ALTER TABLE orders DROP COLUMN word")
-    with pytest.raises(SnapshotConnectorError, match=r"views stand on is gone.*more \(1356 .*some \(1356 .*drop them"):
+    with pytest.raises(
+        SnapshotConnectorError, match=r"views and triggers stand on is gone.*more \(1356 .*some \(1356 .*drop them"
+    ):
+        dump(shop)
+
+
+def test_a_routine_that_the_account_can_not_read_is_told_beforehand(make_mariadb: Maker, mariadb: Server) -> None:
+    alias = make_mariadb(user="blind_restorer")
+    client(mariadb, alias, script=b"CREATE PROCEDURE unseen() SELECT 1;")
+    stopping, _ = found(alias, {})
+    assert any("blind_restorer@% can't read the text of unseen, so what is there" in item for item in stopping)
+
+
+def test_a_trigger_whose_table_has_lost_a_column_fails_the_dump(shop: str) -> None:
+    """The server itself drops such a column without a word, and the dump could not be loaded."""
+    query(shop, "CREATE TABLE other (id INTEGER, `odd ``name` INTEGER)")
+    query(
+        shop,
+        "CREATE TRIGGER fine BEFORE INSERT ON other FOR EACH ROW SET @a = 'NEW.word', @b = NEW.ID, /* OLD.word */ "
+        "@c = new . `odd ``name` -- NEW.word\n, @d = (SELECT `OLD.word` FROM (SELECT 1 AS `OLD.word`) AS t)",
+    )
+    query(shop, "CREATE TRIGGER late AFTER DELETE ON orders FOR EACH ROW SET @a = CONCAT('it''s ', old.`word`)")
+    dump(shop)
+    query(shop, "ALTER TABLE orders DROP COLUMN word")
+    with pytest.raises(SnapshotConnectorError, match=r"triggers stand on is gone.*: late \(1054 [^;]*\)\. Make them"):
+        dump(shop)
+    warned = found(shop, {})[1]
+    assert any("What the trigger late stands on is gone (1054 " in item for item in warned)
+    dump(shop, exclude_tables=frozenset({"orders"}))
+
+
+def test_a_view_on_one_whose_account_is_gone_fails_the_dump(shop: str, mariadb: Server) -> None:
+    """That one can be made again, and nothing that stands on it."""
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("CREATE USER gone@'%'")
+        cursor.execute(f"GRANT SELECT ON `{database(shop)}`.* TO gone@'%'")
+        query(shop, "CREATE DEFINER = gone@'%' VIEW some AS SELECT word FROM orders")
+        query(shop, "CREATE VIEW standing AS SELECT word FROM some")
+        cursor.execute("DROP USER gone@'%'")
+    with pytest.raises(
+        SnapshotConnectorError, match=r"views and triggers stand on is gone.*: standing \(1449 [^;]*\)\."
+    ):
         dump(shop)
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from django.conf import settings
 from django.db import OperationalError, ProgrammingError, connections
 
 from django_snapshots.connectors.mysql import MySQLConnector, exchange
+from django_snapshots.connectors.mysql import kept as keeping
 from django_snapshots.connectors.mysql import record as recording
 from django_snapshots.connectors.mysql import restore as restoring
+from django_snapshots.connectors.mysql.kept import turn
+from django_snapshots.connectors.mysql.load import Loader
 from django_snapshots.connectors.mysql.record import OWN_TABLES, Label, create_record, record_table, with_transaction
-from django_snapshots.connectors.mysql.server import execute, server_connection, value
+from django_snapshots.connectors.mysql.server import LOCKED_IDLE, LONGEST, execute, server_connection, value
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
@@ -241,6 +245,45 @@ def test_a_settlement_that_dies_is_settled(
     outcome = MySQLConnector().settle(world.alias, own, {})
     assert outcome is (Outcome.BEFORE if first in BEFORE_MOVED else Outcome.SWITCHED)
     world.require(outcome, own)
+
+
+def test_a_settlement_that_sleeps_is_settled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had a session that nobody could find, and the turn: the tables stayed hidden as long as it slept."""
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, "hidden")
+    sleeping, awake = threading.Event(), threading.Event()
+
+    def sleep() -> None:
+        sleeping.set()
+        awake.wait()
+
+    dying(monkeypatch, "revealed", sleep)
+    failed: list[Exception] = []
+
+    def settle() -> None:
+        try:
+            MySQLConnector().settle(world.alias, own, {})
+        except SnapshotConnectorError as error:
+            failed.append(error)
+
+    settling = threading.Thread(target=settle)
+    settling.start()
+    try:
+        assert sleeping.wait(30)
+        assert MySQLConnector().settle(world.alias, own, {}) is Outcome.BEFORE
+    finally:
+        awake.set()
+        settling.join()
+        prepared.sessions.close()
+    assert len(failed) == 1
+    world.require(Outcome.BEFORE, own)
+
+
+def test_a_session_that_has_the_turn_and_sleeps_is_ended_by_the_server(world: World) -> None:
+    with server_connection(world.alias) as connection:
+        with turn(connection, world.alias, database(world.alias)):
+            assert value(connection, "SELECT @@wait_timeout") == LOCKED_IDLE
+        assert value(connection, "SELECT @@wait_timeout") == LONGEST
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -494,6 +537,93 @@ def test_a_table_that_is_made_meanwhile_takes_the_switch_back(world: World, monk
     assert world.now() == world.before and leftovers(world.alias) == []
 
 
+@pytest.mark.parametrize("statement", ["DROP TABLE `where`", "RENAME TABLE `where` TO elsewhere"])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_table_that_goes_while_the_switch_begins_takes_it_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, statement: str, dead: bool
+) -> None:
+    """It could never be settled, and the database had lost its events."""
+    own = mark()
+
+    def go() -> None:
+        query(world.alias, statement)
+        if dead:
+            raise Died
+
+    dying(monkeypatch, "events dropped", go)
+    with restore_request(mark=own) as request:
+        prepared = MySQLConnector().prepare(world.alias, world.snapshot, request)
+        with contextlib.closing(prepared.sessions), pytest.raises(Died if dead else SnapshotBusyError) as told:
+            prepared.switch()
+    assert dead or ("changed the database" in str(told.value) and "where" in str(told.value))
+    assert MySQLConnector().settle(world.alias, own, {}) is Outcome.BEFORE
+    assert leftovers(world.alias) == []
+    assert "later_event" in world.now() and ("elsewhere" in world.now()) == ("elsewhere" in statement)
+    dump(world.alias)
+
+
+def test_a_restored_table_that_goes_before_its_restore_is_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, "revealed")
+    query(world.alias, "DROP TABLE latin_table")
+    with contextlib.closing(prepared.sessions):
+        assert MySQLConnector().settle(world.alias, own, {}) is Outcome.SWITCHED
+    assert world.kept() == [own] and leftovers(world.alias) == [f"django_snapshots_old_{own}"]
+    undo(world.alias, own)
+    assert world.now() == world.before
+
+
+@pytest.mark.parametrize("phase", ["decided", "moved"])
+def test_a_table_that_goes_beside_the_target_does_not_keep_its_restore_from_an_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The other side has one of that name, which must not be taken for it."""
+    own = mark()
+    prepared = abandoned(world, own, monkeypatch, phase)
+    query(world.alias, f"DROP TABLE `django_snapshots_{'new' if phase == 'decided' else 'old'}_{own}`.`where`")
+    with contextlib.closing(prepared.sessions):
+        outcome = MySQLConnector().settle(world.alias, own, {})
+    assert outcome is (Outcome.BEFORE if phase == "decided" else Outcome.SWITCHED)
+    assert world.now() == (world.before if phase == "decided" else world.restored)
+
+
+CHANGES = {
+    "made": "CREATE EVENT meanwhile ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO SELECT 7",
+    "replaced": "CREATE OR REPLACE EVENT later_event ON SCHEDULE EVERY 1 DAY STARTS '2031-01-01 00:00:00' DO SELECT 7",
+    "view": "CREATE OR REPLACE VIEW later_view AS SELECT 7 AS id",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_right_before_the_switch_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    forward = exchange.Exchange.forward
+
+    def changed(exchange: exchange.Exchange) -> None:
+        query(world.alias, CHANGES[change])
+        world.before = world.now()
+        forward(exchange)
+
+    monkeypatch.setattr(exchange.Exchange, "forward", changed)
+    with pytest.raises(SnapshotBusyError, match=r"changed the database .*: (meanwhile|later_\w+)\."):
+        restore(world.alias, world.snapshot, mark=mark())
+    assert world.now() == world.before and leftovers(world.alias) == []
+
+
+@pytest.mark.parametrize("change", ["made", "replaced"])
+def test_an_event_that_is_made_meanwhile_takes_the_switch_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    dying(monkeypatch, "hidden", lambda: query(world.alias, CHANGES[change]))
+    with pytest.raises(SnapshotBusyError, match=r"changed the database .*: (meanwhile|later_event)\."):
+        restore(world.alias, world.snapshot, mark=mark())
+    assert "DO SELECT 7" in world.now() and "later_event" in world.now()
+    assert leftovers(world.alias) == []
+
+
 def test_who_sleeps_before_the_switch_finds_it_settled(world: World) -> None:
     own = mark()
     with restore_request(mark=own) as request:
@@ -517,6 +647,26 @@ def test_while_one_is_not_settled_no_other_begins_and_nothing_goes(
     with pytest.raises(SnapshotBusyError, match="it must be settled first"):
         MySQLConnector().remove(world.alias, own)
     world.require(MySQLConnector().settle(world.alias, own, {}), own)
+
+
+@pytest.mark.parametrize("tables", [False, True])
+def test_a_restore_looks_again_for_one_that_is_not_settled_before_it_switches(
+    world: World, monkeypatch: pytest.MonkeyPatch, tables: bool
+) -> None:
+    """Without a journal nothing else keeps two of them from one target; the hidden tables were taken for its own."""
+    first, second = mark(), mark()
+    with restore_request(mark=second) as one, restore_request(mark=first) as other:
+        metadata = {"row_counts": {"partitioned": 500}}
+        wanted = replace(one, tables=frozenset({"partitioned"})) if tables else one
+        late = MySQLConnector().prepare(world.alias, replace(world.snapshot, metadata=metadata), wanted)
+        early = MySQLConnector().prepare(world.alias, world.snapshot, other)
+        dying(monkeypatch, "hidden", die)
+        with contextlib.closing(early.sessions), pytest.raises(Died):
+            early.switch()
+        with pytest.raises(SnapshotBusyError, match=r"is not settled yet.*It was not touched"):
+            late.switch()
+        late.discard()
+    world.require(MySQLConnector().settle(world.alias, first, {}), first)
 
 
 @pytest.mark.parametrize("phase", ["events dropped", "hidden", "revealed"])
@@ -594,6 +744,84 @@ def test_a_drill_asks_nothing_of_the_target(mariadb: Server, make_mariadb: Maker
     assert query(alias, "SHOW DATABASES LIKE 'not_there'") == []
 
 
+def test_an_undo_looks_whether_what_is_kept_is_whole(world: World) -> None:
+    """Half-way it could neither go on nor back."""
+    first = mark()
+    restore(world.alias, world.snapshot, mark=first)
+    kept = f"`django_snapshots_old_{first}`"
+    query(world.alias, f"RENAME TABLE {kept}.`where` TO {kept}.elsewhere")
+    with pytest.raises(SnapshotPreflightError, match=rf"has dropped or renamed where in the schema {kept[1:-1]}"):
+        undo(world.alias, first)
+    query(world.alias, f"RENAME TABLE {kept}.elsewhere TO {kept}.`where`")
+    with restore_request(mark=mark()) as request:
+        prepared = MySQLConnector().bring_back(world.alias, first, request)
+        query(world.alias, f"DROP TABLE {kept}.`where`")
+        with pytest.raises(SnapshotPreflightError, match=r"dropped or renamed where in .* It was not touched"):
+            prepared.switch()
+        prepared.discard()
+    assert world.now() == world.restored and world.kept() == [first]
+
+
+def test_an_undo_looks_for_foreign_keys_and_views_that_it_would_tear(world: World, make_mariadb: Maker) -> None:
+    first = mark()
+    restore(world.alias, world.snapshot, mark=first)
+    other = make_mariadb()
+    query(other, f"CREATE TABLE stranger (id INTEGER, FOREIGN KEY (id) REFERENCES `{database(world.alias)}`.hen (id))")
+    query(world.alias, "CREATE TABLE journal (id INTEGER PRIMARY KEY)")
+    query(world.alias, "CREATE TABLE child (id INTEGER, FOREIGN KEY (id) REFERENCES journal (id))")
+    query(world.alias, "CREATE VIEW reading AS SELECT * FROM journal")
+    before = world.now()
+    try:
+        with (
+            restore_request(mark=mark(), preserve_tables=frozenset({"journal"})) as request,
+            pytest.raises(
+                SnapshotPreflightError, match=r"child has a foreign key.*stranger has.*reading reads journal"
+            ),
+        ):
+            MySQLConnector().bring_back(world.alias, first, request)
+        assert world.now() == before
+    finally:
+        query(other, "DROP TABLE stranger")
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_removal_that_dies_is_ended_by_whoever_settles(
+    make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, given: bool, dead: bool
+) -> None:
+    """The rest was taken for what an exchange has left behind, and stayed for ever."""
+    one, two, alias = make_mariadb(NAME="given_one"), make_mariadb(NAME="given_two"), make_mariadb()
+    connector = MySQLConnector(scratch_database="given_one", kept_database="given_two") if given else MySQLConnector()
+    query(alias, "CREATE TABLE t (a INTEGER)")
+    first = mark()
+    restore(alias, source(*dump(alias)), connector, mark=first)
+    home = "given_two" if given else f"django_snapshots_old_{first}"
+    if dead:
+
+        def drop(connection: Any, sql: str) -> None:
+            if sql.startswith("DROP") and "complete" not in sql:
+                raise Died
+            execute(connection, sql)
+
+        with monkeypatch.context() as patched, pytest.raises(Died):
+            patched.setattr(keeping, "execute", drop)
+            connector.remove(alias, first)
+    else:
+        # Somebody looks at it and doesn't go.
+        with monkeypatch.context() as patched, server_connection(alias, database=home) as connection:
+            patched.setattr(keeping, "LOCK_WAIT", 1)
+            execute(connection, "START TRANSACTION")
+            assert value(connection, "SELECT COUNT(*) FROM t") == 0
+            with pytest.raises(SnapshotConnectorError, match="Lock wait timeout"):
+                connector.remove(alias, first)
+    assert [item.kept for item in connector.beside(alias)] == [False]
+    with pytest.raises(SnapshotNotFoundError), restore_request(mark=mark()) as request:
+        connector.bring_back(alias, first, request)
+    assert connector.settle(alias, first, {}) is Outcome.BEFORE
+    assert connector.beside(alias) == [] and leftovers(alias) == []
+    assert [query(schema, "SHOW TABLES") for schema in (one, two)] == [[], []]
+
+
 def test_a_missing_database_is_made(world: World, make_mariadb: Maker, mariadb: Server) -> None:
     missing = make_mariadb.register("missing", {**entry(world.alias), "NAME": "missing_until_now"})
     assert MySQLConnector().target(missing).empty
@@ -637,6 +865,33 @@ def test_two_schemas_that_an_administrator_has_made(mariadb: Server, make_mariad
     assert [item.mark for item in connector.beside(alias) if item.kept] == [second]
     connector.remove(alias, second)
     assert query(one, "SHOW TABLES") == []
+
+
+def test_a_client_that_connects_late_does_not_write_into_the_build_of_another_restore(
+    make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, alias = make_mariadb(NAME="given_one"), make_mariadb(NAME="given_two"), make_mariadb()
+    query(alias, "CREATE TABLE t (a INTEGER)")
+    query(alias, "INSERT INTO t VALUES (1)")
+    snapshot = source(*dump(alias))
+    connector = MySQLConnector(scratch_database="given_one", kept_database="given_two")
+    own, other = mark(), mark()
+    start = Loader._start
+
+    def late(loader: Loader, stdout: int) -> Any:
+        assert connector.settle(alias, own, {}) is Outcome.BEFORE
+        with server_connection(alias, database="") as connection:
+            create_record(connection, "given_one", Label(mark=other, target=database(alias)))
+        query(one, "CREATE TABLE t (a INTEGER)")
+        query(one, "INSERT INTO t VALUES (2)")
+        return start(loader, stdout)
+
+    monkeypatch.setattr(Loader, "_start", late)
+    with restore_request(mark=own) as request, pytest.raises(SnapshotConnectorError, match=r"load of .* failed"):
+        connector.prepare(alias, snapshot, request)
+    assert query(one, "SELECT a FROM t") == [(2,)]
+    assert connector.settle(alias, other, {}) is Outcome.BEFORE
+    assert [query(schema, "SHOW TABLES") for schema in (one, two)] == [[], []]
 
 
 @pytest.mark.parametrize("died_in", ["given_one", "given_two"])
@@ -795,6 +1050,156 @@ def test_a_view_whose_table_is_gone_does_not_keep_an_undo_from_its_end(
     assert query(alias, "SELECT * FROM all_eggs") == []
 
 
+ROUTINES = b"""CREATE PROCEDURE called() SELECT 1; CREATE FUNCTION computed() RETURNS INTEGER RETURN 1;
+CREATE FUNCTION `odd``one`() RETURNS INTEGER RETURN 1; CREATE TABLE t (a INTEGER);"""
+
+
+@pytest.fixture
+def caller(mariadb: Server) -> Iterator[None]:
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("CREATE USER caller@'%', caller@'::1'")
+        cursor.execute("CREATE ROLE callers")
+        yield
+        cursor.execute("DROP USER IF EXISTS caller@'%', caller@'::1'")
+        cursor.execute("DROP ROLE callers")
+
+
+def granted(server: Server, alias: str) -> set[tuple[str, ...]]:
+    with mariadb_cursor(server) as cursor:
+        cursor.execute(
+            "SELECT user, host, routine_name, routine_type, proc_priv FROM mysql.procs_priv "
+            f"WHERE db = '{database(alias)}' AND user LIKE 'caller%'"
+        )
+        return set(cursor.fetchall())
+
+
+@pytest.mark.usefixtures("caller")
+@pytest.mark.parametrize("phase", ["no more", "routines made"])
+def test_what_accounts_may_do_with_routines_stays(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The server drops it with the routines."""
+    alias = make_mariadb()
+    name = database(alias)
+    client(mariadb, alias, script=ROUTINES)
+    snapshot = source(*dump(alias))
+    client(mariadb, alias, script=b"CREATE PROCEDURE called_later() SELECT 1;")
+    with mariadb_cursor(mariadb) as cursor:
+        for what, whom in {
+            "EXECUTE ON PROCEDURE {}.called": "caller@'%' WITH GRANT OPTION",
+            "EXECUTE, ALTER ROUTINE ON FUNCTION {}.computed": "caller@'::1'",
+            "EXECUTE ON FUNCTION {}.`odd``one`": "callers",
+            "EXECUTE ON PROCEDURE {}.called_later": "caller@'%'",
+        }.items():
+            cursor.execute(f"GRANT {what.format(f'`{name}`')} TO {whom}")
+        before = granted(mariadb, alias)
+        assert len(before) == 4
+        first = mark()
+        dying(monkeypatch, phase, die)
+        with restore_request(mark=first) as request:
+            prepared = MySQLConnector().prepare(alias, snapshot, request)
+            with contextlib.closing(prepared.sessions), contextlib.suppress(Died):
+                prepared.switch()
+        assert MySQLConnector().settle(alias, first, {}) is Outcome.SWITCHED
+        later = {item for item in before if "called_later" in item}
+        assert granted(mariadb, alias) == before - later
+        # What was taken away since doesn't come back with what it was taken from.
+        cursor.execute(f"REVOKE EXECUTE ON FUNCTION `{name}`.`odd``one` FROM callers")
+        cursor.execute("DROP USER caller@'::1'")
+        undo(alias, first)
+        assert granted(mariadb, alias) == {item for item in before if item[:2] == ("caller", "%")}
+        cursor.execute("SELECT COUNT(*) FROM mysql.user WHERE user = 'caller'")
+        assert cursor.fetchall() == ((1,),)
+
+
+@pytest.mark.usefixtures("caller")
+def test_what_accounts_may_do_with_routines_is_told_where_it_can_not_be_given_again(
+    mariadb: Server, modest: str
+) -> None:
+    query(modest, "CREATE PROCEDURE called() SELECT 1")
+    snapshot = source(*dump(modest))
+    statement = f"GRANT Execute ON PROCEDURE `{database(modest)}`.`called` TO `caller`@`%`"
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute(statement)
+        with restore_request() as request:
+            found = [item for item in MySQLConnector().preflight(modest, snapshot, request) if not item.stops]
+        assert any("run: GRANT SELECT ON mysql.procs_priv TO `modest_restorer`@`%`;" in item.text for item in found)
+        cursor.execute("GRANT SELECT ON mysql.procs_priv TO modest_restorer@'%'")
+    connections[modest].close()
+    notes: list[str] = []
+    with preparing(modest, snapshot, report=notes.append) as prepared:
+        prepared.switch()
+    (note,) = notes
+    assert "A right on the procedure called" in note and note.endswith(f"Let an administrator run: {statement};")
+    assert "denied" in note
+
+
+def broken_trigger(server: Server, make: Maker) -> tuple[str, Any]:
+    """A database whose trigger can't be made again since its snapshot."""
+    alias = make()
+    query(alias, "CREATE TABLE hen (id INTEGER, weight INTEGER)")
+    snapshot = source(*dump(alias))
+    script = b"CREATE TRIGGER late AFTER DELETE ON hen FOR EACH ROW SET @a = OLD.weight; CREATE TABLE egg (id INTEGER);"
+    after = (
+        b"CREATE TRIGGER later AFTER DELETE ON hen FOR EACH ROW SET @b = OLD.id; ALTER TABLE hen DROP COLUMN weight;"
+    )
+    client(server, alias, script=script + after)
+    return alias, snapshot
+
+
+def trigger_names(alias: str, schema: str = "") -> list[str]:
+    return [name for (name, *_) in query(alias, f"SHOW TRIGGERS FROM `{schema or database(alias)}`")]
+
+
+def test_a_trigger_whose_column_is_gone_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker
+) -> None:
+    """The tables stayed hidden for ever."""
+    alias, snapshot = broken_trigger(mariadb, make_mariadb)
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+    assert trigger_names(alias) == [] and trigger_names(alias, f"django_snapshots_old_{first}") == ["later"]
+    notes: list[str] = []
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert query(alias, "SHOW TABLES") == [("egg",), ("hen",)] and trigger_names(alias) == ["later"]
+    (note,) = notes
+    assert "The trigger late of" in note and "Unknown column 'weight'" in note
+    assert f"in the table `django_snapshots_old_{second}`.django_snapshots_record" in note
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_trigger_whose_column_is_gone_does_not_keep_a_restore_from_going_back(
+    mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dead: bool
+) -> None:
+    alias, snapshot = broken_trigger(mariadb, make_mariadb)
+    own = mark()
+
+    def fail() -> None:
+        raise OperationalError(1114, "The table is full")
+
+    notes: list[str] = []
+    dying(monkeypatch, "decided", die if dead else fail)
+    with restore_request(mark=own, report=notes.append) as request:
+        prepared = MySQLConnector().prepare(alias, snapshot, request)
+        with contextlib.closing(prepared.sessions), pytest.raises(Died if dead else SnapshotConnectorError):
+            prepared.switch()
+    if dead:
+        # Nor does the next death, behind the line at which it was found out, keep it from being told.
+        dying(monkeypatch, "revealed", die)
+        with contextlib.suppress(Died):
+            MySQLConnector().settle(alias, own, {})
+        assert MySQLConnector().settle(alias, own, {}) is Outcome.BEFORE
+    assert query(alias, "SHOW TABLES") == [("egg",), ("hen",)] and trigger_names(alias) == ["later"]
+    assert leftovers(alias) == []
+    told = caplog.text if dead else notes[0]
+    # Its record has gone.
+    assert "The trigger late of" in told and "Its text was: CREATE " in told and "@a = OLD.weight" in told
+    assert "ON `hen` FOR" in told
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_a_view_that_is_lost_is_told_also_where_something_else_went_wrong(
     mariadb: Server, make_mariadb: Maker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dead: bool
@@ -846,6 +1251,30 @@ def test_a_view_that_the_account_may_not_make_does_not_keep_an_undo_from_its_end
     assert [item.mark for item in MySQLConnector().beside(modest) if item.kept] == [second]
     (note,) = notes
     assert "The view borrowed" in note and "may not read it: " in note and "denied" in note
+
+
+def test_a_view_on_one_whose_account_is_gone_does_not_keep_an_undo_from_its_end(
+    mariadb: Server, make_mariadb: Maker
+) -> None:
+    alias = make_mariadb()
+    query(alias, "CREATE TABLE hen (id INTEGER)")
+    snapshot = source(*dump(alias))
+    with mariadb_cursor(mariadb) as cursor:
+        cursor.execute("CREATE USER gone_by_then@'%'")
+        cursor.execute(f"GRANT SELECT ON `{database(alias)}`.* TO gone_by_then@'%'")
+        query(alias, "CREATE DEFINER = gone_by_then@'%' VIEW hens AS SELECT id FROM hen")
+        query(alias, "CREATE VIEW more_hens AS SELECT id FROM hens")
+        cursor.execute("DROP USER gone_by_then@'%'")
+    first, second = mark(), mark()
+    restore(alias, snapshot, mark=first)
+    notes: list[str] = []
+    with restore_request(mark=second, report=notes.append) as request:
+        prepared = MySQLConnector().bring_back(alias, first, request)
+        prepared.switch()
+        prepared.discard()
+    assert query(alias, "SHOW TABLES") == [("hen",), ("hens",)]
+    (note,) = notes
+    assert "The view more_hens of" in note and "gone_by_then" in note
 
 
 @pytest.mark.parametrize("wrong", ["", "../x", "UPPER", "a" * 41, "x`; DROP DATABASE y"])

@@ -177,7 +177,7 @@ class MySQLConnector(FileTier):
                 require_whole(connection, alias, server.database, [table.name for table in found], self._schemas)
                 require_left_out(connection, alias, tool, found, request.exclude_data)
                 found_views = views.view_names(connection)
-                views.require_whole(connection, alias, found_views)
+                views.require_whole(connection, alias, found_views, request.exclude_tables)
                 history = history_of(connection, server, tool, found)
                 return DumpPlan(
                     db_alias=alias,

@@ -18,8 +18,11 @@ from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.redaction import redact
 
 ROUTINES = ("FUNCTION", "PROCEDURE", "PACKAGE", "PACKAGE BODY")
-_GONE = (1049, 1054, 1146, 1305, 1356, 4091)
-"""Of a view that is made: a database, a column, a table, a function, a view's own ones or a sequence is not there."""
+GRANT = "GRANT "
+"""How the kind of what an account may do with a routine begins; the routine's own follows."""
+_GONE = (1049, 1054, 1146, 1305, 1356, 1449, 4091)
+"""Of a view or a trigger that is made: a database, a column, a table, a function, a view's own ones, the account that
+a view runs as, or a sequence is not there."""
 _FORBIDDEN = (1044, 1142, 1143, 1370)
 """Of a view that is made: the account may not read a database, a table or a column, or not call a function."""
 
@@ -28,6 +31,43 @@ def read_definitions(connection: BaseDatabaseWrapper, schema: str) -> list[Defin
     """The views, routines and events of *schema*."""
     execute(connection, f"USE {quote(schema)}")
     return [*_views(connection, schema), *_routines(connection, schema), *_events(connection, schema)]
+
+
+def read_target(connection: BaseDatabaseWrapper, schema: str) -> list[Definition]:
+    """As ``read_definitions``, with what accounts may do with single routines: the server drops that with them."""
+    return [*read_definitions(connection, schema), *(read_routine_grants(connection, schema) or ())]
+
+
+def read_routine_grants(connection: BaseDatabaseWrapper, schema: str) -> list[Definition] | None:
+    """What accounts may do with single routines of *schema*, but for this one, to which the server gives what it needs
+    with each that it makes; ``None`` where it may not read that."""
+    try:
+        found = rows(
+            connection,
+            "SELECT user, host, routine_name, routine_type, proc_priv FROM mysql.procs_priv "  # noqa: S608 - hex
+            f"WHERE db = {text(schema)} AND CONCAT(user, '@', host) <> CURRENT_USER() ORDER BY 1, 2, 3, 4",
+        )
+    except DatabaseError as error:
+        if error.args[0] not in _FORBIDDEN:
+            raise
+        return None
+    # MariaDB would make an account that is gone by then, and without a password.
+    mode = "NO_AUTO_CREATE_USER" if getattr(connection, "mysql_is_mariadb") else ""  # noqa: B009 - only mysql has it
+    return [
+        Definition(
+            kind=f"{GRANT}{routine}", name=str(name), text=_grant(schema, *map(str, row)).encode(), sql_mode=mode
+        )
+        for row in found
+        for _, _, name, routine, _ in (row,)
+    ]
+
+
+def _grant(schema: str, user: str, host: str, name: str, routine: str, rights: str) -> str:
+    """A role has no host."""
+    words = [word for word in rights.split(",") if word != "Grant"] or ["USAGE"]
+    account = f"{quote(user)}@{quote(host)}" if host else quote(user)
+    option = " WITH GRANT OPTION" if "Grant" in rights.split(",") else ""
+    return f"GRANT {', '.join(words)} ON {routine} {quote(schema)}.{quote(name)} TO {account}{option}"
 
 
 def read_routines(connection: BaseDatabaseWrapper, schema: str) -> list[Definition]:
@@ -81,9 +121,26 @@ def create(connection: BaseDatabaseWrapper, schema: str, item: Definition) -> No
         set_collation(connection, schema, collation)
 
 
-def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[Definition]) -> dict[str, str]:
-    """Make *views*, which may stand on one another in any order. Return those that can't be made because what they
-    stand on is gone, or the account may not read it, with what the server says: to wait for that could be for ever."""
+Lost = list[tuple[Definition, str]]
+"""What can't be made because what it stands on is gone, or the account may not read it, with what the server says: to
+wait for that could be for ever."""
+
+
+def create_triggers(connection: BaseDatabaseWrapper, schema: str, triggers: Sequence[Definition]) -> Lost:
+    """Make *triggers* in the order in which they fire; return those that can't be made."""
+    lost: Lost = []
+    for item in triggers:
+        try:
+            create(connection, schema, item)
+        except DatabaseError as error:
+            if error.args[0] not in _GONE:
+                raise
+            lost.append((item, redact(str(error.args[-1]))))
+    return lost
+
+
+def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[Definition]) -> Lost:
+    """Make *views*, which may stand on one another in any order; return those that can't be made."""
     left = list(views)
     while left:
         failed: list[tuple[Definition, DatabaseError]] = []
@@ -96,9 +153,9 @@ def create_views(connection: BaseDatabaseWrapper, schema: str, views: Sequence[D
             for _, failure in failed:
                 if failure.args[0] not in (*_GONE, *_FORBIDDEN):
                     raise failure
-            return {item.name: redact(str(failure.args[-1])) for item, failure in failed}
+            return [(item, redact(str(failure.args[-1]))) for item, failure in failed]
         left = [item for item, _ in failed]
-    return {}
+    return []
 
 
 def drop_triggers(connection: BaseDatabaseWrapper, schema: str, tables: Iterable[str]) -> None:
@@ -109,10 +166,10 @@ def drop_triggers(connection: BaseDatabaseWrapper, schema: str, tables: Iterable
             execute(connection, f"DROP TRIGGER {quote(schema)}.{quote(name)}")
 
 
-def drop_events(connection: BaseDatabaseWrapper, schema: str) -> None:
-    """Drop every event of *schema*."""
-    for name in event_names(connection, schema):
-        execute(connection, f"DROP EVENT {quote(schema)}.{quote(name)}")
+def drop_events(connection: BaseDatabaseWrapper, schema: str, events: Iterable[str]) -> None:
+    """Drop those of *events* that *schema* has."""
+    for name in events:
+        execute(connection, f"DROP EVENT IF EXISTS {quote(schema)}.{quote(name)}")
 
 
 def drop_views_and_routines(connection: BaseDatabaseWrapper, schema: str) -> None:

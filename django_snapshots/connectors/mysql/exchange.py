@@ -3,12 +3,14 @@
 Who can die when, and what then holds. "Die" is: our process, our session, or the server with everything in its memory.
 
 1. *Before the record is committed*: the target is untouched.
-2. *The target's events are dropped* (their text is in the record), so that none fires into the middle. A death here or
-   later leaves a target without events, or without its tables' names, until ``converge`` is called: by ``settle``.
+2. *The target's events are dropped* (their text is in the record), so that none fires into the middle; unless something
+   was made or changed since the record was read, which ends the exchange. A death here or later leaves a target without
+   events, or without its tables' names, until ``converge`` is called: by ``settle``.
 3. *Hidden*: one RENAME gives every table of the target a name that nobody knows, in the same schema, with its triggers.
    It waits for every transaction that has touched one of them, and whoever comes later finds no table. So everything
    that was committed is in these tables, made under their triggers, and nothing can be added. A table that was made
-   since the record was read, or a definition that was changed, takes the exchange back.
+   or dropped since the record was read, or a definition that was changed, takes the exchange back. One that somebody
+   drops later keeps no other from its place.
 4. *Their triggers are read, recorded, and only then dropped*: the server refuses to move a table that has triggers.
 5. *Moved*: one RENAME takes every table out to the outgoing schema, every table in from the incoming one under another
    hidden name, and the marker from the incoming schema to the outgoing one. It is atomic, through a death of the server
@@ -47,7 +49,8 @@ from django_snapshots.connectors.mysql.record import (
     tables_in,
 )
 from django_snapshots.connectors.mysql.server import execute, quote
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError
+from django_snapshots.exceptions import SnapshotBusyError
+from django_snapshots.redaction import redact
 
 LOCK_WAIT = 60
 """Seconds to wait until nobody works in the tables any more; whoever comes meanwhile waits behind us."""
@@ -59,6 +62,10 @@ class Place(Enum):
     HOME = "in the schema of its side"
     HIDDEN = "in the target, under its hidden name"
     VISIBLE = "in the target, under its own name"
+    GONE = "nowhere: somebody has dropped or renamed it meanwhile"
+
+
+_NOT_THERE = "it is not there"
 
 
 def _reached(phase: str) -> None:
@@ -71,8 +78,8 @@ class Exchange:
     def __init__(self, connection: BaseDatabaseWrapper, record: Record) -> None:
         self._connection = connection
         self.record = record
-        self.lost: dict[str, str] = {}
-        """Views that could not be made, as what they stand on is gone or may not be read; with what the server says."""
+        self.lost: definitions.Lost = []
+        """Triggers and views of the state in the target that it has not any more, and rights on its routines."""
 
     def forward(self) -> None:
         """Make the target the incoming state. Raises ``SnapshotBusyError`` or ``DatabaseError`` at any line."""
@@ -112,31 +119,39 @@ class Exchange:
     def _settled(self, forward: bool) -> bool:
         coming, leaving = self._sides(forward)
         # A state without tables does not show how far it has come; going all the way again costs it nothing.
-        return set(self._places(coming).values()) == {Place.VISIBLE} and self._is_home(leaving)
+        return self._found(coming) == {Place.VISIBLE} and self._is_home(leaving)
 
     def _is_home(self, side: Side) -> bool:
-        return MARKER in tables_in(self._connection, side.home) and set(self._places(side).values()) <= {Place.HOME}
+        return MARKER in tables_in(self._connection, side.home) and self._found(side) <= {Place.HOME}
+
+    def _found(self, side: Side) -> set[Place]:
+        """Where the tables of *side* are. One that is gone has nowhere to go, and keeps no other from its end."""
+        return set(self._places(side).values()) - {Place.GONE}
 
     def _places(self, side: Side) -> dict[str, Place]:
         home = tables_in(self._connection, side.home)
         target = tables_in(self._connection, self.record.target)
-        return {name: self._place(name, hidden, home, target) for name, hidden in side.tables.items()}
+        inside = self.record.incoming if self.moved() else self.record.outgoing
+        # Both sides may have a table of one name, and only one of them shows it there.
+        visible = target if side.home == inside.home else {}
 
-    def _place(self, name: str, hidden: str, home: Iterable[str], target: Iterable[str]) -> Place:
-        if name in home:
-            return Place.HOME
-        if hidden in target:
-            return Place.HIDDEN
-        if name in target:
-            return Place.VISIBLE
-        raise SnapshotConnectorError(
-            f"The table {name} of the database {self.record.target}, which restore {self.record.mark} was exchanging, "
-            "is in none of the schemas where it may be; somebody has moved or dropped it meanwhile. "
-            f"The record of the exchange is in {self.record.outgoing.home}."
-        )
+        def place(name: str, hidden: str) -> Place:
+            if name in home:
+                return Place.HOME
+            if hidden in target:
+                return Place.HIDDEN
+            return Place.VISIBLE if name in visible else Place.GONE
+
+        return {name: place(name, hidden) for name, hidden in side.tables.items()}
 
     def _move(self, forward: bool) -> None:
-        definitions.drop_events(self._connection, self.record.target)
+        outgoing = self.record.outgoing
+        if forward and not outgoing.captured:
+            now = definitions.read_target(self._connection, self.record.target)
+            self._require_same(_differing(now, outgoing.definitions))
+            # The record knows of no others: what was made since stays, also where this goes back.
+            events = [item.name for item in outgoing.definitions if item.kind == "EVENT"]
+            definitions.drop_events(self._connection, self.record.target, events)
         _reached("events dropped")
         self._hide()
         _reached("hidden")
@@ -155,7 +170,7 @@ class Exchange:
             _reached("moved")
         if forward:
             # Nobody goes back from here: until here the target has its own, also those that can't be made again.
-            self._make_routines(coming)
+            self._make_routines(coming, leaving)
             _reached("routines made")
         if coming.captured:
             self._make_triggers(coming)
@@ -164,7 +179,7 @@ class Exchange:
         _reached("revealed")
 
     def _needs_moving(self, coming: Side, leaving: Side) -> bool:
-        return not (set(self._places(coming).values()) <= {Place.HIDDEN} and self._is_home(leaving))
+        return not (self._found(coming) <= {Place.HIDDEN} and self._is_home(leaving))
 
     def _hide(self) -> None:
         """Give every table that is still visible its hidden name, of whichever side it is."""
@@ -181,18 +196,28 @@ class Exchange:
         others = tables_in(self._connection, target).keys() - self.record.preserved - set(outgoing.tables.values())
         known = {item.name for item in outgoing.definitions if item.kind == "VIEW"} | {*outgoing.sequences}
         changed = others ^ known
+        # Nobody may go on without them; a restore that goes back leaves them where they are.
+        changed |= {
+            name
+            for side in (outgoing, self.record.incoming)
+            for name, place in self._places(side).items()
+            if place is Place.GONE
+        }
         # The server prints a view whose tables are hidden in other words, so views are compared by name.
-        now = set(map(_identity, definitions.read_routines(self._connection, target)))
-        then = {_identity(item) for item in outgoing.definitions if item.kind in definitions.ROUTINES}
-        changed |= {name for _, name, _ in now ^ then}
-        if changed:
-            raise SnapshotBusyError(
-                f"Somebody changed the database {target} while it was to be exchanged: {', '.join(sorted(changed))}. "
-                "Stop migrations and everything else that makes or drops tables, and restore again."
-            )
+        routines = [item for item in outgoing.definitions if item.kind in definitions.ROUTINES]
+        changed |= _differing(definitions.read_routines(self._connection, target), routines)
+        self._require_same(changed | {*definitions.event_names(self._connection, target)})
         triggers = definitions.read_triggers(self._connection, target, outgoing.tables.values())
         captured = replace(outgoing, definitions=[*outgoing.definitions, *triggers], captured=True)
         self.record = replace_record(self._connection, self.record, outgoing=captured)
+
+    def _require_same(self, changed: set[str]) -> None:
+        if changed:
+            raise SnapshotBusyError(
+                f"Somebody changed the database {self.record.target} while it was to be exchanged: "
+                f"{', '.join(sorted(changed))}. Stop migrations and everything else that makes or drops tables, and "
+                "restore again."
+            )
 
     def _drop_triggers(self) -> None:
         """No table that is to move may have any; all of them are in the record."""
@@ -227,20 +252,31 @@ class Exchange:
         if MARKER in tables_in(self._connection, coming.home):
             yield coming.home, MARKER, leaving.home, MARKER
 
-    def _make_routines(self, side: Side) -> None:
+    def _make_routines(self, side: Side, leaving: Side) -> None:
         """Views and routines of the other side go; a trigger or a view may call the routines that come."""
         definitions.drop_views_and_routines(self._connection, self.record.target)
         self._create(self.record.target, [item for item in side.definitions if item.kind in definitions.ROUTINES])
+        for item in _grants(side, leaving):
+            try:
+                definitions.create(self._connection, self.record.target, item)
+            except DatabaseError as error:
+                # Nothing here needs it, and somebody who may can do it later.
+                self.lost.append((item, redact(str(error.args[-1]))))
+        there = tables_in(self._connection, self.record.target)
         for hidden, column, default in side.defaults:
-            execute(
-                self._connection,
-                f"ALTER TABLE {quote(self.record.target)}.{quote(hidden)} "
-                f"ALTER COLUMN {quote(column)} SET DEFAULT {default}",
-            )
+            if hidden in there:
+                execute(
+                    self._connection,
+                    f"ALTER TABLE {quote(self.record.target)}.{quote(hidden)} "
+                    f"ALTER COLUMN {quote(column)} SET DEFAULT {default}",
+                )
 
     def _make_triggers(self, side: Side) -> None:
         definitions.drop_triggers(self._connection, self.record.target, side.tables.values())
-        self._create(self.record.target, [item for item in side.definitions if item.kind == "TRIGGER"])
+        triggers = [item for item in side.definitions if item.kind == "TRIGGER"]
+        # A table may lose the column of a trigger. To wait for that here would hide all tables for ever.
+        lost = definitions.create_triggers(self._connection, self.record.target, triggers)
+        self.lost += [(_at_home(item, side), said) for item, said in lost]
 
     def _reveal(self, side: Side) -> None:
         target = self.record.target
@@ -254,9 +290,14 @@ class Exchange:
         """What can be made only of tables with their own names, and what may be late."""
         coming, leaving = self._sides(forward)
         target = self.record.target
+        # Whoever found out may have died before it could tell. To try again would wait for whoever uses the table.
+        there = {name for name, _ in definitions.trigger_tables(self._connection, target)}
+        there |= {item.name for item, _ in self.lost if item.kind == "TRIGGER"}
+        unmade = [item for item in coming.definitions if item.kind == "TRIGGER" and item.name not in there]
+        self.lost += [(_at_home(item, coming), _NOT_THERE) for item in unmade]
         there = {*definitions.view_names(self._connection, target)}
         missing = [item for item in coming.definitions if item.kind == "VIEW" and item.name not in there]
-        self.lost = definitions.create_views(self._connection, target, missing)
+        self.lost += definitions.create_views(self._connection, target, missing)
         definitions.set_collation(self._connection, target, coming.collation)
         _reached("views made")
         events = {*definitions.event_names(self._connection, target)}
@@ -272,7 +313,8 @@ class Exchange:
         definitions.drop_views_and_routines(self._connection, side.home)
         definitions.drop_triggers(self._connection, side.home, side.tables)
         self._create(side.home, [item for item in side.definitions if item.kind in definitions.ROUTINES])
-        self._create(side.home, [_at_home(item, side) for item in side.definitions if item.kind == "TRIGGER"])
+        triggers = [_at_home(item, side) for item in side.definitions if item.kind == "TRIGGER"]
+        definitions.create_triggers(self._connection, side.home, triggers)
         definitions.create_views(
             self._connection, side.home, [item for item in side.definitions if item.kind == "VIEW"]
         )
@@ -298,6 +340,26 @@ def own_tables(
         [name for name in wanted if found[name] not in ("VIEW", "SEQUENCE")],
         [name for name in wanted if found[name] == "SEQUENCE"],
     )
+
+
+def _grants(coming: Side, leaving: Side) -> list[Definition]:
+    """Rights on routines that come: they stay as they are in the target by now, and come with what it has not."""
+    made, there = (
+        {(i.kind, i.name) for i in side.definitions if i.kind in definitions.ROUTINES} for side in (coming, leaving)
+    )
+    return [
+        item
+        for side in (leaving, coming)
+        for item in side.definitions
+        if item.kind.startswith(definitions.GRANT)
+        and (key := (item.kind.removeprefix(definitions.GRANT), item.name)) in made
+        and (side is leaving or key not in there)
+    ]
+
+
+def _differing(now: Iterable[Definition], then: Iterable[Definition]) -> set[str]:
+    """The names of what is not the same now as it was then."""
+    return {name for _, name, _ in {*map(_identity, now)} ^ {*map(_identity, then)}}
 
 
 def _identity(item: Definition) -> tuple[str, str, bytes]:

@@ -7,9 +7,14 @@ from dataclasses import replace
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.connectors.mysql import circumstances, row_tables, views
+from django_snapshots.connectors.mysql import circumstances, definitions, row_tables, views
 from django_snapshots.connectors.mysql.kept import Schemas, halfway, unfinished
-from django_snapshots.connectors.mysql.preflight import not_to_be_made, not_to_be_made_again, require_fit
+from django_snapshots.connectors.mysql.preflight import (
+    missing_rights,
+    not_to_be_made,
+    not_to_be_made_again,
+    require_fit,
+)
 from django_snapshots.connectors.mysql.record import (
     NEW_PREFIX,
     OLD_PREFIX,
@@ -24,7 +29,6 @@ from django_snapshots.connectors.mysql.rights import (
     grant,
     missing_beside,
     missing_for_rows,
-    missing_to_restore,
     read_rights,
 )
 from django_snapshots.connectors.mysql.server import Server, exists, names, rows, value
@@ -53,12 +57,13 @@ def findings(
     yield from _definers(connection, server, source)
     if request.drill:
         return
-    yield from _rights(connection, server)
+    yield from map(_stops, missing_rights(connection, server))
     yield from _target(connection, db_alias, server, schemas)
     if exists(connection, server.database):
         yield from map(_stops, not_to_be_made_again(connection, server))
         yield from _broken(connection)
-        yield from _strangers(connection, server, request)
+        yield from _routine_grants(connection, server)
+        yield from strangers(connection, server, request)
         yield from _company(connection, server)
         yield from circumstances.work(connection, server)
     yield from circumstances.letters(connection, source, request)
@@ -94,12 +99,6 @@ def _fit(db_alias: str, source: Source, server: Server) -> Iterator[Finding]:
         require_fit(db_alias, source, server)
     except SnapshotPreflightError as error:
         yield _stops(str(error))
-
-
-def _rights(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
-    rights = read_rights(connection, server)
-    if missing := missing_to_restore(rights):
-        yield _stops(f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}")
 
 
 def _rows_alone(
@@ -169,14 +168,27 @@ def _target(connection: BaseDatabaseWrapper, db_alias: str, server: Server, sche
 
 
 def _broken(connection: BaseDatabaseWrapper) -> Iterator[Finding]:
-    for name, said in views.broken(connection, views.view_names(connection)):
+    found = [("view", *item) for item in views.broken(connection, views.view_names(connection))]
+    found += [("trigger", *item) for item in views.broken_triggers(connection)]
+    for what, name, said in found:
         yield _warns(
-            f"What the view {name} stands on is gone ({said}), so an undo of the restore can't make it again. Make it "
-            "anew, or drop it."
+            f"What the {what} {name} stands on is gone ({said}), so an undo of the restore can't make it again. Make "
+            "it anew, or drop it."
         )
 
 
-def _strangers(connection: BaseDatabaseWrapper, server: Server, request: RestoreRequest) -> Iterator[Finding]:
+def _routine_grants(connection: BaseDatabaseWrapper, server: Server) -> Iterator[Finding]:
+    routines = definitions.routine_names(connection, server.database)
+    if routines and definitions.read_routine_grants(connection, server.database) is None:
+        rights = read_rights(connection, server)
+        yield _warns(
+            f"The server drops what accounts may do with single routines together with these, and {rights.account} "
+            "can't read it to give it again: give it again after the restore, or run: GRANT SELECT ON "
+            f"mysql.procs_priv TO {account(rights)};"
+        )
+
+
+def strangers(connection: BaseDatabaseWrapper, server: Server, request: RestoreRequest) -> Iterator[Finding]:
     """Foreign keys and views that an exchange would tear, or take to the kept state."""
     journal = request.preserve_tables
     here = text(server.database)

@@ -13,7 +13,7 @@ from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.mysql import definitions
-from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
+from django_snapshots.connectors.mysql.exchange import LOCK_WAIT, Exchange, own_tables
 from django_snapshots.connectors.mysql.record import (
     HIDDEN_PREFIX,
     MARKER,
@@ -24,6 +24,7 @@ from django_snapshots.connectors.mysql.record import (
     NotUnderstood,
     Record,
     Rows,
+    create_record,
     is_free,
     read_record,
     record_table,
@@ -32,13 +33,23 @@ from django_snapshots.connectors.mysql.record import (
     tables_in,
     text,
 )
-from django_snapshots.connectors.mysql.server import execute, explained, quote, rows, server_connection, value
-from django_snapshots.connectors.mysql.sessions import end_sessions, prefix
+from django_snapshots.connectors.mysql.server import (
+    LOCKED_IDLE,
+    LONGEST,
+    execute,
+    explained,
+    quote,
+    rows,
+    server_connection,
+    value,
+)
+from django_snapshots.connectors.mysql.sessions import Marks, end_sessions, prefix
 from django_snapshots.exceptions import (
     SnapshotBusyError,
     SnapshotConnectorError,
     SnapshotNotFoundError,
 )
+from django_snapshots.redaction import redact
 from django_snapshots.replaced import Beside, Outcome
 
 logger = logging.getLogger("django_snapshots")
@@ -72,14 +83,21 @@ class Schemas:
     def unmake(self, connection: BaseDatabaseWrapper, name: str) -> None:
         """Drop a schema, or what is in one that was given; its marker first, so that half of it is never taken for
         a state."""
-        execute(connection, "SET SESSION foreign_key_checks = 0, sql_mode = ''")
+        # Who has a transaction open in it would be waited for, in our turn, for a day.
+        execute(connection, f"SET SESSION foreign_key_checks = 0, sql_mode = '', lock_wait_timeout = {LOCK_WAIT}")
         if name not in schema_names(connection, self.given):
             return
+        # Half of it is nothing that an exchange has left: whoever settles the mark next drops the rest. A disk that is
+        # full keeps nobody from making room.
+        with contextlib.suppress(NotUnderstood, DatabaseError):
+            content = read_record(connection, name)
+            if isinstance(content, Record | Rows):
+                create_record(connection, name, Label(mark=content.mark, target=content.target, about=content.about))
         execute(connection, f"DROP TABLE IF EXISTS {quote(name)}.{MARKER}")
         if name not in self.given:
             execute(connection, f"DROP DATABASE IF EXISTS {quote(name)}")
             return
-        definitions.drop_events(connection, name)
+        definitions.drop_events(connection, name, definitions.event_names(connection, name))
         definitions.drop_views_and_routines(connection, name)
         found = tables_in(connection, name)
         # The record goes last: until then whoever comes knows whose the rest is.
@@ -202,13 +220,24 @@ def _in_use(connection: BaseDatabaseWrapper, mark: str, target: str) -> bool:
     )
 
 
-def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object]) -> None:
-    """Tell of each view that is not in the target any more."""
-    for name, said in exchange.lost.items():
+def report_lost(exchange: Exchange, alias: str, report: Callable[[str], object], *, forward: bool) -> None:
+    """Tell of each trigger and view that is not in the target any more, and of rights on its routines."""
+    for item, said in exchange.lost:
+        if item.kind.startswith(definitions.GRANT):
+            report(
+                f"A right on the {item.kind.removeprefix(definitions.GRANT).lower()} {item.name} of {alias!r} could "
+                f"not be given again: {said}. Let an administrator run: {item.text.decode()};"
+            )
+            continue
+        where = (
+            f"Its text is in the table {record_table(exchange.record.outgoing.home)}, as long as that schema is kept."
+            if forward
+            # The record goes.
+            else f"Its text was: {redact(item.text.decode(errors='replace'))}"
+        )
         report(
-            f"The view {name} of {alias!r} could not be made again, because what it stands on is gone, or the account "
-            f"may not read it: {said}. Its text is in the table {record_table(exchange.record.outgoing.home)}, as long "
-            "as that schema is kept."
+            f"The {item.kind.lower()} {item.name} of {alias!r} could not be made again, because what it stands on is "
+            f"gone, or the account may not read it: {said}. {where}"
         )
 
 
@@ -218,6 +247,8 @@ def settle(alias: str, mark: str, schemas: Schemas, report: Callable[[str], obje
     require_mark(mark)
     end_sessions(alias, [mark_label(mark)])
     with serving(alias, f"could not be settled after the restore {mark}") as (connection, target):
+        # Whoever settles it next ends this session too: it may sleep, or be cut off, with the tables hidden.
+        Marks(connection, mark_label(mark), target)
         return _conclude(connection, alias, target, mark, schemas, report)
 
 
@@ -239,7 +270,7 @@ def _conclude(
             return _conclude_rows(connection, record, schemas)
         exchange = Exchange(connection, record)
         forward = exchange.moved() if record.done else exchange.settle()
-        report_lost(exchange, alias, report)
+        report_lost(exchange, alias, report, forward=forward)
         # A schema that was given may hold another restore's by now.
         built_here = _mark_in(connection, record.incoming.home) == mark
         if forward or (built_here and not record.incoming_is_kept):
@@ -378,12 +409,17 @@ def unmake_left_over(connection: BaseDatabaseWrapper, name: str, schemas: Schema
 
 @contextlib.contextmanager
 def turn(connection: BaseDatabaseWrapper, alias: str, target: str) -> Iterator[None]:
-    """Only one session at a time works on what lies beside *target*."""
+    """Only one session at a time works on what lies beside *target*; the server ends one whose process sleeps."""
     lock = text(f"django-snapshots turn {hashlib.sha256(target.encode()).hexdigest()[:24]}")
-    if not value(connection, f"SELECT GET_LOCK({lock}, {_TURN_WAIT})"):
-        raise SnapshotBusyError(f"Another process works on what restores have left beside {alias!r}; try again later.")
+    # Before the lock: whoever sleeps while it waits for that may get it.
+    execute(connection, f"SET SESSION wait_timeout = {LOCKED_IDLE}")
     try:
+        if not value(connection, f"SELECT GET_LOCK({lock}, {_TURN_WAIT})"):
+            raise SnapshotBusyError(
+                f"Another process works on what restores have left beside {alias!r}; try again later."
+            )
         yield
     finally:
         with contextlib.suppress(DatabaseError):
             rows(connection, f"SELECT RELEASE_LOCK({lock})")
+            execute(connection, f"SET SESSION wait_timeout = {LONGEST}")

@@ -32,6 +32,8 @@ class Loader:
     secrets: Sequence[str]
     said: Path
     marks: Sequence[Marks]
+    precondition: str
+    """A scalar that can't be computed where the schema is not ours any more; looked at behind the marks."""
 
     def run(self, chunks: Iterator[bytes]) -> None:
         """Execute *chunks*. Raises ``SnapshotConnectorError``, or what *chunks* raises."""
@@ -74,7 +76,8 @@ class Loader:
     def _session(self) -> str:
         limits = f"lock_wait_timeout = {_LOCK_WAIT}, wait_timeout = {LONGEST}"
         unlimited = ", max_statement_time = 0" if self.server.mariadb else ""
-        return f"SET SESSION {limits}{unlimited}{''.join(marks.assignment() for marks in self.marks)}"
+        marks = "".join(marks.assignment() for marks in self.marks)
+        return f"SET SESSION {limits}{unlimited}{marks}, @django_snapshots_builds = {self.precondition}"
 
     def _failed(self, tool: Tool, how: str = "") -> SnapshotConnectorError:
         what = f"{tool.name} {how}; {tool.explain()}" if how else tool.explain()

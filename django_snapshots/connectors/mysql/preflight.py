@@ -45,7 +45,11 @@ def require_restorable(
 ) -> None:
     """Raise ``SnapshotPreflightError`` that lists everything that would stop the load half way."""
     with explained(db_alias, "could not be asked for the rights of its user"):
-        found = [*_in_the_dump(server, findings, preserved), *_in_the_rights(connection, server, findings)]
+        found = [
+            *_in_the_dump(server, findings, preserved),
+            *missing_rights(connection, server),
+            *not_to_be_made(connection, server, "the dump", findings.definers, functions=findings.functions),
+        ]
     if found:
         raise SnapshotPreflightError(f"{db_alias!r} can't be restored, and nothing was touched: {' '.join(found)}")
 
@@ -68,11 +72,11 @@ def _in_the_dump(server: Server, findings: Findings, preserved: frozenset[str]) 
         )
 
 
-def _in_the_rights(connection: BaseDatabaseWrapper, server: Server, findings: Findings) -> Iterator[str]:
+def missing_rights(connection: BaseDatabaseWrapper, server: Server) -> Iterator[str]:
+    """What the account may not do or read of the database, and must to replace it; *connection* is in it."""
     rights = read_rights(connection, server)
     if missing := missing_to_restore(rights):
         yield f"{rights.account} lacks {', '.join(missing)}; run: {grant(missing, server, rights)}"
-    yield from not_to_be_made(connection, server, "the dump", findings.definers, functions=findings.functions)
     if hidden := hidden_routines(connection, rights):
         yield f"{rights.account} can't read {hidden}, so what is there could not be replaced."
 

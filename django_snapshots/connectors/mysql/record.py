@@ -39,7 +39,8 @@ class Definition:
     """One trigger, view, routine or event, in the bytes in which the server keeps it."""
 
     kind: str
-    """``TRIGGER``, ``VIEW``, ``EVENT``, ``FUNCTION``, ``PROCEDURE``, ``PACKAGE`` or ``PACKAGE BODY``."""
+    """``TRIGGER``, ``VIEW``, ``EVENT``, ``FUNCTION``, ``PROCEDURE``, ``PACKAGE`` or ``PACKAGE BODY``; or ``GRANT`` and
+    one of the last four, of what an account may do with that."""
     name: str
     text: bytes
     """Of a trigger, with the hidden name of its table."""
@@ -270,6 +271,15 @@ def replace_record(connection: BaseDatabaseWrapper, record: Record, **changes: A
     record = replace(record, **changes)
     create_record(connection, record.outgoing.home, record)
     return record
+
+
+def still_building(schema: str, mark: str) -> str:
+    """A scalar that can be computed only where *schema* is still being filled by *mark*: elsewhere it is an error."""
+    label = (
+        f"SELECT 1 FROM {record_table(schema)} WHERE kind = 'label' AND "  # noqa: S608 - hex
+        f"JSON_UNQUOTE(JSON_EXTRACT(settings, '$.mark')) = {text(mark)}"
+    )
+    return f"(SELECT 1 UNION ALL SELECT 2 FROM DUAL WHERE NOT EXISTS ({label}))"  # noqa: S608 - hex
 
 
 def record_table(schema: str) -> str:

@@ -19,7 +19,7 @@ from django.db.utils import InterfaceError
 from django_snapshots.connectors.mysql import definitions
 from django_snapshots.connectors.mysql.client import Client, find_client
 from django_snapshots.connectors.mysql.exchange import Exchange, own_tables
-from django_snapshots.connectors.mysql.findings import require_place
+from django_snapshots.connectors.mysql.findings import require_place, strangers
 from django_snapshots.connectors.mysql.kept import (
     Schemas,
     database_of,
@@ -44,6 +44,7 @@ from django_snapshots.connectors.mysql.record import (
     Rows,
     Side,
     create_record,
+    still_building,
     tables_in,
     text,
 )
@@ -127,7 +128,7 @@ class MySQLRestore:
         self.record = record = self._record()
         exchange = Exchange(self.connection, record)
         exchange.forward()
-        report_lost(exchange, self.db_alias, self.request.report)
+        report_lost(exchange, self.db_alias, self.request.report, forward=True)
 
     def roll_back(self) -> None:
         """Never called by a restore, which brings back what is kept: that loses nothing that was written meanwhile."""
@@ -161,11 +162,15 @@ class MySQLRestore:
     def _record(self) -> Record:
         """Write the record of the exchange; the target is made if it is missing."""
         connection, target = self.connection, self.target
+        # Another restore may have begun, and stopped, while this one was built.
+        require_finished(connection, self.db_alias, target, self.schemas)
         if MARKER not in tables_in(connection, self.incoming.home):
             raise SnapshotBusyError(
                 f"What was to be switched into {self.db_alias!r} is gone: somebody has settled this restore meanwhile."
             )
         with explained(self.db_alias, "could not be read before the switch; it was not touched"):
+            if missing := _missing(connection, self.incoming):
+                raise SnapshotPreflightError(missing)
             execute(
                 connection,
                 f"CREATE DATABASE IF NOT EXISTS {quote(target)} CHARACTER SET = {quote(self.incoming.charset)} "
@@ -247,7 +252,7 @@ def read_side(connection: BaseDatabaseWrapper, schema: str, home: str, mark: str
         collation=str(collation),
         tables=hidden_names(tables, mark, "outgoing"),
         sequences=sequences,
-        definitions=definitions.read_definitions(connection, schema),
+        definitions=definitions.read_target(connection, schema),
         captured=False,
     )
 
@@ -309,6 +314,11 @@ def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Sch
                 raise SnapshotNotFoundError(f"What {mark} has replaced in {db_alias!r} are the rows of single tables.")
             server = without_database(connection, db_alias, target)
             require_kept(connection, db_alias, server, record.outgoing.definitions)
+            found = [item.text for item in strangers(connection, server, request) if item.stops]
+            if found := [*filter(None, [_missing(connection, record.outgoing)]), *found]:
+                raise SnapshotPreflightError(
+                    f"What is kept of {db_alias!r} can't be brought back, and nothing was touched: {' '.join(found)}"
+                )
         return MySQLRestore(
             db_alias=db_alias,
             request=request,
@@ -321,6 +331,14 @@ def prepare_undo(db_alias: str, mark: str, request: RestoreRequest, schemas: Sch
             incoming_is_kept=True,
             counts={},
         )
+
+
+def _missing(connection: BaseDatabaseWrapper, side: Side) -> str:
+    """Say what of *side* is not in its schema any more; empty if it is whole."""
+    missing = sorted({*side.tables, *side.sequences} - tables_in(connection, side.home).keys())
+    if not missing:
+        return ""
+    return f"Somebody has dropped or renamed {', '.join(missing)} in the schema {side.home}: put that back."
 
 
 @contextlib.contextmanager
@@ -408,6 +426,8 @@ class Build:
                 secrets=secrets_in(options),
                 said=directory / "said",
                 marks=self.marks,
+                # One that connects late finds another restore's in a schema that was given, and no session to end it.
+                precondition=still_building(self.home, self.mark),
             ).run(statements)
 
     def _side(self, charset: str, collation: str, rehearsal: Rehearsal) -> Side:

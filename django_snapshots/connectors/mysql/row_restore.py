@@ -57,6 +57,8 @@ class RowRestore(MySQLRestore):
     def _recorded(self) -> Rows:
         """Everything that the exchange needs, and that can't be made within its transaction."""
         connection, origin = self.connection, self.incoming.home
+        # Another restore may have begun, and stopped, while this one was built.
+        require_finished(connection, self.db_alias, self.target, self.schemas)
         self._require_unsettled()
         # The definitions that are copied below may be locked by somebody, and the server's own patience is a day.
         execute(connection, f"SET SESSION lock_wait_timeout = {LOCK_WAIT}")
