@@ -3,6 +3,8 @@
 Left alone: preserved tables with their sequences, installed extensions with their members and the schemas that these
 live in, subscriptions, and event triggers of other roles. Each query gives statements, which ``psql`` runs by
 ``\\gexec``. What an earlier one took along by CASCADE is gone when its own statement comes, hence IF EXISTS everywhere.
+
+What has rows is removed only if it was *seen* before the safety copy: what a client has made since is in no copy.
 """
 
 from __future__ import annotations
@@ -52,15 +54,18 @@ WHERE pg_has_role(evtowner, 'USAGE') AND NOT {_member("pg_event_trigger", "t.oid
 
 _PUBLICATIONS = "SELECT format('DROP PUBLICATION IF EXISTS %I CASCADE', pubname) FROM pg_publication"
 
+# Behind all that may be in one, and without CASCADE: else it would take along a table that somebody makes just now.
 _SCHEMAS = f"""
-SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', n.nspname) FROM pg_namespace n
+SELECT format('DROP SCHEMA IF EXISTS %I', n.nspname) FROM pg_namespace n
 WHERE {USER_SCHEMA} AND n.oid NOT IN ({_KEPT_SCHEMAS})
 """  # noqa: S608
 
 _IN_SCHEMAS = (
     # catalog, column of the schema, what to drop; tables before the types and functions that they use
-    ("pg_class", "relnamespace", "o.relkind IN ('r', 'p', 'v', 'm', 'f') AND o.oid <> ALL(:'kept'::oid[])"),
+    ("pg_class", "relnamespace", "o.relkind IN ('v', 'm', 'f') AND o.oid <> ALL(:'kept'::oid[])"),
+    ("pg_class", "relnamespace", "o.relkind IN ('r', 'p') AND o.oid = ANY(:'seen'::oid[])"),
     ("pg_class", "relnamespace", "o.relkind = 'S' AND o.oid <> ALL(:'kept'::oid[])"),
+    ("pg_statistic_ext", "stxnamespace", "true"),
     ("pg_opclass", "opcnamespace", "true"),
     ("pg_opfamily", "opfnamespace", "true"),
     ("pg_operator", "oprnamespace", "true"),
@@ -82,7 +87,7 @@ _OUTSIDE_SCHEMAS = ("pg_cast", "pg_transform", "pg_foreign_data_wrapper", "pg_la
 
 
 def _in_schema(catalog: str, column: str, condition: str) -> str:
-    kind = "'ROUTINE'" if catalog == "pg_proc" else "i.type"
+    kind = "'ROUTINE'" if catalog == "pg_proc" else "replace(i.type, ' object', '')"  # "statistics object"
     return f"""
         SELECT format('DROP %s IF EXISTS %s CASCADE', {kind}, i.identity)
         FROM {catalog} o JOIN pg_namespace n ON n.oid = o.{column},
@@ -100,26 +105,41 @@ def _outside_schemas(catalog: str) -> str:
     """  # noqa: S608
 
 
-LOCK = f"""
-SELECT format('LOCK TABLE %I.%I IN EXCLUSIVE MODE', n.nspname, c.relname)
+# All that loses rows: tables of users, and those of an extension that have rows of a user's own.
+_LOSING = f"""
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND {USER_SCHEMA}
-    AND c.oid <> ALL(:'kept'::oid[]) AND NOT {_member("pg_class", "c.oid")}
-    AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
-ORDER BY c.oid \\gexec
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND {USER_SCHEMA} AND c.oid <> ALL(:'kept'::oid[])
+    AND (c.oid IN (SELECT unnest(extconfig) FROM pg_extension) OR NOT {_member("pg_class", "c.oid")})
 """  # noqa: S608
+
+LOCK = f"""
+SELECT format('LOCK TABLE %I.%I IN EXCLUSIVE MODE', n.nspname, c.relname) {_LOSING}
+    AND NOT c.relispartition AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
+ORDER BY c.oid \\gexec
+"""
 """Keeps everybody from writing to what will be removed; a partitioned table brings its partitions along.
 
 Who owns a schema may drop other people's tables there, but not lock them.
 """
 
-_LARGE_OBJECTS = "SELECT format('SELECT lo_unlink(%s)', oid) FROM pg_largeobject_metadata"
+SEEN = f"""
+SELECT json_build_object(
+    'tables', (SELECT json_object_agg(c.oid, format('%I.%I', n.nspname, c.relname)) {_LOSING}),
+    'objects', (SELECT json_object_agg(oid, 'large object ' || oid) FROM pg_largeobject_metadata));
+"""  # noqa: S608
+"""What there is to be removed that has rows or content of its own, by its number."""
+
+_LARGE_OBJECTS = """
+SELECT format('SELECT lo_unlink(%s)', oid) FROM pg_largeobject_metadata
+WHERE oid IN (SELECT unnest(:'objects'::oid[]))
+"""
 
 # Rows that a user put into an extension's table, by the condition that pg_dump dumps them by.
 _EXTENSION_ROWS = """
 SELECT format('DELETE FROM %s %s', t.oid::regclass, t.condition)
 FROM (SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_extension) t
-JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'r' WHERE has_table_privilege(c.oid, 'DELETE')
+JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'r'
+WHERE has_table_privilege(c.oid, 'DELETE') AND c.oid = ANY(:'seen'::oid[])
 """
 
 # A default privilege is gone from the catalog once it equals what PostgreSQL would do without it.
@@ -159,8 +179,8 @@ _QUERIES = (
     _EVENT_TRIGGERS,
     _PUBLICATIONS,
     _EXTENSION_ROWS,
-    _SCHEMAS,
     *(_in_schema(*item) for item in _IN_SCHEMAS),
+    _SCHEMAS,
     *(_outside_schemas(catalog) for catalog in _OUTSIDE_SCHEMAS),
     _DEFAULT_PRIVILEGES,
     _SCHEMA_RIGHTS,
@@ -183,19 +203,27 @@ SELECT json_build_object(
 """What must be the same before and after: a CASCADE reaches whatever depends on a dropped object."""
 
 
-def keep(oids: Iterable[int]) -> str:
-    """Tell ``psql`` which relations to leave alone."""
-    return f"\\set kept '{{{','.join(str(oid) for oid in oids)}}}'\n"
+def tell(name: str, oids: Iterable[int | str]) -> str:
+    """Tell ``psql`` which relations to leave alone (``kept``), or which tables (``seen``) and large ``objects`` may be
+    removed."""
+    return f"\\set {name} '{{{','.join(str(oid) for oid in oids)}}}'\n"
 
 
 def is_empty(connection: BaseDatabaseWrapper) -> bool:
     """Whether nobody put anything here yet that a restore would remove; the tables of this app alone don't count, and
     nor does what belongs to an extension, but for the rows that it says are the user's own."""
-    kept = "ARRAY(SELECT oid FROM pg_class WHERE relname ~ '^django_snapshots_')"
+    told = {
+        ":'kept'": "ARRAY(SELECT oid FROM pg_class WHERE relname ~ '^django_snapshots_')",
+        ":'seen'": "ARRAY(SELECT oid FROM pg_class WHERE relname !~ '^django_snapshots_')",
+        ":'objects'": "ARRAY(SELECT oid FROM pg_largeobject_metadata)",
+    }
     # Whose tables may have rows is asked below, and who may use a schema is nothing that was put there.
     made = (query for query in _QUERIES if query not in (_EXTENSION_ROWS, _SCHEMA_RIGHTS))
-    if any(rows(connection, f"SELECT EXISTS ({query})".replace(":'kept'", kept))[0][0] for query in made):
-        return False
+    for query in made:
+        for variable, value in told.items():
+            query = query.replace(variable, value)
+        if rows(connection, f"SELECT EXISTS ({query})")[0][0]:
+            return False
     theirs = """
         SELECT format('SELECT EXISTS (SELECT FROM %s %s)', t.oid::regclass, t.condition)
         FROM (SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_extension) t

@@ -1,7 +1,8 @@
 """Restores one database inside a single transaction of one ``psql``: nobody sees anything of it before its COMMIT.
 
 Who can die when, and what then holds: as ``transaction`` says. The safety copy is taken after writers are shut out and
-before anything is changed.
+before anything is changed. No lock keeps anybody from making a table or a large object meanwhile: what is there is
+noted before the tables are locked, and what came after that is in no copy, so it is never removed. It ends the restore.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ class Restoring(InTransaction):
             reached = access(connection, self._request.label)
         try:
             self._begin(reached)
-            self._open_session.write(clearing.keep(kept).encode())
+            self._open_session.write(clearing.tell("kept", kept).encode())
+            seen = self._seen()
             # Until the end of the transaction nobody else writes to any table; everybody still reads, pg_dump too.
             self._ask(clearing.LOCK)
             self._request.safety()
+            self._require_nothing_since(seen)
             self._clear(kept)
             wanted = self._wanted(contents.entries, roles)
             self._fill([entry.number for entry in wanted], settings, self._options(reached.role))
@@ -70,6 +73,26 @@ class Restoring(InTransaction):
         if wanted is not None:
             rerouted = catalog.decoded("".join(self._open_session.ask(f"{catalog.REROUTED};")) or "null")
             counts.compare(self._alias, wanted, self._count(), rerouted)
+
+    def _seen(self) -> dict[str, dict[str, str]]:
+        """The tables and the large objects that are there, by their number."""
+        found = catalog.decoded("".join(self._open_session.ask(clearing.SEEN)))
+        return {kind: found[kind] or {} for kind in ("tables", "objects")}
+
+    def _require_nothing_since(self, seen: Mapping[str, Mapping[str, str]]) -> None:
+        """What came since is in no safety copy; of what comes from now on nothing is removed."""
+        now = self._seen()
+        made = [name for kind in now for number, name in now[kind].items() if number not in seen[kind]]
+        if made:
+            raise self._of_others(made, "the safety copy was taken")
+        told = clearing.tell("seen", seen["tables"]) + clearing.tell("objects", seen["objects"])
+        self._open_session.write(told.encode())
+
+    def _of_others(self, made: Collection[str], meanwhile: str) -> SnapshotConnectorError:
+        return SnapshotConnectorError(
+            f"Somebody else has made {', '.join(sorted(made)[:_SHOWN])} in {self._alias!r} while {meanwhile}. "
+            "Nothing was changed; begin again."
+        )
 
     def _clear(self, kept: Mapping[int, str]) -> None:
         """Remove what is there; check that no CASCADE took anything that was to stay."""
@@ -95,10 +118,7 @@ class Restoring(InTransaction):
             ) made;
         """  # noqa: S608 - made of constants
         if made := catalog.decoded("".join(self._open_session.ask(sql)) or "null"):
-            raise SnapshotConnectorError(
-                f"Somebody else has made {', '.join(sorted(made)[:_SHOWN])} in {self._alias!r} while it was restored. "
-                "Nothing was changed; begin again."
-            )
+            raise self._of_others(made, "it was restored")
 
     def _report_extensions(self, installed: Mapping[str, str]) -> None:
         for name, version in by_name(self._source.metadata, "extensions", str).items():
