@@ -379,6 +379,31 @@ def test_a_commit_whose_answer_is_lost(
     assert fetch(postgres, alias, "SELECT count(*) FROM shop") == [(20_000 if arrives else 0,)]
 
 
+def test_servers_of_an_extensions_wrapper(
+    postgres: Server, connector: PostgresConnector, make_postgres: Maker, tmp_path: Path
+) -> None:
+    """The extension stays, and they are not a part of it: one that came later goes with the password that it has."""
+    alias = make_postgres()
+    execute(
+        postgres,
+        alias,
+        "CREATE EXTENSION postgres_fdw",
+        "CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw",
+        "CREATE USER MAPPING FOR CURRENT_USER SERVER far OPTIONS (user 'me', password 'known')",
+    )
+    before = text_of(postgres, alias)
+    source = take(connector, alias, tmp_path / "d.pgdump")
+    execute(
+        postgres,
+        alias,
+        "ALTER SERVER far OPTIONS (dbname 'other')",
+        'CREATE SERVER "far Away" FOREIGN DATA WRAPPER postgres_fdw',
+        "CREATE USER MAPPING FOR CURRENT_USER SERVER \"far Away\" OPTIONS (user 'me', password 'secret')",
+    )
+    put_back(connector, alias, source)
+    assert text_of(postgres, alias) == before
+
+
 def test_an_extension_of_another_version_is_reported(connector: PostgresConnector, alias: str, source: Source) -> None:
     said: list[str] = []
     metadata = {**source.metadata, "extensions": {"plpgsql": "0.9", "postgis": "3"}}
@@ -673,6 +698,7 @@ def test_the_target(postgres: Server, connector: PostgresConnector, make_postgre
         "CREATE CAST (bit AS money) WITH INOUT",
         "CREATE CONVERSION other FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8",
         "CREATE FOREIGN DATA WRAPPER far",
+        "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
         "CREATE SEQUENCE numbers",
         "CREATE MATERIALIZED VIEW m AS SELECT 1 AS x",
     ],

@@ -83,7 +83,7 @@ _IN_SCHEMAS = (
     ("pg_ts_template", "tmplnamespace", "true"),
 )
 
-_OUTSIDE_SCHEMAS = ("pg_cast", "pg_transform", "pg_foreign_data_wrapper", "pg_language", "pg_am")
+_OUTSIDE_SCHEMAS = ("pg_cast", "pg_transform", "pg_foreign_server", "pg_foreign_data_wrapper", "pg_language", "pg_am")
 
 
 def _in_schema(catalog: str, column: str, condition: str) -> str:
