@@ -43,7 +43,8 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.postgres import beside, catalog, properties
-from django_snapshots.connectors.postgres.backend import WHO, Backend
+from django_snapshots.connectors.postgres.access import MAINTENANCE, brief, explained
+from django_snapshots.connectors.postgres.backend import Backend
 from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.connectors.postgres.maintenance import backend_of, execute, session, transaction
 from django_snapshots.connectors.postgres.renewal import renew
@@ -238,7 +239,7 @@ class Exchange:
     @contextlib.contextmanager
     def _committing(self, renamer: BaseDatabaseWrapper) -> Iterator[None]:
         """What the body raises, unless the switch has taken place all the same; then nothing."""
-        who = Backend.parse(catalog.rows(renamer, WHO)[0][0])
+        who = Backend.of(renamer)
         number = beside.number_of(renamer, self.incoming)
         if number is None:
             raise SnapshotConnectorError(
@@ -269,7 +270,7 @@ class Exchange:
         deadline = time.monotonic() + _OUTCOME_WITHIN_SECONDS
         while True:
             try:
-                with session(self.alias, self.label) as connection:
+                with explained(self.alias), brief(self.alias, database=MAINTENANCE) as connection:
                     who.end_through(connection)
                     return beside.number_of(connection, self.target) == number
             except SnapshotConnectorError:
