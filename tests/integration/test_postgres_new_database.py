@@ -16,9 +16,10 @@ from django.db import connections
 from psycopg import sql
 
 from django_snapshots.connectors.file_tier import private_directory
-from django_snapshots.connectors.postgres import PostgresConnector, exchange
+from django_snapshots.connectors.postgres import PostgresConnector, exchange, strategy
 from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.exceptions import (
+    SnapshotBusyError,
     SnapshotConnectorError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
@@ -245,6 +246,25 @@ def test_undo_gives_back_the_one_before_and_can_be_undone(
     assert text_of(postgres, alias) == restored
     with pytest.raises(SnapshotNotFoundError, match=rf"What the restore {MARK} has replaced .* is not kept any more"):
         undo(connector, alias, MARK, mark=UNDO)
+
+
+def test_a_connection_that_is_refused_once_is_no_lasting_obstacle_to_an_undo(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brings back what a restore has replaced tries it again, and does not leave half of a restore for good."""
+    before = text_of(postgres, alias)
+    put_back(connector, alias, source, mark=MARK)
+
+    def full(*_: Any) -> Any:
+        raise SnapshotConnectorError("sorry, too many clients already")
+
+    monkeypatch.setattr(strategy, "session", full)
+    assert not PostgresConnector(client_directory=postgres.bin_directory).keeps(alias)
+    with pytest.raises(SnapshotBusyError, match=r"can't take its place again now.*too many clients"):
+        undo(connector, alias, MARK, mark=UNDO)
+    monkeypatch.undo()
+    undo(connector, alias, MARK, mark=UNDO)
+    assert text_of(postgres, alias) == before
 
 
 def test_an_undo_creates_nothing_and_needs_no_right_to(

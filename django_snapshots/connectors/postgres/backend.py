@@ -22,7 +22,7 @@ _WHO = "SELECT json_build_object('pid', pid, 'start', backend_start::text) FROM 
 _WHO += " WHERE pid = pg_backend_pid()"
 
 WHO = f"SAVEPOINT who;\n{_AS_LOGGED_IN};\n{_WHO};\nROLLBACK TO SAVEPOINT who;\nRELEASE SAVEPOINT who;\n"
-"""Asked within a transaction. Only the role that logs in may see when its session began; one that it assumes may not."""
+"""Asked in a transaction. Only the role that logs in may see when its session began, not one that it assumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
