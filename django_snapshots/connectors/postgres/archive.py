@@ -108,7 +108,7 @@ def read_contents(alias: str, source: Source, processes: Processes, client_direc
             because=f"{source.filename} for the alias {alias!r} was written by pg_dump {writer}",
         )
         listing = _list(processes, clients, itertools.chain([head], chunks), f"{source.filename} for {alias!r}")
-        matches = (_ENTRY.fullmatch(line) for line in listing.splitlines())
+        matches = (_ENTRY.fullmatch(line) for line in listing.split("\n"))
         return Contents(
             clients=clients,
             entries=[Entry(number=match["id"], rest=match["rest"]) for match in matches if match],
@@ -149,4 +149,4 @@ def _list(processes: Processes, clients: Clients, chunks: Iterable[bytes], what:
             feeder.finish()
         if status != 0:
             raise SnapshotConnectorError(f"The table of contents of {what} can't be read: {tool.explain()}")
-        return listing.decode(errors="replace")
+        return listing.decode(errors="replace")  # the names of older archives may be in another encoding
