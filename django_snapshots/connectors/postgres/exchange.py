@@ -48,6 +48,7 @@ from django_snapshots.connectors.postgres.backend import Backend
 from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.connectors.postgres.maintenance import backend_of, execute, session, transaction
 from django_snapshots.connectors.postgres.renewal import renew
+from django_snapshots.connectors.postgres.strategy import prepared
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import SnapshotUnsettled
@@ -173,6 +174,9 @@ class Exchange:
     def _rename_both(
         self, renamer: BaseDatabaseWrapper, watcher: BaseDatabaseWrapper, insider: BaseDatabaseWrapper
     ) -> None:
+        # They outlive every session, and once nobody can connect nobody can end them.
+        for text in prepared(insider):
+            raise _InUse(text)
         number = beside.number_of(renamer, self.target)
         with _FirstRename(renamer, self.target, self.outgoing) as first:
             self._wait_for_the_lock(watcher, renamer, number, first)
@@ -184,7 +188,7 @@ class Exchange:
             insider.rollback()
             insider.close()
             if not first.done():
-                raise _InUse(f"The server did not see the end of all sessions in {self.target!r} in time.")
+                raise self._never_alone(first)
         _reached("between the renames")
         # Not before: the rename may have waited long, and from now on nobody else changes them.
         wanted = properties.read(renamer, self.outgoing)
@@ -212,7 +216,10 @@ class Exchange:
                 return
             time.sleep(_POLL_SECONDS)
         if not first.done():
-            raise _InUse(f"The server did not see the end of all sessions in {self.target!r} in time.")
+            raise self._never_alone(first)
+
+    def _never_alone(self, first: _FirstRename) -> _InUse:
+        return _InUse(f"The server did not see the end of all sessions in {self.target!r} in time: {first.said}.")
 
     def _empty_out(
         self, watcher: BaseDatabaseWrapper, insider: BaseDatabaseWrapper, number: int | None, first: _FirstRename
@@ -296,6 +303,11 @@ class _FirstRename:
     def ended(self) -> bool:
         """Whether the statement has ended, however."""
         return not self._thread.is_alive()
+
+    @property
+    def said(self) -> str:
+        """What the server said against it."""
+        return redact(" ".join(str(self._failure or "").split()))
 
     def done(self) -> bool:
         """Wait for its end: whether the name is changed. Raises what went wrong, unless it was that somebody is in."""
