@@ -39,5 +39,11 @@ def test_a_comment_that_somebody_has_written_is_no_trouble(about: str) -> None:
     assert remark.about == {}
 
 
+@pytest.mark.parametrize("kept_at", ["2026-01-02T03:04:05", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
+def test_a_moment_that_can_not_be_compared_is_none_of_ours(kept_at: str) -> None:
+    text = f'{{"django_snapshots": 1, "of": "t", "mark": "m", "label": "", "kept_at": "{kept_at}", "about": {{}}}}'
+    assert beside.Remark.read(text) is None
+
+
 def test_a_comment_without_an_end_is_none_of_ours() -> None:
     assert beside.Remark.read('{"about":' * 100_000) is None

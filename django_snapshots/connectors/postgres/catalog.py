@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 USER_SCHEMA = "n.nspname !~ '^pg_(toast|temp_|catalog$)' AND n.nspname <> 'information_schema'"
@@ -329,6 +330,29 @@ def sessions_in(connection: BaseDatabaseWrapper, database: int | None, pids: Seq
     """
     wanted = None if pids is None else list(pids)
     return [item for (item,) in rows(connection, sql, [str(database), wanted, wanted])]
+
+
+HOW_TO_END = (
+    "End them, or let a superuser GRANT pg_signal_backend to the role; a superuser's session can only be ended by a "
+    "superuser."
+)
+"""What helps against sessions that the role may not end."""
+
+
+def terminate(connection: BaseDatabaseWrapper, pid: int) -> bool:
+    """Tell a session to end; ``False`` if the role may not."""
+    try:
+        rows(connection, "SELECT pg_terminate_backend(%s)", [pid])
+    except Error as error:
+        if state_of(error) != "42501":  # insufficient_privilege
+            raise
+        return False
+    return True
+
+
+def state_of(error: BaseException) -> str:
+    """The server's five letters for an error."""
+    return str(getattr(error.__cause__, "sqlstate", None) or "")
 
 
 def pattern(name: str) -> str:

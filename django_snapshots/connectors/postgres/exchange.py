@@ -162,7 +162,7 @@ class Exchange:
         try:
             execute(insider, f"LOCK TABLE {', '.join(sorted(tables))} IN EXCLUSIVE MODE")
         except Error as error:
-            if _state(error) != _LOCKED:
+            if catalog.state_of(error) != _LOCKED:
                 raise
             insider.rollback()
             holders = ", ".join(catalog.holders(insider)) or "nobody that can be seen"
@@ -232,14 +232,13 @@ class Exchange:
         refused: set[int] = set()
         while present := [pid for (pid,) in catalog.rows(watcher, f"SELECT pid {others}", parameters)]:
             for pid in present:
-                if pid not in refused and not _terminate(watcher, pid):
+                if pid not in refused and not catalog.terminate(watcher, pid):
                     refused.add(pid)
             if first.ended or refused.issuperset(present):
                 named = ", ".join(catalog.sessions_in(watcher, number, present))
                 raise _InUse(
                     f"{self.target!r} can't be replaced while these sessions are in it, and they could not be ended: "
-                    f"{named}. End them, or let a superuser GRANT pg_signal_backend to the role; a superuser's session "
-                    "can only be ended by a superuser."
+                    f"{named}. {catalog.HOW_TO_END}"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -312,7 +311,7 @@ class _FirstRename:
     def done(self) -> bool:
         """Wait for its end: whether the name is changed. Raises what went wrong, unless it was that somebody is in."""
         self._thread.join()
-        if self._failure is not None and _state(self._failure) not in (_BUSY, _LOCKED):
+        if self._failure is not None and catalog.state_of(self._failure) not in (_BUSY, _LOCKED):
             raise self._failure
         return self._failure is None
 
@@ -333,19 +332,3 @@ class _FirstRename:
             beside.rename(self._connection, self._old, self._new)
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             self._failure = error
-
-
-def _terminate(connection: BaseDatabaseWrapper, pid: int) -> bool:
-    """Tell a session to end; ``False`` if the role may not."""
-    try:
-        execute(connection, "SELECT pg_terminate_backend(%s)", [pid])
-    except Error as error:
-        if _state(error) != "42501":  # insufficient_privilege
-            raise
-        return False
-    return True
-
-
-def _state(error: BaseException) -> str:
-    """The server's five letters for an error."""
-    return str(getattr(error.__cause__, "sqlstate", None) or "")

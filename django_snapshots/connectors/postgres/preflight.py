@@ -275,12 +275,7 @@ def _connected(found: Survey, connection: BaseDatabaseWrapper, target: str) -> N
     ((number,),) = catalog.rows(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
     if lasting := [pid for pid, may in others.items() if not may]:
         named = ", ".join(catalog.sessions_in(connection, number, lasting))
-        found.stop(
-            [
-                f"Sessions in {target!r} that the role may not end: {named}. End them, or let a superuser GRANT "
-                "pg_signal_backend to the role; a superuser's session can only be ended by a superuser."
-            ]
-        )
+        found.stop([f"Sessions in {target!r} that the role may not end: {named}. {catalog.HOW_TO_END}"])
     if ended := [pid for pid, may in others.items() if may]:
         named = ", ".join(catalog.sessions_in(connection, number, ended))
         found.warn([f"These sessions in {target!r} will be ended: {named}. What they have not committed is lost."])
