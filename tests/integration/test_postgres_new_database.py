@@ -217,7 +217,12 @@ def test_rights_that_the_role_may_not_give_again(
         "SET ROLE pg_monitor",
         f'GRANT CONNECT ON DATABASE "{name}" TO pg_signal_backend',
     )
-    with pytest.raises(SnapshotPreflightError, match=r"can't get what .* has: permission denied to set role"):
+    with Processes() as processes:
+        (finding,) = [item for item in connector.preflight(alias, source, request(processes)) if item.stops]
+    assert "granted by the roles pg_monitor" in finding.text
+    assert 'GRANT "pg_monitor" TO snapshots_creator' in finding.text
+    assert not PostgresConnector(client_directory=postgres.bin_directory).keeps(alias)
+    with pytest.raises(SnapshotPreflightError, match="granted by the roles pg_monitor"):
         put_back(connector, alias, source, mark=MARK)
     assert databases(postgres) == []
 

@@ -13,7 +13,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django_snapshots.connectors.postgres import catalog, properties
 from django_snapshots.connectors.postgres.access import MAINTENANCE, connected, exists
 from django_snapshots.connectors.postgres.maintenance import backend_of, session
-from django_snapshots.connectors.postgres.quoting import literal
+from django_snapshots.connectors.postgres.quoting import identifier, literal
 from django_snapshots.exceptions import SnapshotConnectorError
 
 Strategy = Literal["auto", "new-database", "transaction"]
@@ -149,6 +149,7 @@ def _target(alias: str, target: str, *, back: bool = False) -> Iterator[str]:
             yield from _extensions(connection)
             yield from _event_triggers(connection)
             yield from _settings(connection, target, role)
+            yield from _grantors(connection, target, role, version)
             yield from _public(connection, version)
 
 
@@ -203,6 +204,20 @@ def _settings(connection: BaseDatabaseWrapper, target: str, role: str) -> Iterat
         )
     if hard := sorted({item.name for item in made if item.name in superusers}):
         yield f"Only a superuser may make the database's settings {', '.join(hard)} again."
+
+
+def _grantors(connection: BaseDatabaseWrapper, target: str, role: str, version: int) -> Iterator[str]:
+    """Rights that somebody else has granted on, whom the role would have to become to grant them again."""
+    made = properties.read(connection, target)
+    others = {grant.grantor for grant in made.grants or () if grant.grantor != made.owner}
+    sql = "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT pg_has_role(name, %s) ORDER BY 1"
+    how = "SET" if version >= 160000 else "MEMBER"
+    if names := [name for (name,) in catalog.rows(connection, sql, [sorted(others), how])]:
+        statements = "; ".join(f"GRANT {identifier(name)} TO {role}" for name in names)
+        yield (
+            f"Rights on the database were granted by the roles {', '.join(names)}, as which {role} would have to grant "
+            f"them again: {statements}."
+        )
 
 
 def _public(connection: BaseDatabaseWrapper, version: int) -> Iterator[str]:
