@@ -22,6 +22,7 @@ from django_snapshots.replaced import Outcome
 from django_snapshots.transfer import RestoreRequest, Source
 from tests.databases import Maker, postgres_cursor
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, take, text_of
+from tests.projects import wait_until
 from tests.services import Server
 
 MARK = "0123456789abcdef_1_0"
@@ -104,7 +105,19 @@ def test_why_one_transaction_is_taken(postgres: Server, alias: str, source: Sour
     assert "ALTER ROLE snapshots_creator CREATEDB" in asked.warns
     assert "Only a superuser may create the extensions pg_stat_statements in a new database." in asked.warns
     assert "ALTER ROLE snapshots_creator CREATEDB" in Asked(postgres, alias, source, "new-database").stops
-    assert Asked(postgres, alias, source, "transaction").warns == ""
+    with psycopg.connect(
+        host=postgres.host,
+        port=postgres.port,
+        user=settings.DATABASES[alias]["USER"],
+        password=settings.DATABASES[alias]["PASSWORD"],
+        dbname=settings.DATABASES[alias]["NAME"],
+        application_name="shop-web",
+    ) as other:
+        told = f"process {other.info.backend_pid} (shop-web, role snapshots_creator)"
+        assert f"are in {other.info.dbname!r} too: {told}. While" in Asked(postgres, alias, source, "transaction").warns
+        assert f"too: {told}. While" in Asked(postgres, alias, source, tables=frozenset({"shop"})).warns
+    # The server needs a moment to see its end.
+    wait_until(lambda: Asked(postgres, alias, source, "transaction").warns == "", "the end of the client's session")
 
 
 def test_an_alias_of_the_maintenance_database(postgres: Server, alias: str, make_postgres: Maker) -> None:

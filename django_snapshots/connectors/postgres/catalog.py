@@ -321,11 +321,12 @@ def decoded(value: Any) -> Any:
 
 
 def sessions_in(connection: BaseDatabaseWrapper, database: int | None, pids: Sequence[int] | None = None) -> list[str]:
-    """The sessions in the database of this number, or those of them with *pids*, in words."""
+    """The sessions in the database of this number, or those of them with *pids*, in words; no workers of autovacuum."""
     sql = """
         SELECT format('process %%s (%%s, role %%s)', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
             coalesce(a.usename::text, 'none'))
-        FROM pg_stat_activity a WHERE a.datid = %s::text::oid AND a.pid <> pg_backend_pid()
+        FROM pg_stat_activity a
+        WHERE a.datid = %s::text::oid AND a.pid <> pg_backend_pid() AND a.usesysid IS NOT NULL
           AND (%s::int[] IS NULL OR a.pid = ANY(%s::int[])) ORDER BY a.pid LIMIT 10
     """
     wanted = None if pids is None else list(pids)

@@ -62,8 +62,9 @@ WHERE {USER_SCHEMA} AND n.oid NOT IN ({_KEPT_SCHEMAS})
 
 _IN_SCHEMAS = (
     # catalog, column of the schema, what to drop; tables before the types and functions that they use
-    ("pg_class", "relnamespace", "o.relkind IN ('v', 'm', 'f') AND o.oid <> ALL(:'kept'::oid[])"),
     ("pg_class", "relnamespace", "o.relkind IN ('r', 'p') AND o.oid = ANY(:'seen'::oid[])"),
+    # Behind the tables, which take along what depends on them, also if it is another role's.
+    ("pg_class", "relnamespace", "o.relkind IN ('v', 'm', 'f') AND o.oid <> ALL(:'kept'::oid[])"),
     ("pg_class", "relnamespace", "o.relkind = 'S' AND o.oid <> ALL(:'kept'::oid[])"),
     ("pg_statistic_ext", "stxnamespace", "true"),
     ("pg_opclass", "opcnamespace", "true"),

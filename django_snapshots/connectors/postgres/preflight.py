@@ -24,6 +24,10 @@ from django_snapshots.transfer import RestoreRequest, Source
 # Of these pg_restore sets no owner; the schema public is made by initdb.
 _UNOWNED = ("ACL ", "COMMENT ", "EXTENSION ", "SCHEMA - public ")
 _INSTEAD = 'Or restore in one transaction: PostgresConnector(strategy="transaction").'
+_WAITING = (
+    "While it is restored, who writes waits, and at last who reads, too; a transaction that is not ended for a minute "
+    "makes the restore fail."
+)
 # Their types have numbers of their own in each database, and Django looks for these once in a process.
 _CACHED_TYPES = frozenset({"hstore", "citext", "postgis"})
 
@@ -134,6 +138,7 @@ def _target(found: Survey, connection: BaseDatabaseWrapper, request: RestoreRequ
         found.warn(_cached_types(connection))
     else:
         _lock_table(found, connection, tables)
+        found.warn(connected_too(connection, _WAITING))
         found.warn(pooler(connection))
         found.warn(_hidden(connection, tables))
         found.warn(_not_lockable(connection, tables))
@@ -279,6 +284,15 @@ def _connected(found: Survey, connection: BaseDatabaseWrapper, target: str) -> N
     if ended := [pid for pid, may in others.items() if may]:
         named = ", ".join(catalog.sessions_in(connection, number, ended))
         found.warn([f"These sessions in {target!r} will be ended: {named}. What they have not committed is lost."])
+
+
+def connected_too(connection: BaseDatabaseWrapper, what: str) -> Iterator[str]:
+    """Who else is in the database, and *what* that means."""
+    ((number, name),) = catalog.rows(
+        connection, "SELECT oid::bigint, datname::text FROM pg_database WHERE datname = current_database()"
+    )
+    if named := catalog.sessions_in(connection, number):
+        yield f"These sessions are in {name!r} too: {', '.join(named)}. {what} None of them is ended."
 
 
 def _cached_types(connection: BaseDatabaseWrapper) -> Iterator[str]:
