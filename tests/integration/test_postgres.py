@@ -19,11 +19,12 @@ from django_snapshots.connectors.postgres.strategy import Strategy
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
 from django_snapshots.exceptions import SnapshotIntegrityError
 from django_snapshots.processes import Processes
-from django_snapshots.transfer import RestoreRequest
+from django_snapshots.transfer import RestoreRequest, Source
 from tests.databases import Maker, postgres_cursor
 from tests.integration.postgres_helpers import execute, fetch, put_back, take, text_of
 from tests.services import Server
 
+MARK, UNDO = "0123456789abcdef_1_0", "fedcba9876543210_1_0"
 SCHEMA = Path(__file__).with_name("schemas") / "postgres.sql"
 
 
@@ -88,10 +89,29 @@ def test_everything_comes_back(
 
     source = take(connector, alias, tmp_path / "d.pgdump")
     execute(postgres, alias, *LATER)
-    assert text_of(postgres, alias) != before
-    put_back(connector, alias, source)
-
+    later = text_of(postgres, alias)
+    assert later != before
+    copies: list[Source] = []
+    put_back(
+        connector,
+        alias,
+        source,
+        mark=MARK,
+        safety=lambda: copies.append(take(connector, alias, tmp_path / "safety.pgdump")),
+    )
     assert text_of(postgres, alias) == before
+    # An undo brings what is kept, or the safety copy.
+    if strategy == "new-database":
+        assert copies == []
+        with Processes() as processes:
+            request = RestoreRequest(processes=processes, temporary_directory=private_directory, mark=UNDO)
+            back = connector.bring_back(alias, MARK, request)
+            back.check()
+            back.switch()
+            back.discard()
+    else:
+        put_back(connector, alias, copies[0], mark=UNDO)
+    assert text_of(postgres, alias) == later
     # And into a database that has nothing.
     empty = make_postgres()
     put_back(connector, empty, source)
