@@ -133,6 +133,57 @@ def test_the_role_is_not_the_owner(postgres: Server, make_postgres: Maker) -> No
     assert PostgresConnector().keeps(alias)
 
 
+def test_rights_that_one_transaction_lacks(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+    """Found before a safety copy is taken; what goes along with the role's own is no obstacle."""
+    alias = make_postgres(role="snapshots_app", owner="snapshots_owner")
+    execute(postgres, alias, "GRANT CREATE ON SCHEMA public TO snapshots_app")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE shop (id serial PRIMARY KEY)")
+        cursor.execute("CREATE TYPE kind AS ENUM ('a')")
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy="transaction")
+    bare = take(connector, alias, tmp_path / "bare.pgdump")
+    execute(
+        postgres,
+        alias,
+        "CREATE SCHEMA more AUTHORIZATION snapshots_app",
+        "CREATE TABLE more.line AS SELECT 1 AS x",
+        "CREATE VIEW watching AS SELECT * FROM shop",
+        'CREATE VIEW "seen twice" AS SELECT * FROM watching',
+        "CREATE FUNCTION with_it(shop) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    )
+    execute(postgres, alias, "GRANT SELECT ON ALL TABLES IN SCHEMA more, public TO snapshots_app")
+    full = take(connector, alias, tmp_path / "full.pgdump")
+    assert Asked(postgres, alias, bare, "transaction").stops == ""
+    put_back(connector, alias, bare)
+
+    stops = Asked(postgres, alias, full, "transaction", owner=False).stops
+    database = f'"{name}"' if (name := settings.DATABASES[alias]["NAME"]) != name.lower() else name
+    assert stops == (
+        "The role snapshots_app may not create schemas, extensions or publications: "
+        f"GRANT CREATE ON DATABASE {database} TO snapshots_app."
+    )
+    execute(
+        postgres,
+        alias,
+        "REVOKE CREATE ON SCHEMA public FROM snapshots_app",
+        "CREATE TABLE theirs ()",
+        "CREATE FUNCTION \"their Own\"(kind) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TABLE django_snapshots_run (id serial PRIMARY KEY)",
+        "SELECT lo_create(4711)",
+    )
+    stops = Asked(postgres, alias, bare, "transaction", preserve_tables=frozenset({"django_snapshots_run"})).stops
+    assert (
+        "The role snapshots_app may not drop what others own: "
+        f'function public."their Own"(public.kind) of {postgres.user}, '
+        f"large object 4711 of {postgres.user}, table public.theirs of {postgres.user}. Make it a member"
+    ) in stops
+    assert 'GRANT CREATE ON SCHEMA "public" TO snapshots_app' in stops
+    taken: list[str] = []
+    with pytest.raises(SnapshotPreflightError, match="may not drop what others own"):
+        put_back(connector, alias, bare, safety=lambda: taken.append("a safety copy"))
+    assert taken == []
+
+
 def test_the_lock_table(postgres: Server, alias: str, source: Source) -> None:
     block = "DO $$ BEGIN FOR n IN 1..9000 LOOP EXECUTE 'CREATE SEQUENCE {}' || n; "
     block += "IF n % 500 = 0 THEN COMMIT; END IF; END LOOP; END $$"

@@ -56,7 +56,7 @@ class Restoring(InTransaction):
             # Until the end of the transaction nobody else writes to any table; everybody still reads, pg_dump too.
             self._ask(clearing.LOCK)
             self._request.safety()
-            self._require_nothing_since(seen)
+            self._require_nothing_since(*seen)
             self._clear(kept)
             wanted = self._wanted(contents.entries, roles)
             self._fill([entry.number for entry in wanted], settings, self._options(reached.role))
@@ -74,19 +74,19 @@ class Restoring(InTransaction):
             rerouted = catalog.decoded("".join(self._open_session.ask(f"{catalog.REROUTED};")) or "null")
             counts.compare(self._alias, wanted, self._count(), rerouted)
 
-    def _seen(self) -> dict[str, dict[str, str]]:
-        """The tables and the large objects that are there, by their number."""
+    def _seen(self) -> tuple[dict[str, str], set[int]]:
+        """The tables that are there, by their number, and the numbers of the large objects."""
         found = catalog.decoded("".join(self._open_session.ask(clearing.SEEN)))
-        return {kind: found[kind] or {} for kind in ("tables", "objects")}
+        return found["tables"] or {}, set(found["objects"] or ())
 
-    def _require_nothing_since(self, seen: Mapping[str, Mapping[str, str]]) -> None:
-        """What came since is in no safety copy; of what comes from now on nothing is removed."""
-        now = self._seen()
-        made = [name for kind in now for number, name in now[kind].items() if number not in seen[kind]]
+    def _require_nothing_since(self, tables: Mapping[str, str], objects: Collection[int]) -> None:
+        """What came since these were seen is in no safety copy; of what comes from now on nothing is removed."""
+        now, objects_now = self._seen()
+        made = [name for number, name in now.items() if number not in tables]
+        made += [f"large object {number}" for number in objects_now.difference(objects)]
         if made:
             raise self._of_others(made, "the safety copy was taken")
-        told = clearing.tell("seen", seen["tables"]) + clearing.tell("objects", seen["objects"])
-        self._open_session.write(told.encode())
+        self._open_session.write((clearing.tell("seen", tables) + clearing.tell("objects", objects)).encode())
 
     def _of_others(self, made: Collection[str], meanwhile: str) -> SnapshotConnectorError:
         return SnapshotConnectorError(
