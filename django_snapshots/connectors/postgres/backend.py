@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.postgres import catalog
 from django_snapshots.connectors.postgres.access import brief, connected, explained
-from django_snapshots.connectors.postgres.maintenance import execute, transaction
+from django_snapshots.connectors.postgres.maintenance import execute
 from django_snapshots.exceptions import SnapshotConnectorError
 
 _WAIT_SECONDS = 30.0
@@ -46,9 +46,11 @@ class Backend:
     @classmethod
     def of(cls, connection: BaseDatabaseWrapper) -> Backend:
         """The one that serves *connection*, which is in no transaction. Raises ``SnapshotConnectorError``."""
-        with transaction(connection):
-            execute(connection, _AS_LOGGED_IN)
-            ((answer,),) = catalog.rows(connection, _WHO)
+        connection.set_autocommit(False)
+        execute(connection, _AS_LOGGED_IN)
+        ((answer,),) = catalog.rows(connection, _WHO)
+        connection.rollback()
+        connection.set_autocommit(True)
         return cls.parse(answer)
 
     def end(self, alias: str) -> None:
