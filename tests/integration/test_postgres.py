@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections
 
-from django_snapshots.connectors.postgres import PostgresConnector
+from django_snapshots.connectors.file_tier import private_directory
+from django_snapshots.connectors.postgres import PostgresConnector, dumping
 from django_snapshots.connectors.postgres.strategy import Strategy
 from django_snapshots.connectors.protocols import DatabaseConnector, StreamingConnector
+from django_snapshots.exceptions import SnapshotIntegrityError
+from django_snapshots.processes import Processes
+from django_snapshots.transfer import RestoreRequest, Source
 from tests.databases import Maker, postgres_cursor
 from tests.integration.postgres_helpers import execute, fetch, put_back, take, text_of
 from tests.services import Server
 
+MARK, UNDO = "0123456789abcdef_1_0", "fedcba9876543210_1_0"
 SCHEMA = Path(__file__).with_name("schemas") / "postgres.sql"
 
 
@@ -81,10 +89,29 @@ def test_everything_comes_back(
 
     source = take(connector, alias, tmp_path / "d.pgdump")
     execute(postgres, alias, *LATER)
-    assert text_of(postgres, alias) != before
-    put_back(connector, alias, source)
-
+    later = text_of(postgres, alias)
+    assert later != before
+    copies: list[Source] = []
+    put_back(
+        connector,
+        alias,
+        source,
+        mark=MARK,
+        safety=lambda: copies.append(take(connector, alias, tmp_path / "safety.pgdump")),
+    )
     assert text_of(postgres, alias) == before
+    # An undo brings what is kept, or the safety copy.
+    if strategy == "new-database":
+        assert copies == []
+        with Processes() as processes:
+            request = RestoreRequest(processes=processes, temporary_directory=private_directory, mark=UNDO)
+            back = connector.bring_back(alias, MARK, request)
+            back.check()
+            back.switch()
+            back.discard()
+    else:
+        put_back(connector, alias, copies[0], mark=UNDO)
+    assert text_of(postgres, alias) == later
     # And into a database that has nothing.
     empty = make_postgres()
     put_back(connector, empty, source)
@@ -166,6 +193,65 @@ def test_postgis(postgis: Server, make_postgis: Maker, tmp_path: Path, database_
     assert text_of(postgis, target) == before
     assert fetch(postgis, target, "SELECT * FROM spatial_ref_sys ORDER BY srid") == reference
     assert "postgis" in source.metadata["extensions"]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_names_of_a_database_that_is_not_utf8(
+    postgres: Server,
+    make_postgres: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: Strategy,
+    encoding: str,
+    is_old: bool,
+) -> None:
+    """Archives are in UTF-8; those that older versions have made are in the database's own encoding."""
+    alias = make_postgres()
+    name = connections[alias].settings_dict["NAME"]
+    with postgres_cursor(postgres) as cursor:
+        cursor.execute(f"DROP DATABASE {name}")
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    # U+0085 ends a line for str.splitlines().
+    tables = ("straße", "next\x85line")
+    with connections[alias].cursor() as cursor:
+        for table in tables:
+            cursor.execute(f'CREATE TABLE "{table}" AS SELECT 1 AS x')
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy=strategy)
+    if is_old:
+        arguments = dumping._arguments
+        monkeypatch.setattr(
+            dumping, "_arguments", lambda *given: [item for item in arguments(*given) if item != "--encoding=UTF8"]
+        )
+    source = take(connector, alias, tmp_path / "d.pgdump")
+    with Processes() as processes:
+        request = RestoreRequest(processes=processes, temporary_directory=private_directory)
+        assert connector.examine(alias, source, request)["tables"] == 2
+        for plain in ("plain", "straße"):
+            lacking = {**source.metadata["row_counts"], f"public.{plain}_lost": 1}
+            wrong = replace(source, metadata={**source.metadata, "row_counts": lacking})
+            proof = contextlib.nullcontext() if is_old and encoding == "LATIN1" and plain != "plain" else refused(plain)
+            with proof:
+                connector.examine(alias, wrong, request)
+    for single in (False, True):
+        with connections[alias].cursor() as cursor:
+            for table in tables:
+                cursor.execute(f'DELETE FROM "{table}"')
+        if not single:
+            put_back(connector, alias, source)
+            connections[alias].close()
+        elif not is_old or encoding != "LATIN1":
+            put_back(connector, alias, source, tables=frozenset(tables))
+        else:
+            continue
+        with connections[alias].cursor() as cursor:
+            for table in tables:
+                cursor.execute(f'SELECT x FROM "{table}"')
+                assert cursor.fetchall() == [(1,)]
+
+
+def refused(plain: str) -> Any:
+    return pytest.raises(SnapshotIntegrityError, match=f"lacks the rows of 1 tables .*{plain}_lost")
 
 
 def test_an_empty_database(postgres: Server, make_postgres: Maker, tmp_path: Path, strategy: Strategy) -> None:

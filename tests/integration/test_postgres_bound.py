@@ -16,11 +16,11 @@ from django.conf import settings
 from django.db import connections
 
 from django_snapshots.connectors.file_tier import private_directory
-from django_snapshots.connectors.postgres import PostgresConnector
-from django_snapshots.exceptions import SnapshotBusyError, SnapshotPreflightError
+from django_snapshots.connectors.postgres import PostgresConnector, exchange
+from django_snapshots.exceptions import SnapshotBusyError, SnapshotConnectorError, SnapshotPreflightError
 from django_snapshots.processes import Processes
 from django_snapshots.transfer import RestoreRequest, Source
-from tests.databases import Maker, PostgresMaker
+from tests.databases import Maker, PostgresMaker, postgres_cursor
 from tests.integration.conftest import again
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, take, text_of
 from tests.integration.test_postgres_preflight import MARK, Asked
@@ -174,6 +174,50 @@ def test_prepared_transactions_and_slots_stop_an_undo_too(logical: Server, make_
         back.discard()
     assert fetch(logical, alias, "SELECT n FROM shop ORDER BY 1") == [(1,), (2,)]
     connector.remove(alias, f"{MARK}0")
+
+
+@pytest.mark.parametrize("phase", ["rows copied", "nobody can connect"])
+def test_a_transaction_that_is_prepared_while_the_restore_is_built(
+    logical: Server, make_logical: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """No preflight has seen it, and the error names it all the same."""
+    alias, connector = make_logical(), PostgresConnector(client_directory=logical.bin_directory)
+    execute(logical, alias, "CREATE TABLE django_snapshots_run (x integer)")
+    journal = frozenset({"django_snapshots_run"})
+    source = take(connector, alias, tmp_path / "shop.pgdump", exclude_tables=journal)
+    name = connections[alias].settings_dict["NAME"]
+    with connected_to(logical, name) as client:
+
+        def reached(now: str) -> None:
+            if now == phase and not fetch_prepared(logical):
+                client.execute("BEGIN")
+                client.execute("CREATE TABLE theirs ()")
+                client.execute("PREPARE TRANSACTION 'x'")
+
+        monkeypatch.setattr(exchange, "_reached", reached)
+        try:
+            with pytest.raises(SnapshotConnectorError, match="prepared transactions: x"):
+                put_back(connector, alias, source, mark=MARK, preserve_tables=journal)
+        finally:
+            execute(logical, alias, *(f"ROLLBACK PREPARED '{gid}'" for gid in fetch_prepared(logical)))
+    monkeypatch.undo()
+    put_back(connector, alias, source, mark=MARK, preserve_tables=journal)
+
+
+def connected_to(server: Server, database: str) -> psycopg.Connection:
+    return psycopg.connect(
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=server.password,
+        dbname=database,
+        autocommit=True,
+    )
+
+
+def fetch_prepared(server: Server) -> list[str]:
+    with postgres_cursor(server) as cursor:
+        return [gid for (gid,) in cursor.execute("SELECT gid FROM pg_prepared_xacts").fetchall()]
 
 
 def test_a_security_label_stops_no_undo(logical: Server, make_logical: Maker, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +15,21 @@ import pytest
 from django.conf import settings
 from django.db import connections
 from psycopg import sql
+from pytest_django import Settings as SettingsWrapper
 
+from django_snapshots import LocalFileSystemBackend
+from django_snapshots.conf import get_settings
 from django_snapshots.connectors.file_tier import private_directory
-from django_snapshots.connectors.postgres import PostgresConnector, exchange
+from django_snapshots.connectors.postgres import PostgresConnector, exchange, strategy
 from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.exceptions import (
+    SnapshotBusyError,
     SnapshotConnectorError,
     SnapshotIntegrityError,
     SnapshotNotFoundError,
     SnapshotPreflightError,
 )
+from django_snapshots.execution.expiry import superfluous
 from django_snapshots.processes import Processes
 from django_snapshots.replaced import Inspectable, KeepsReplaced, Outcome, Preflights
 from django_snapshots.transfer import RestoreRequest, Source, SwitchRank
@@ -211,7 +217,12 @@ def test_rights_that_the_role_may_not_give_again(
         "SET ROLE pg_monitor",
         f'GRANT CONNECT ON DATABASE "{name}" TO pg_signal_backend',
     )
-    with pytest.raises(SnapshotPreflightError, match=r"can't get what .* has: permission denied to set role"):
+    with Processes() as processes:
+        (finding,) = [item for item in connector.preflight(alias, source, request(processes)) if item.stops]
+    assert "granted by the roles pg_monitor" in finding.text
+    assert 'GRANT "pg_monitor" TO snapshots_creator' in finding.text
+    assert not PostgresConnector(client_directory=postgres.bin_directory).keeps(alias)
+    with pytest.raises(SnapshotPreflightError, match="granted by the roles pg_monitor"):
         put_back(connector, alias, source, mark=MARK)
     assert databases(postgres) == []
 
@@ -245,6 +256,25 @@ def test_undo_gives_back_the_one_before_and_can_be_undone(
     assert text_of(postgres, alias) == restored
     with pytest.raises(SnapshotNotFoundError, match=rf"What the restore {MARK} has replaced .* is not kept any more"):
         undo(connector, alias, MARK, mark=UNDO)
+
+
+def test_a_connection_that_is_refused_once_is_no_lasting_obstacle_to_an_undo(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brings back what a restore has replaced tries it again, and does not leave half of a restore for good."""
+    before = text_of(postgres, alias)
+    put_back(connector, alias, source, mark=MARK)
+
+    def full(*_: Any) -> Any:
+        raise SnapshotConnectorError("sorry, too many clients already")
+
+    monkeypatch.setattr(strategy, "session", full)
+    assert not PostgresConnector(client_directory=postgres.bin_directory).keeps(alias)
+    with pytest.raises(SnapshotBusyError, match=r"can't take its place again now.*too many clients"):
+        undo(connector, alias, MARK, mark=UNDO)
+    monkeypatch.undo()
+    undo(connector, alias, MARK, mark=UNDO)
+    assert text_of(postgres, alias) == before
 
 
 def test_an_undo_creates_nothing_and_needs_no_right_to(
@@ -761,6 +791,42 @@ def test_a_kept_state_whose_comment_can_not_be_read_is_not_dropped(
     with pytest.raises(SnapshotConnectorError, match=f"The comment of the database '{kept}' can't be read"):
         connector.remove(alias, MARK)
     assert databases(postgres) == [kept]
+
+
+def test_a_moment_without_a_time_zone_stops_no_removal(
+    postgres: Server,
+    connector: PostgresConnector,
+    alias: str,
+    source: Source,
+    tmp_path: Path,
+    settings: SettingsWrapper,
+) -> None:
+    put_back(connector, alias, source, mark=MARK)
+    kept = f"django_snapshots_kept_{MARK}"
+    with postgres_cursor(postgres) as cursor:
+        ((text,),) = cursor.execute(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [kept]
+        ).fetchall()
+        text = re.sub(r'"kept_at": "[^"]*"', '"kept_at": "2026-01-02T03:04:05"', text)
+        statement = sql.SQL("COMMENT ON DATABASE {} IS {}")
+        cursor.execute(statement.format(sql.Identifier(kept), sql.Literal(text)))
+    storage = LocalFileSystemBackend(location=str(tmp_path / "storage"))
+    settings.SNAPSHOTS = {"STORAGE": storage, "DATABASE_CONNECTORS": {alias: connector}}
+    assert superfluous(get_settings()) == []
+    assert connector.beside(alias) == []
+
+
+def test_a_session_in_what_is_kept_that_can_not_be_ended(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source
+) -> None:
+    """An undo names it, and can be made when it is gone."""
+    put_back(connector, alias, source, mark=MARK)
+    with postgres_cursor(postgres, f"django_snapshots_kept_{MARK}") as cursor:
+        number = cursor.connection.info.backend_pid
+        with pytest.raises(SnapshotConnectorError, match=rf"could not be ended: process {number} .*GRANT pg_signal"):
+            undo(connector, alias, MARK, mark=UNDO)
+        assert cursor.execute("SELECT 1").fetchall() == [(1,)]
+    undo(connector, alias, MARK, mark=UNDO)
 
 
 def test_a_role_that_keeps_nothing_is_told_that_nothing_is_kept(

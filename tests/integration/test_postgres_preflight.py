@@ -22,6 +22,7 @@ from django_snapshots.replaced import Outcome
 from django_snapshots.transfer import RestoreRequest, Source
 from tests.databases import Maker, postgres_cursor
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, take, text_of
+from tests.projects import wait_until
 from tests.services import Server
 
 MARK = "0123456789abcdef_1_0"
@@ -104,7 +105,19 @@ def test_why_one_transaction_is_taken(postgres: Server, alias: str, source: Sour
     assert "ALTER ROLE snapshots_creator CREATEDB" in asked.warns
     assert "Only a superuser may create the extensions pg_stat_statements in a new database." in asked.warns
     assert "ALTER ROLE snapshots_creator CREATEDB" in Asked(postgres, alias, source, "new-database").stops
-    assert Asked(postgres, alias, source, "transaction").warns == ""
+    with psycopg.connect(
+        host=postgres.host,
+        port=postgres.port,
+        user=settings.DATABASES[alias]["USER"],
+        password=settings.DATABASES[alias]["PASSWORD"],
+        dbname=settings.DATABASES[alias]["NAME"],
+        application_name="shop-web",
+    ) as other:
+        told = f"process {other.info.backend_pid} (shop-web, role snapshots_creator)"
+        assert f"are in {other.info.dbname!r} too: {told}. While" in Asked(postgres, alias, source, "transaction").warns
+        assert f"too: {told}. While" in Asked(postgres, alias, source, tables=frozenset({"shop"})).warns
+    # The server needs a moment to see its end.
+    wait_until(lambda: Asked(postgres, alias, source, "transaction").warns == "", "the end of the client's session")
 
 
 def test_an_alias_of_the_maintenance_database(postgres: Server, alias: str, make_postgres: Maker) -> None:
@@ -118,6 +131,57 @@ def test_the_role_is_not_the_owner(postgres: Server, make_postgres: Maker) -> No
     assert not PostgresConnector().keeps(alias)
     execute(postgres, alias, "GRANT snapshots_owner TO snapshots_creator")
     assert PostgresConnector().keeps(alias)
+
+
+def test_rights_that_one_transaction_lacks(postgres: Server, make_postgres: Maker, tmp_path: Path) -> None:
+    """Found before a safety copy is taken; what goes along with the role's own is no obstacle."""
+    alias = make_postgres(role="snapshots_app", owner="snapshots_owner")
+    execute(postgres, alias, "GRANT CREATE ON SCHEMA public TO snapshots_app")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("CREATE TABLE shop (id serial PRIMARY KEY)")
+        cursor.execute("CREATE TYPE kind AS ENUM ('a')")
+    connector = PostgresConnector(client_directory=postgres.bin_directory, strategy="transaction")
+    bare = take(connector, alias, tmp_path / "bare.pgdump")
+    execute(
+        postgres,
+        alias,
+        "CREATE SCHEMA more AUTHORIZATION snapshots_app",
+        "CREATE TABLE more.line AS SELECT 1 AS x",
+        "CREATE VIEW watching AS SELECT * FROM shop",
+        'CREATE VIEW "seen twice" AS SELECT * FROM watching',
+        "CREATE FUNCTION with_it(shop) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    )
+    execute(postgres, alias, "GRANT SELECT ON ALL TABLES IN SCHEMA more, public TO snapshots_app")
+    full = take(connector, alias, tmp_path / "full.pgdump")
+    assert Asked(postgres, alias, bare, "transaction").stops == ""
+    put_back(connector, alias, bare)
+
+    stops = Asked(postgres, alias, full, "transaction", owner=False).stops
+    database = f'"{name}"' if (name := settings.DATABASES[alias]["NAME"]) != name.lower() else name
+    assert stops == (
+        "The role snapshots_app may not create schemas, extensions or publications: "
+        f"GRANT CREATE ON DATABASE {database} TO snapshots_app."
+    )
+    execute(
+        postgres,
+        alias,
+        "REVOKE CREATE ON SCHEMA public FROM snapshots_app",
+        "CREATE TABLE theirs ()",
+        "CREATE FUNCTION \"their Own\"(kind) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TABLE django_snapshots_run (id serial PRIMARY KEY)",
+        "SELECT lo_create(4711)",
+    )
+    stops = Asked(postgres, alias, bare, "transaction", preserve_tables=frozenset({"django_snapshots_run"})).stops
+    assert (
+        "The role snapshots_app may not drop what others own: "
+        f'function public."their Own"(public.kind) of {postgres.user}, '
+        f"large object 4711 of {postgres.user}, table public.theirs of {postgres.user}. Make it a member"
+    ) in stops
+    assert 'GRANT CREATE ON SCHEMA "public" TO snapshots_app' in stops
+    taken: list[str] = []
+    with pytest.raises(SnapshotPreflightError, match="may not drop what others own"):
+        put_back(connector, alias, bare, safety=lambda: taken.append("a safety copy"))
+    assert taken == []
 
 
 def test_the_lock_table(postgres: Server, alias: str, source: Source) -> None:

@@ -193,6 +193,73 @@ def test_what_a_client_makes_meanwhile_says_nothing_of_the_snapshot(
     put_back(connector, alias, source)
 
 
+@pytest.mark.parametrize(
+    "made",
+    ["CREATE TABLE theirs AS SELECT 1 AS x", "CREATE SCHEMA more CREATE TABLE theirs ()", "SELECT lo_create(4711)"],
+)
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_what_a_client_makes_while_the_safety_copy_is_taken_is_not_lost(
+    postgres: Server, connector: PostgresConnector, make_postgres: Maker, source: Source, made: str, is_empty: bool
+) -> None:
+    """It is in no safety copy; of a target that was found empty there is none at all."""
+    target = make_postgres()
+    if not is_empty:
+        execute(postgres, target, "CREATE TABLE mine AS SELECT 1 AS x")
+    before: list[str] = []
+
+    def safety() -> None:
+        execute(postgres, target, made)
+        before.append(text_of(postgres, target))
+
+    with pytest.raises(
+        SnapshotConnectorError,
+        match=r"Somebody else has made (\w+\.theirs|large object 4711) in .* while the safety copy was taken",
+    ):
+        put_back(connector, target, source, safety=safety)
+    assert text_of(postgres, target) == before[0]
+    put_back(connector, target, source)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("CREATE TABLE theirs AS SELECT 1 AS x", r"Somebody else has made public\.theirs in"),
+        ("CREATE TABLE more.theirs AS SELECT 1 AS x", "cannot drop schema more because other objects depend on it"),
+        ("SELECT lo_create(4711)", "Somebody else has made large object 4711 in"),
+    ],
+)
+def test_what_a_client_makes_at_the_last_moment_is_not_lost(
+    postgres: Server, connector: PostgresConnector, alias: str, source: Source, made: str, said: str, monkeypatch: Any
+) -> None:
+    """When it is told what may be removed, and before that is done."""
+    execute(postgres, alias, "CREATE SCHEMA more AUTHORIZATION snapshots_app CREATE TABLE mine (x integer)")
+    clear = Restoring._clear
+
+    def cleared(self: Restoring, kept: Any) -> None:
+        execute(postgres, alias, made)
+        clear(self, kept)
+
+    monkeypatch.setattr(Restoring, "_clear", cleared)
+    with pytest.raises(SnapshotConnectorError, match=said):
+        put_back(connector, alias, source)
+    assert fetch(postgres, alias, "SELECT to_regclass('theirs'), to_regclass('more.theirs')") != [(None, None)] or (
+        fetch(postgres, alias, "SELECT oid FROM pg_largeobject_metadata")
+    )
+
+
+def test_users_rows_of_an_extension_are_shut_in_too(postgis: Server, make_postgis: Maker, tmp_path: Path) -> None:
+    """They are removed with everything else, and so nobody may add one that the safety copy has not."""
+    connector, alias = PostgresConnector(client_directory=postgis.bin_directory, strategy="transaction"), make_postgis()
+    source = take(connector, alias, tmp_path / "d.pgdump")
+    row = "INSERT INTO spatial_ref_sys (srid, auth_name) VALUES (990000, 'ours')"
+
+    def safety() -> None:
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            execute(postgis, alias, "SET lock_timeout = '200ms'", row)
+
+    put_back(connector, alias, source, safety=safety)
+
+
 @pytest.mark.usefixtures("unchanged")
 def test_a_restore_that_is_discarded(connector: PostgresConnector, alias: str, source: Source) -> None:
     with prepared(connector, alias, source) as restoring:
@@ -310,6 +377,31 @@ def test_a_commit_whose_answer_is_lost(
             with pytest.raises(SnapshotConnectorError, match=r"The server rolled back: .* is as it was"):
                 restoring.switch()
     assert fetch(postgres, alias, "SELECT count(*) FROM shop") == [(20_000 if arrives else 0,)]
+
+
+def test_servers_of_an_extensions_wrapper(
+    postgres: Server, connector: PostgresConnector, make_postgres: Maker, tmp_path: Path
+) -> None:
+    """The extension stays, and they are not a part of it: one that came later goes with the password that it has."""
+    alias = make_postgres()
+    execute(
+        postgres,
+        alias,
+        "CREATE EXTENSION postgres_fdw",
+        "CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw",
+        "CREATE USER MAPPING FOR CURRENT_USER SERVER far OPTIONS (user 'me', password 'known')",
+    )
+    before = text_of(postgres, alias)
+    source = take(connector, alias, tmp_path / "d.pgdump")
+    execute(
+        postgres,
+        alias,
+        "ALTER SERVER far OPTIONS (dbname 'other')",
+        'CREATE SERVER "far Away" FOREIGN DATA WRAPPER postgres_fdw',
+        "CREATE USER MAPPING FOR CURRENT_USER SERVER \"far Away\" OPTIONS (user 'me', password 'secret')",
+    )
+    put_back(connector, alias, source)
+    assert text_of(postgres, alias) == before
 
 
 def test_an_extension_of_another_version_is_reported(connector: PostgresConnector, alias: str, source: Source) -> None:
@@ -606,6 +698,7 @@ def test_the_target(postgres: Server, connector: PostgresConnector, make_postgre
         "CREATE CAST (bit AS money) WITH INOUT",
         "CREATE CONVERSION other FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8",
         "CREATE FOREIGN DATA WRAPPER far",
+        "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
         "CREATE SEQUENCE numbers",
         "CREATE MATERIALIZED VIEW m AS SELECT 1 AS x",
     ],

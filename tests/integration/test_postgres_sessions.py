@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 from django.conf import settings
-from django.db import connections
+from django.db import Error, connections
 
 from django_snapshots.artifacts.capabilities import end_sessions_of
 from django_snapshots.artifacts.database import DatabaseArtifact
-from django_snapshots.connectors.postgres import PostgresConnector, sessions
+from django_snapshots.connectors.postgres import PostgresConnector, catalog, maintenance, sessions
 from django_snapshots.connectors.postgres.access import access
+from django_snapshots.connectors.postgres.backend import Backend
+from django_snapshots.connectors.postgres.exchange import Exchange
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.replaced import Outcome
 from tests.databases import Maker, postgres_cursor
@@ -207,6 +209,31 @@ def test_a_role_that_django_assumes_is_not_asked(postgres: Server, make_postgres
     settings.DATABASES[alias]["OPTIONS"] = {"assume_role": "is_assumed"}
     with session(postgres, alias, LABEL):
         assert PostgresConnector().end_sessions(alias, [LABEL]) == 1
+
+
+def test_a_role_that_django_assumes_is_not_asked_for_the_server_s_process(
+    postgres: Server, make_postgres: Maker
+) -> None:
+    """It may not even see when it began."""
+    alias = make_postgres(role="logs_in", owner="is_assumed")
+    with postgres_cursor(postgres) as cursor:
+        cursor.execute("GRANT is_assumed TO logs_in WITH INHERIT FALSE")
+    settings.DATABASES[alias]["OPTIONS"] = {"assume_role": "is_assumed"}
+    with maintenance.session(alias, LABEL) as first, maintenance.session(alias, LABEL) as second:
+        Backend.of(first).end(alias)
+        with pytest.raises(Error):
+            maintenance.execute(first, "SELECT 1")
+        who = Backend.of(second)
+        assert catalog.rows(second, "SELECT current_user::text") == [("is_assumed",)]
+        assert exchange_of(alias)._has_switched(who, 0) is False
+        with pytest.raises(Error):
+            maintenance.execute(second, "SELECT 1")
+    with pytest.raises(SnapshotConnectorError, match="does not say when its process 7 began"):
+        Backend.parse('{"pid": 7, "start": null}')
+
+
+def exchange_of(alias: str) -> Exchange:
+    return Exchange(alias=alias, label=LABEL, target="no", incoming="no", outgoing="no", remark=lambda _: "")
 
 
 def test_a_dump_alias_has_its_own(postgres: Server, make_postgres: Maker) -> None:

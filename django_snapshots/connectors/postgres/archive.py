@@ -20,6 +20,10 @@ from django_snapshots.transfer import Source
 # pg_backup_archiver.c, WriteHead: "PGDMP", version, sizes, format, compression, seven numbers of time, three strings.
 _HEADER_NUMBERS = 7
 _ENTRY = re.compile(r"(?P<id>\d+); \d+ \d+ (?P<rest>.*)")
+_MADE_IN_SCHEMAS = (
+    *("TABLE", "FOREIGN TABLE", "VIEW", "MATERIALIZED VIEW", "SEQUENCE", "FUNCTION", "PROCEDURE", "AGGREGATE"),
+    *("TYPE", "DOMAIN", "OPERATOR", "COLLATION"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class Entry:
         """The owner: the longest of *roles* that the line ends with, else its last word; empty if it has none."""
         fitting = [role for role in roles if self.rest.endswith(f" {_listed(role)}")]
         return max(fitting, key=len) if fitting else self.rest.rpartition(" ")[2]
+
+    def creates_in(self, schema: str) -> bool:
+        """Whether it may make a relation, a routine or a type in *schema*."""
+        return self.rest.startswith(tuple(f"{kind} {_listed(schema)} " for kind in _MADE_IN_SCHEMAS))
 
     @property
     def extension(self) -> str | None:
@@ -108,7 +116,7 @@ def read_contents(alias: str, source: Source, processes: Processes, client_direc
             because=f"{source.filename} for the alias {alias!r} was written by pg_dump {writer}",
         )
         listing = _list(processes, clients, itertools.chain([head], chunks), f"{source.filename} for {alias!r}")
-        matches = (_ENTRY.fullmatch(line) for line in listing.splitlines())
+        matches = (_ENTRY.fullmatch(line) for line in listing.split("\n"))
         return Contents(
             clients=clients,
             entries=[Entry(number=match["id"], rest=match["rest"]) for match in matches if match],
@@ -149,4 +157,4 @@ def _list(processes: Processes, clients: Clients, chunks: Iterable[bytes], what:
             feeder.finish()
         if status != 0:
             raise SnapshotConnectorError(f"The table of contents of {what} can't be read: {tool.explain()}")
-        return listing.decode(errors="replace")
+        return listing.decode(errors="replace")  # the names of older archives may be in another encoding

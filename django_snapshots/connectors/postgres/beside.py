@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -74,15 +74,20 @@ class Remark:
             if said["django_snapshots"] != _FORMAT:
                 return None
             kept_at, about = said.get("kept_at"), said.get("about")
+            if kept_at is not None:
+                kept_at = datetime.fromisoformat(kept_at)
+                if kept_at.tzinfo is None:
+                    return None
+                kept_at = kept_at.astimezone(UTC).isoformat()
             return cls(
                 of=str(said["of"]),
                 mark=str(said["mark"]),
                 label=str(said["label"]),
                 about=about if isinstance(about, dict) else {},
-                kept_at=None if kept_at is None else datetime.fromisoformat(kept_at).isoformat(),
+                kept_at=kept_at,
                 comment=said.get("comment"),
             )
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             return None
 
 

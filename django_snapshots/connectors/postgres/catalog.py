@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 USER_SCHEMA = "n.nspname !~ '^pg_(toast|temp_|catalog$)' AND n.nspname <> 'information_schema'"
@@ -320,15 +321,39 @@ def decoded(value: Any) -> Any:
 
 
 def sessions_in(connection: BaseDatabaseWrapper, database: int | None, pids: Sequence[int] | None = None) -> list[str]:
-    """The sessions in the database of this number, or those of them with *pids*, in words."""
+    """The sessions in the database of this number, or those of them with *pids*, in words; no workers of autovacuum."""
     sql = """
         SELECT format('process %%s (%%s, role %%s)', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
             coalesce(a.usename::text, 'none'))
-        FROM pg_stat_activity a WHERE a.datid = %s::text::oid AND a.pid <> pg_backend_pid()
+        FROM pg_stat_activity a
+        WHERE a.datid = %s::text::oid AND a.pid <> pg_backend_pid() AND a.usesysid IS NOT NULL
           AND (%s::int[] IS NULL OR a.pid = ANY(%s::int[])) ORDER BY a.pid LIMIT 10
     """
     wanted = None if pids is None else list(pids)
     return [item for (item,) in rows(connection, sql, [str(database), wanted, wanted])]
+
+
+HOW_TO_END = (
+    "End them, or let a superuser GRANT pg_signal_backend to the role; a superuser's session can only be ended by a "
+    "superuser."
+)
+"""What helps against sessions that the role may not end."""
+
+
+def terminate(connection: BaseDatabaseWrapper, pid: int) -> bool:
+    """Tell a session to end; ``False`` if the role may not."""
+    try:
+        rows(connection, "SELECT pg_terminate_backend(%s)", [pid])
+    except Error as error:
+        if state_of(error) != "42501":  # insufficient_privilege
+            raise
+        return False
+    return True
+
+
+def state_of(error: BaseException) -> str:
+    """The server's five letters for an error."""
+    return str(getattr(error.__cause__, "sqlstate", None) or "")
 
 
 def pattern(name: str) -> str:

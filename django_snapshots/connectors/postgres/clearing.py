@@ -3,6 +3,8 @@
 Left alone: preserved tables with their sequences, installed extensions with their members and the schemas that these
 live in, subscriptions, and event triggers of other roles. Each query gives statements, which ``psql`` runs by
 ``\\gexec``. What an earlier one took along by CASCADE is gone when its own statement comes, hence IF EXISTS everywhere.
+
+What has rows is removed only if it was *seen* before the safety copy: what a client has made since is in no copy.
 """
 
 from __future__ import annotations
@@ -52,15 +54,19 @@ WHERE pg_has_role(evtowner, 'USAGE') AND NOT {_member("pg_event_trigger", "t.oid
 
 _PUBLICATIONS = "SELECT format('DROP PUBLICATION IF EXISTS %I CASCADE', pubname) FROM pg_publication"
 
+# Behind all that may be in one, and without CASCADE: else it would take along a table that somebody makes just now.
 _SCHEMAS = f"""
-SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', n.nspname) FROM pg_namespace n
+SELECT format('DROP SCHEMA IF EXISTS %I', n.nspname) FROM pg_namespace n
 WHERE {USER_SCHEMA} AND n.oid NOT IN ({_KEPT_SCHEMAS})
 """  # noqa: S608
 
 _IN_SCHEMAS = (
     # catalog, column of the schema, what to drop; tables before the types and functions that they use
-    ("pg_class", "relnamespace", "o.relkind IN ('r', 'p', 'v', 'm', 'f') AND o.oid <> ALL(:'kept'::oid[])"),
+    ("pg_class", "relnamespace", "o.relkind IN ('r', 'p') AND o.oid IN (SELECT unnest(:'seen'::oid[]))"),
+    # Behind the tables, which take along what depends on them, also if it is another role's.
+    ("pg_class", "relnamespace", "o.relkind IN ('v', 'm', 'f') AND o.oid <> ALL(:'kept'::oid[])"),
     ("pg_class", "relnamespace", "o.relkind = 'S' AND o.oid <> ALL(:'kept'::oid[])"),
+    ("pg_statistic_ext", "stxnamespace", "true"),
     ("pg_opclass", "opcnamespace", "true"),
     ("pg_opfamily", "opfnamespace", "true"),
     ("pg_operator", "oprnamespace", "true"),
@@ -78,11 +84,11 @@ _IN_SCHEMAS = (
     ("pg_ts_template", "tmplnamespace", "true"),
 )
 
-_OUTSIDE_SCHEMAS = ("pg_cast", "pg_transform", "pg_foreign_data_wrapper", "pg_language", "pg_am")
+_OUTSIDE_SCHEMAS = ("pg_cast", "pg_transform", "pg_foreign_server", "pg_foreign_data_wrapper", "pg_language", "pg_am")
 
 
 def _in_schema(catalog: str, column: str, condition: str) -> str:
-    kind = "'ROUTINE'" if catalog == "pg_proc" else "i.type"
+    kind = "'ROUTINE'" if catalog == "pg_proc" else "replace(i.type, ' object', '')"  # "statistics object"
     return f"""
         SELECT format('DROP %s IF EXISTS %s CASCADE', {kind}, i.identity)
         FROM {catalog} o JOIN pg_namespace n ON n.oid = o.{column},
@@ -100,26 +106,41 @@ def _outside_schemas(catalog: str) -> str:
     """  # noqa: S608
 
 
-LOCK = f"""
-SELECT format('LOCK TABLE %I.%I IN EXCLUSIVE MODE', n.nspname, c.relname)
+# All that loses rows: tables of users, and those of an extension that have rows of a user's own.
+_LOSING = f"""
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition AND {USER_SCHEMA}
-    AND c.oid <> ALL(:'kept'::oid[]) AND NOT {_member("pg_class", "c.oid")}
-    AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
-ORDER BY c.oid \\gexec
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND {USER_SCHEMA} AND c.oid <> ALL(:'kept'::oid[])
+    AND (c.oid IN (SELECT unnest(extconfig) FROM pg_extension) OR NOT {_member("pg_class", "c.oid")})
 """  # noqa: S608
+
+LOCK = f"""
+SELECT format('LOCK TABLE %I.%I IN EXCLUSIVE MODE', n.nspname, c.relname) {_LOSING}
+    AND NOT c.relispartition AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
+ORDER BY c.oid \\gexec
+"""
 """Keeps everybody from writing to what will be removed; a partitioned table brings its partitions along.
 
 Who owns a schema may drop other people's tables there, but not lock them.
 """
 
-_LARGE_OBJECTS = "SELECT format('SELECT lo_unlink(%s)', oid) FROM pg_largeobject_metadata"
+SEEN = f"""
+SELECT json_build_object(
+    'tables', (SELECT json_object_agg(c.oid, format('%I.%I', n.nspname, c.relname)) {_LOSING}),
+    'objects', (SELECT json_agg(oid::bigint) FROM pg_largeobject_metadata));
+"""  # noqa: S608
+"""What there is to be removed that has rows or content of its own: tables by their number, and the large objects'."""
+
+_LARGE_OBJECTS = """
+SELECT format('SELECT lo_unlink(%s)', oid) FROM pg_largeobject_metadata
+WHERE oid IN (SELECT unnest(:'objects'::oid[]))
+"""
 
 # Rows that a user put into an extension's table, by the condition that pg_dump dumps them by.
 _EXTENSION_ROWS = """
 SELECT format('DELETE FROM %s %s', t.oid::regclass, t.condition)
 FROM (SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_extension) t
-JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'r' WHERE has_table_privilege(c.oid, 'DELETE')
+JOIN pg_class c ON c.oid = t.oid AND c.relkind = 'r'
+WHERE has_table_privilege(c.oid, 'DELETE') AND c.oid IN (SELECT unnest(:'seen'::oid[]))
 """
 
 # A default privilege is gone from the catalog once it equals what PostgreSQL would do without it.
@@ -159,13 +180,56 @@ _QUERIES = (
     _EVENT_TRIGGERS,
     _PUBLICATIONS,
     _EXTENSION_ROWS,
-    _SCHEMAS,
     *(_in_schema(*item) for item in _IN_SCHEMAS),
+    _SCHEMAS,
     *(_outside_schemas(catalog) for catalog in _OUTSIDE_SCHEMAS),
     _DEFAULT_PRIVILEGES,
     _SCHEMA_RIGHTS,
     _LARGE_OBJECTS,
 )
+
+# What is dropped, and whether the role may: who owns a schema may drop what others have there. Text search parsers and
+# templates have no owner.
+_OWNERS = (
+    f"""SELECT 'pg_namespace'::regclass AS classid, n.oid AS objid, n.nspowner AS owner,
+        pg_has_role(n.nspowner, 'USAGE') AS may
+    FROM pg_namespace n WHERE {USER_SCHEMA} AND n.oid NOT IN ({_KEPT_SCHEMAS})""",  # noqa: S608
+    *(
+        f"SELECT '{catalog}'::regclass, o.oid, o.{column.removesuffix('namespace')}owner, "  # noqa: S608
+        f"pg_has_role(o.{column.removesuffix('namespace')}owner, 'USAGE') OR pg_has_role(n.nspowner, 'USAGE') "
+        f"FROM {catalog} o JOIN pg_namespace n ON n.oid = o.{column} "
+        f"WHERE {USER_SCHEMA} AND {condition} AND NOT {_part(catalog, 'o.oid')}"
+        for catalog, column, condition in _IN_SCHEMAS
+        if catalog not in ("pg_ts_parser", "pg_ts_template")
+    ),
+    *(
+        f"SELECT '{catalog}'::regclass, o.oid, o.{owner}, pg_has_role(o.{owner}, 'USAGE') FROM {catalog} o "  # noqa: S608
+        f"WHERE o.oid >= 16384 AND NOT {_part(catalog, 'o.oid')}"
+        for catalog, owner in (
+            ("pg_foreign_server", "srvowner"),
+            ("pg_foreign_data_wrapper", "fdwowner"),
+            ("pg_language", "lanowner"),
+            ("pg_publication", "pubowner"),
+        )
+    ),
+    "SELECT 'pg_largeobject'::regclass, oid, lomowner, pg_has_role(lomowner, 'USAGE') FROM pg_largeobject_metadata",
+)
+_THERE = f"WITH RECURSIVE there AS ({' UNION ALL '.join(_OWNERS)})"
+
+# With the relations, which are dropped first. A view goes with its rule, which goes with a table: what has a part that
+# goes, goes.
+_TAKEN_ALONG = """
+, edges AS (
+    SELECT refclassid, refobjid, classid, objid FROM pg_depend WHERE deptype IN ('n', 'a', 'i', 'P', 'S')
+    UNION ALL SELECT classid, objid, refclassid, refobjid FROM pg_depend WHERE deptype = 'i'
+), gone AS (
+    SELECT classid::oid, objid FROM there WHERE may AND classid = 'pg_class'::regclass
+    UNION SELECT e.classid, e.objid FROM gone g JOIN edges e ON (e.refclassid, e.refobjid) = (g.classid, g.objid)
+)
+SELECT format('%s %s of %s', i.type, i.identity, pg_get_userbyid(t.owner))
+FROM there t, LATERAL pg_identify_object(t.classid, t.objid, 0) i
+WHERE NOT t.may AND (t.classid::oid, t.objid) NOT IN (SELECT classid, objid FROM gone) ORDER BY 1 LIMIT 10
+"""
 
 FINGERPRINT = """
 SELECT json_build_object(
@@ -183,18 +247,46 @@ SELECT json_build_object(
 """What must be the same before and after: a CASCADE reaches whatever depends on a dropped object."""
 
 
-def keep(oids: Iterable[int]) -> str:
-    """Tell ``psql`` which relations to leave alone."""
-    return f"\\set kept '{{{','.join(str(oid) for oid in oids)}}}'\n"
+def tell(name: str, oids: Iterable[int | str]) -> str:
+    """Tell ``psql`` which relations to leave alone (``kept``), or which tables (``seen``) and large ``objects`` may be
+    removed."""
+    return f"\\set {name} '{{{','.join(str(oid) for oid in oids)}}}'\n"
+
+
+def _now(query: str, kept: str) -> str:
+    """*query* for a connection that has no variables, with all seen but what is *kept*, which is an array."""
+    told = {
+        ":'seen'": f"ARRAY(SELECT oid FROM pg_class WHERE oid <> ALL({kept}::oid[]))",  # noqa: S608
+        ":'objects'": "ARRAY(SELECT oid FROM pg_largeobject_metadata)",
+        ":'kept'": kept,
+    }
+    for variable, value in told.items():
+        query = query.replace(variable, value)
+    return query
+
+
+def not_droppable(connection: BaseDatabaseWrapper, kept: Iterable[int]) -> list[str]:
+    """What this role may not drop, in words with the owner: neither it nor its schema is the role's, and nothing takes
+    it along."""
+    oids = f"ARRAY[{','.join(str(oid) for oid in kept)}]::oid[]"
+    refused = rows(connection, _now(f"{_THERE} SELECT 1 FROM there WHERE NOT may LIMIT 1", oids))  # noqa: S608
+    return [told for (told,) in rows(connection, _now(_THERE + _TAKEN_ALONG, oids))] if refused else []
+
+
+def schemas_without_create(connection: BaseDatabaseWrapper, kept: Iterable[int]) -> dict[str, bool]:
+    """The schemas that stay; whether this role lacks the right to create something in each."""
+    oids = f"ARRAY[{','.join(str(oid) for oid in kept)}]::oid[]"
+    sql = "SELECT nspname::text, NOT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE oid IN"
+    return dict(rows(connection, _now(f"{sql} ({_KEPT_SCHEMAS})", oids)))
 
 
 def is_empty(connection: BaseDatabaseWrapper) -> bool:
     """Whether nobody put anything here yet that a restore would remove; the tables of this app alone don't count, and
     nor does what belongs to an extension, but for the rows that it says are the user's own."""
-    kept = "ARRAY(SELECT oid FROM pg_class WHERE relname ~ '^django_snapshots_')"
+    ours = "ARRAY(SELECT oid FROM pg_class WHERE relname ~ '^django_snapshots_')"
     # Whose tables may have rows is asked below, and who may use a schema is nothing that was put there.
     made = (query for query in _QUERIES if query not in (_EXTENSION_ROWS, _SCHEMA_RIGHTS))
-    if any(rows(connection, f"SELECT EXISTS ({query})".replace(":'kept'", kept))[0][0] for query in made):
+    if any(rows(connection, f"SELECT EXISTS ({_now(query, ours)})")[0][0] for query in made):
         return False
     theirs = """
         SELECT format('SELECT EXISTS (SELECT FROM %s %s)', t.oid::regclass, t.condition)

@@ -57,7 +57,7 @@ def open_dump(
             ((snapshot,),) = catalog.rows(connection, "SELECT pg_export_snapshot()")
             moment = catalog.moment(connection)
             reached = access(connection, request.label)
-        argv = _arguments(clients, reached, snapshot, excluded, emptied)
+        argv = _arguments(clients, reached, snapshot, excluded, emptied, server.encoding)
         with request.processes.start(argv, env=reached.env, secrets=reached.secrets) as tool:
             content = _Content(alias, request, tool, connection, excluded, emptied)
             yield Dump(
@@ -167,9 +167,16 @@ class _Content:
 
 
 def _arguments(
-    clients: Clients, reached: Access, snapshot: str, excluded: Mapping[int, str], emptied: Mapping[int, str]
+    clients: Clients,
+    reached: Access,
+    snapshot: str,
+    excluded: Mapping[int, str],
+    emptied: Mapping[int, str],
+    encoding: str,
 ) -> list[str]:
     role = [f"--role={reached.role}"] if reached.role else []
+    # What reads the archive's names takes them for UTF-8. Where the server knows no encoding it can't convert.
+    converted = ["--encoding=UTF8"] if encoding != "SQL_ASCII" else []
     return [
         str(clients.program("pg_dump")),
         "--format=custom",
@@ -177,6 +184,7 @@ def _arguments(
         "--no-password",
         f"--snapshot={snapshot}",
         *role,
+        *converted,
         *(f"--exclude-table={catalog.pattern(name)}" for name in excluded.values()),
         *(f"--exclude-table-data={catalog.pattern(name)}" for name in emptied.values()),
         f"--dbname={reached.conninfo}",

@@ -27,7 +27,9 @@ def examine(
     listed = {part for entry in data for part in _beginnings(entry.rest.removeprefix(_DATA))}
     counted = source.metadata.get("row_counts")
     with_rows = [name for name, number in counted.items() if number] if isinstance(counted, Mapping) else []
-    missing = sorted(name for name in with_rows if _shown(name) not in listed)
+    # An archive of a database that isn't UTF-8 may have names that can't be read: they may be any that aren't plain.
+    unread = any("\ufffd" in entry.rest for entry in data)
+    missing = sorted(name for name in with_rows if _shown(name) not in listed and (name.isascii() or not unread))
     if missing:
         raise SnapshotIntegrityError(
             f"{source.filename} lacks the rows of {len(missing)} tables that the manifest has: "

@@ -43,10 +43,12 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_snapshots.connectors.postgres import beside, catalog, properties
-from django_snapshots.connectors.postgres.backend import WHO, Backend
+from django_snapshots.connectors.postgres.access import MAINTENANCE, brief, explained
+from django_snapshots.connectors.postgres.backend import Backend
 from django_snapshots.connectors.postgres.carried import Carried
 from django_snapshots.connectors.postgres.maintenance import backend_of, execute, session, transaction
 from django_snapshots.connectors.postgres.renewal import renew
+from django_snapshots.connectors.postgres.strategy import prepared
 from django_snapshots.exceptions import SnapshotConnectorError
 from django_snapshots.redaction import redact
 from django_snapshots.replaced import SnapshotUnsettled
@@ -160,7 +162,7 @@ class Exchange:
         try:
             execute(insider, f"LOCK TABLE {', '.join(sorted(tables))} IN EXCLUSIVE MODE")
         except Error as error:
-            if _state(error) != _LOCKED:
+            if catalog.state_of(error) != _LOCKED:
                 raise
             insider.rollback()
             holders = ", ".join(catalog.holders(insider)) or "nobody that can be seen"
@@ -172,6 +174,9 @@ class Exchange:
     def _rename_both(
         self, renamer: BaseDatabaseWrapper, watcher: BaseDatabaseWrapper, insider: BaseDatabaseWrapper
     ) -> None:
+        # They outlive every session, and once nobody can connect nobody can end them.
+        for text in prepared(insider):
+            raise _InUse(text)
         number = beside.number_of(renamer, self.target)
         with _FirstRename(renamer, self.target, self.outgoing) as first:
             self._wait_for_the_lock(watcher, renamer, number, first)
@@ -183,7 +188,7 @@ class Exchange:
             insider.rollback()
             insider.close()
             if not first.done():
-                raise _InUse(f"The server did not see the end of all sessions in {self.target!r} in time.")
+                raise self._never_alone(first)
         _reached("between the renames")
         # Not before: the rename may have waited long, and from now on nobody else changes them.
         wanted = properties.read(renamer, self.outgoing)
@@ -211,7 +216,10 @@ class Exchange:
                 return
             time.sleep(_POLL_SECONDS)
         if not first.done():
-            raise _InUse(f"The server did not see the end of all sessions in {self.target!r} in time.")
+            raise self._never_alone(first)
+
+    def _never_alone(self, first: _FirstRename) -> _InUse:
+        return _InUse(f"The server did not see the end of all sessions in {self.target!r} in time: {first.said}.")
 
     def _empty_out(
         self, watcher: BaseDatabaseWrapper, insider: BaseDatabaseWrapper, number: int | None, first: _FirstRename
@@ -224,21 +232,20 @@ class Exchange:
         refused: set[int] = set()
         while present := [pid for (pid,) in catalog.rows(watcher, f"SELECT pid {others}", parameters)]:
             for pid in present:
-                if pid not in refused and not _terminate(watcher, pid):
+                if pid not in refused and not catalog.terminate(watcher, pid):
                     refused.add(pid)
             if first.ended or refused.issuperset(present):
                 named = ", ".join(catalog.sessions_in(watcher, number, present))
                 raise _InUse(
                     f"{self.target!r} can't be replaced while these sessions are in it, and they could not be ended: "
-                    f"{named}. End them, or let a superuser GRANT pg_signal_backend to the role; a superuser's session "
-                    "can only be ended by a superuser."
+                    f"{named}. {catalog.HOW_TO_END}"
                 )
             time.sleep(_POLL_SECONDS)
 
     @contextlib.contextmanager
     def _committing(self, renamer: BaseDatabaseWrapper) -> Iterator[None]:
         """What the body raises, unless the switch has taken place all the same; then nothing."""
-        who = Backend.parse(catalog.rows(renamer, WHO)[0][0])
+        who = Backend.of(renamer)
         number = beside.number_of(renamer, self.incoming)
         if number is None:
             raise SnapshotConnectorError(
@@ -269,7 +276,7 @@ class Exchange:
         deadline = time.monotonic() + _OUTCOME_WITHIN_SECONDS
         while True:
             try:
-                with session(self.alias, self.label) as connection:
+                with explained(self.alias), brief(self.alias, database=MAINTENANCE) as connection:
                     who.end_through(connection)
                     return beside.number_of(connection, self.target) == number
             except SnapshotConnectorError:
@@ -296,10 +303,15 @@ class _FirstRename:
         """Whether the statement has ended, however."""
         return not self._thread.is_alive()
 
+    @property
+    def said(self) -> str:
+        """What the server said against it."""
+        return redact(" ".join(str(self._failure or "").split()))
+
     def done(self) -> bool:
         """Wait for its end: whether the name is changed. Raises what went wrong, unless it was that somebody is in."""
         self._thread.join()
-        if self._failure is not None and _state(self._failure) not in (_BUSY, _LOCKED):
+        if self._failure is not None and catalog.state_of(self._failure) not in (_BUSY, _LOCKED):
             raise self._failure
         return self._failure is None
 
@@ -320,19 +332,3 @@ class _FirstRename:
             beside.rename(self._connection, self._old, self._new)
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             self._failure = error
-
-
-def _terminate(connection: BaseDatabaseWrapper, pid: int) -> bool:
-    """Tell a session to end; ``False`` if the role may not."""
-    try:
-        execute(connection, "SELECT pg_terminate_backend(%s)", [pid])
-    except Error as error:
-        if _state(error) != "42501":  # insufficient_privilege
-            raise
-        return False
-    return True
-
-
-def _state(error: BaseException) -> str:
-    """The server's five letters for an error."""
-    return str(getattr(error.__cause__, "sqlstate", None) or "")

@@ -104,12 +104,15 @@ def _give_back(connection: BaseDatabaseWrapper, mark: str) -> None:
 
 
 def _end_all(connection: BaseDatabaseWrapper, database: str) -> None:
-    """Tell the sessions in *database* to end; the rename that follows waits for them."""
-    execute(
-        connection,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL",
-        [database],
-    )
+    """Tell the sessions in *database* to end; the rename that follows waits for them. Raises
+    ``SnapshotConnectorError`` that names those which the role may not end."""
+    there = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL"
+    refused = [pid for (pid,) in catalog.rows(connection, there, [database]) if not catalog.terminate(connection, pid)]
+    if named := catalog.sessions_in(connection, left.number_of(connection, database), refused):
+        raise SnapshotConnectorError(
+            f"{database!r} can't be renamed while these sessions are in it, and they could not be ended: "
+            f"{', '.join(named)}. {catalog.HOW_TO_END} Then ask again."
+        )
 
 
 def remove(alias: str, mark: str) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_snapshots.connectors.postgres import catalog
+from django_snapshots.connectors.postgres import catalog, clearing
 from django_snapshots.connectors.postgres.access import connected
-from django_snapshots.connectors.postgres.archive import Contents, Entry, read_contents
+from django_snapshots.connectors.postgres.archive import Contents, Entry, read_contents, still_to_create
 from django_snapshots.connectors.postgres.clients import major_of
 from django_snapshots.connectors.postgres.maintenance import backend_of, session
 from django_snapshots.connectors.postgres.quoting import identifier
@@ -23,7 +23,12 @@ from django_snapshots.transfer import RestoreRequest, Source
 
 # Of these pg_restore sets no owner; the schema public is made by initdb.
 _UNOWNED = ("ACL ", "COMMENT ", "EXTENSION ", "SCHEMA - public ")
+_IN_DATABASE = ("SCHEMA - ", "EXTENSION - ", "PUBLICATION - ")
 _INSTEAD = 'Or restore in one transaction: PostgresConnector(strategy="transaction").'
+_WAITING = (
+    "While it is restored, who writes waits, and at last who reads, too; a transaction that is not ended for a minute "
+    "makes the restore fail."
+)
 # Their types have numbers of their own in each database, and Django looks for these once in a process.
 _CACHED_TYPES = frozenset({"hstore", "citext", "postgis"})
 
@@ -133,7 +138,11 @@ def _target(found: Survey, connection: BaseDatabaseWrapper, request: RestoreRequ
         _connected(found, connection, way.target)
         found.warn(_cached_types(connection))
     else:
+        kept = [*tables, *catalog.owned_sequences(connection, tables)]
+        found.stop(_not_droppable(connection, kept))
+        found.stop(_not_creatable(connection, found.contents.entries if found.contents else [], kept))
         _lock_table(found, connection, tables)
+        found.warn(connected_too(connection, _WAITING))
         found.warn(pooler(connection))
         found.warn(_hidden(connection, tables))
         found.warn(_not_lockable(connection, tables))
@@ -275,15 +284,19 @@ def _connected(found: Survey, connection: BaseDatabaseWrapper, target: str) -> N
     ((number,),) = catalog.rows(connection, "SELECT oid::bigint FROM pg_database WHERE datname = current_database()")
     if lasting := [pid for pid, may in others.items() if not may]:
         named = ", ".join(catalog.sessions_in(connection, number, lasting))
-        found.stop(
-            [
-                f"Sessions in {target!r} that the role may not end: {named}. End them, or let a superuser GRANT "
-                "pg_signal_backend to the role; a superuser's session can only be ended by a superuser."
-            ]
-        )
+        found.stop([f"Sessions in {target!r} that the role may not end: {named}. {catalog.HOW_TO_END}"])
     if ended := [pid for pid, may in others.items() if may]:
         named = ", ".join(catalog.sessions_in(connection, number, ended))
         found.warn([f"These sessions in {target!r} will be ended: {named}. What they have not committed is lost."])
+
+
+def connected_too(connection: BaseDatabaseWrapper, what: str) -> Iterator[str]:
+    """Who else is in the database, and *what* that means."""
+    ((number, name),) = catalog.rows(
+        connection, "SELECT oid::bigint, datname::text FROM pg_database WHERE datname = current_database()"
+    )
+    if named := catalog.sessions_in(connection, number):
+        yield f"These sessions are in {name!r} too: {', '.join(named)}. {what} None of them is ended."
 
 
 def _cached_types(connection: BaseDatabaseWrapper) -> Iterator[str]:
@@ -292,6 +305,39 @@ def _cached_types(connection: BaseDatabaseWrapper) -> Iterator[str]:
             f"The types of {', '.join(names)} get other numbers, which Django asks for once in each process: restart "
             "web servers and workers after the restore."
         )
+
+
+def _not_droppable(connection: BaseDatabaseWrapper, kept: Collection[int]) -> Iterator[str]:
+    if names := clearing.not_droppable(connection, kept):
+        ((me,),) = catalog.rows(connection, "SELECT quote_ident(current_user)")
+        yield (
+            f"The role {me} may not drop what others own: {', '.join(names)}. Make it a member of the owners, or "
+            "restore as one that may."
+        )
+
+
+def _not_creatable(connection: BaseDatabaseWrapper, entries: Collection[Entry], kept: Collection[int]) -> Iterator[str]:
+    """Rights to create that the role lacks for what the dump has."""
+    ((me, database, may),) = catalog.rows(
+        connection,
+        "SELECT quote_ident(current_user), quote_ident(current_database()), "
+        "has_database_privilege(current_database(), 'CREATE')",
+    )
+    schemas = clearing.schemas_without_create(connection, kept)
+    roles = [name for (name,) in catalog.rows(connection, "SELECT rolname FROM pg_roles")]
+    left = {"SCHEMA": [*schemas], "EXTENSION": [*catalog.extensions(connection)], "EVENT TRIGGER": []}
+    wanted = still_to_create(entries, {**left, "public is mine": False}, roles)
+    if not may and any(entry.rest.startswith(_IN_DATABASE) for entry in wanted):
+        yield (
+            f"The role {me} may not create schemas, extensions or publications: GRANT CREATE ON DATABASE {database} "
+            f"TO {me}."
+        )
+    for schema in sorted(name for name, lacking in schemas.items() if lacking):
+        if any(entry.creates_in(schema) for entry in wanted):
+            yield (
+                f"The role {me} may not create anything in a schema: GRANT CREATE ON SCHEMA {identifier(schema)} "
+                f"TO {me}."
+            )
 
 
 def _lock_table(found: Survey, connection: BaseDatabaseWrapper, kept: Collection[int]) -> None:

@@ -1,7 +1,8 @@
 """Restores one database inside a single transaction of one ``psql``: nobody sees anything of it before its COMMIT.
 
 Who can die when, and what then holds: as ``transaction`` says. The safety copy is taken after writers are shut out and
-before anything is changed.
+before anything is changed. No lock keeps anybody from making a table or a large object meanwhile: what is there is
+noted before the tables are locked, and what came after that is in no copy, so it is never removed. It ends the restore.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ class Restoring(InTransaction):
             reached = access(connection, self._request.label)
         try:
             self._begin(reached)
-            self._open_session.write(clearing.keep(kept).encode())
+            self._open_session.write(clearing.tell("kept", kept).encode())
+            seen = self._seen()
             # Until the end of the transaction nobody else writes to any table; everybody still reads, pg_dump too.
             self._ask(clearing.LOCK)
             self._request.safety()
+            self._require_nothing_since(*seen)
             self._clear(kept)
             wanted = self._wanted(contents.entries, roles)
             self._fill([entry.number for entry in wanted], settings, self._options(reached.role))
@@ -70,6 +73,26 @@ class Restoring(InTransaction):
         if wanted is not None:
             rerouted = catalog.decoded("".join(self._open_session.ask(f"{catalog.REROUTED};")) or "null")
             counts.compare(self._alias, wanted, self._count(), rerouted)
+
+    def _seen(self) -> tuple[dict[str, str], set[int]]:
+        """The tables that are there, by their number, and the numbers of the large objects."""
+        found = catalog.decoded("".join(self._open_session.ask(clearing.SEEN)))
+        return found["tables"] or {}, set(found["objects"] or ())
+
+    def _require_nothing_since(self, tables: Mapping[str, str], objects: Collection[int]) -> None:
+        """What came since these were seen is in no safety copy; of what comes from now on nothing is removed."""
+        now, objects_now = self._seen()
+        made = [name for number, name in now.items() if number not in tables]
+        made += [f"large object {number}" for number in objects_now.difference(objects)]
+        if made:
+            raise self._of_others(made, "the safety copy was taken")
+        self._open_session.write((clearing.tell("seen", tables) + clearing.tell("objects", objects)).encode())
+
+    def _of_others(self, made: Collection[str], meanwhile: str) -> SnapshotConnectorError:
+        return SnapshotConnectorError(
+            f"Somebody else has made {', '.join(sorted(made)[:_SHOWN])} in {self._alias!r} while {meanwhile}. "
+            "Nothing was changed; begin again."
+        )
 
     def _clear(self, kept: Mapping[int, str]) -> None:
         """Remove what is there; check that no CASCADE took anything that was to stay."""
@@ -95,10 +118,7 @@ class Restoring(InTransaction):
             ) made;
         """  # noqa: S608 - made of constants
         if made := catalog.decoded("".join(self._open_session.ask(sql)) or "null"):
-            raise SnapshotConnectorError(
-                f"Somebody else has made {', '.join(sorted(made)[:_SHOWN])} in {self._alias!r} while it was restored. "
-                "Nothing was changed; begin again."
-            )
+            raise self._of_others(made, "it was restored")
 
     def _report_extensions(self, installed: Mapping[str, str]) -> None:
         for name, version in by_name(self._source.metadata, "extensions", str).items():

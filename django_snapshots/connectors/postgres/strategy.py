@@ -13,11 +13,15 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django_snapshots.connectors.postgres import catalog, properties
 from django_snapshots.connectors.postgres.access import MAINTENANCE, connected, exists
 from django_snapshots.connectors.postgres.maintenance import backend_of, session
-from django_snapshots.connectors.postgres.quoting import literal
+from django_snapshots.connectors.postgres.quoting import identifier, literal
 from django_snapshots.exceptions import SnapshotConnectorError
 
 Strategy = Literal["auto", "new-database", "transaction"]
 STRATEGIES = ("auto", "new-database", "transaction")
+
+
+class Unreachable(SnapshotConnectorError):
+    """The database that renames are made from did not let the role in: for good, or for the moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +45,11 @@ def choose(alias: str, strategy: Strategy, *, drill: bool, label: str) -> Way:
     A drill always takes a new database, and asks nothing of the target.
     """
     if drill:
-        against = tuple(_server(alias, label))
-        return Way(new_database=True, against=against, target=_settings_name(alias), missing=True)
+        return Way(new_database=True, against=_against(alias, label), target=_settings_name(alias), missing=True)
     target, missing = _place(alias)
     if strategy == "transaction":
         return Way(new_database=False, against=(), target=target, missing=missing)
-    against = (*_server(alias, label), *(() if missing else _target(alias, target)))
+    against = (*_against(alias, label), *(() if missing else _target(alias, target)))
     wanted = strategy == "new-database" or not against
     return Way(new_database=wanted, against=against, target=target, missing=missing)
 
@@ -57,8 +60,14 @@ def way_back(alias: str, label: str) -> Way:
     No preflight of a restore comes before it, so what stops that whichever way is taken speaks against this, too.
     """
     target, missing = _place(alias)
-    against = (*_server(alias, label), *(() if missing else _target(alias, target, back=True)))
+    against: tuple[str, ...] = ()
     meanwhile = () if missing else tuple(_prepared(alias))
+    try:
+        against = tuple(_server(alias, label))
+    except Unreachable as error:
+        # There is no other way, and what a server refuses once, because it is full, it need not refuse again.
+        meanwhile = (str(error), *meanwhile)
+    against = (*against, *(() if missing else _target(alias, target, back=True)))
     return Way(new_database=True, against=against, target=target, missing=missing, meanwhile=meanwhile)
 
 
@@ -82,8 +91,17 @@ def _name(alias: str) -> str:
         return catalog.server(connection).database
 
 
+def _against(alias: str, label: str) -> tuple[str, ...]:
+    """What is in the way of a new database whatever the target is. There are other ways than one that can't be asked
+    for."""
+    try:
+        return tuple(_server(alias, label))
+    except Unreachable as error:
+        return (str(error),)
+
+
 def _server(alias: str, label: str) -> Iterator[str]:
-    """What is in the way whatever the target is."""
+    """What is in the way whatever the target is. Raises ``Unreachable``."""
     if not is_psycopg3:
         yield "The driver is psycopg2; install psycopg 3."
         return
@@ -91,7 +109,9 @@ def _server(alias: str, label: str) -> Iterator[str]:
         with session(alias, label) as connection:
             yield from _server_rights(connection)
     except SnapshotConnectorError as error:
-        yield f"The role can't connect to the database {MAINTENANCE!r} of the server ({error}); GRANT CONNECT."
+        raise Unreachable(
+            f"The role can't connect to the database {MAINTENANCE!r} of the server ({error}); GRANT CONNECT."
+        ) from error
 
 
 def _server_rights(connection: BaseDatabaseWrapper) -> Iterator[str]:
@@ -129,6 +149,7 @@ def _target(alias: str, target: str, *, back: bool = False) -> Iterator[str]:
             yield from _extensions(connection)
             yield from _event_triggers(connection)
             yield from _settings(connection, target, role)
+            yield from _grantors(connection, target, role, version)
             yield from _public(connection, version)
 
 
@@ -183,6 +204,20 @@ def _settings(connection: BaseDatabaseWrapper, target: str, role: str) -> Iterat
         )
     if hard := sorted({item.name for item in made if item.name in superusers}):
         yield f"Only a superuser may make the database's settings {', '.join(hard)} again."
+
+
+def _grantors(connection: BaseDatabaseWrapper, target: str, role: str, version: int) -> Iterator[str]:
+    """Rights that somebody else has granted on, whom the role would have to become to grant them again."""
+    made = properties.read(connection, target)
+    others = {grant.grantor for grant in made.grants or () if grant.grantor != made.owner}
+    sql = "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT pg_has_role(name, %s) ORDER BY 1"
+    how = "SET" if version >= 160000 else "MEMBER"
+    if names := [name for (name,) in catalog.rows(connection, sql, [sorted(others), how])]:
+        statements = "; ".join(f"GRANT {identifier(name)} TO {role}" for name in names)
+        yield (
+            f"Rights on the database were granted by the roles {', '.join(names)}, as which {role} would have to grant "
+            f"them again: {statements}."
+        )
 
 
 def _public(connection: BaseDatabaseWrapper, version: int) -> Iterator[str]:

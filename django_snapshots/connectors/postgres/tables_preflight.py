@@ -27,6 +27,10 @@ _KINDS = {
     "S": "a sequence",
     "c": "a type",
 }
+_WAITING = (
+    "While they are restored, who writes to these tables waits; a transaction that has written there and is not ended "
+    "for a minute makes the restore fail."
+)
 _COPY = re.compile(r'COPY (?P<name>(?:"(?:[^"]|"")*"|[^" ])+)(?: \((?P<columns>.*)\))? FROM stdin;\s*', re.DOTALL)
 _COLUMN = re.compile(r'"((?:[^"]|"")*)"|([^", ]+)')
 # pg_dump writes a column as name, type, and then what else there is to say of it (pg_dump.c, dumpTableSchema).
@@ -141,6 +145,7 @@ def _look(
     ((role,),) = catalog.rows(connection, "SELECT current_user::text")
     found.stop(stops(alias, parts, found.stored, role))
     found.warn(_warnings(parts))
+    found.warn(preflight.connected_too(connection, _WAITING))
     found.warn(preflight.pooler(connection))
 
 

@@ -184,8 +184,9 @@ class InTransaction:
             self._run(b"")
 
     def _run(self, script: bytes) -> None:
-        """Send a piece of the archive's script; its end, an empty piece, waits until all of it ran."""
+        """Send a piece of the archive's script; its end, an empty piece, waits until all of it ran. The script has set
+        the encoding that it is in itself."""
         try:
-            self._open_session.write(script) if script else self._open_session.ask("\\o")
+            self._open_session.write(script) if script else self._open_session.ask("\\o\n\\encoding UTF8")
         except SnapshotConnectorError as error:
             raise SnapshotConnectorError(f"{error} Nothing was changed.{self._hint}") from error
