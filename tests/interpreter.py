@@ -1,15 +1,20 @@
 """Python command lines of a project, each in a process of its own that need not load the project's apps first.
 
-Loading Django, Celery and the apps takes most of a second, and a test asks its project several things. So an
+Loading Django, Celery and the apps takes more than a second, and a test asks its project several things. So an
 interpreter that has loaded them, and has done nothing else, waits; it runs each command line in a fork of itself. The
 fork opens its own connections, leaves nothing to the next one, and ends as any program does, with its output and its
 exit status. Another environment, or a module that was written meanwhile, gets another interpreter; a project that
 can't be loaded, or a command line beside another one, gets an ordinary process.
+
+Nearly every test has an environment of its own. Most of what a project loads needs no settings, so an interpreter is
+in its turn a fork: of a process that has imported that, and knows no project.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -20,13 +25,23 @@ import sys
 import tempfile
 import threading
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 _WITHIN = 240.0
 _LARGEST_PACKET = 100_000
 _VARIES = "PYTEST_CURRENT_TEST"  # pytest changes it within one test, and no project asks for it
+_READ_AT_START = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
+"""How variables begin that a process heeds once, before any line of a program."""
+_NEED_NO_PROJECT = frozenset(
+    {
+        *("amqp", "billiard", "blake3", "celery", "cron_descriptor", "django", "django_celery_beat"),
+        *("django_snapshots", "kombu", "MySQLdb", "psycopg", "psycopg_binary", "redis", "vine"),
+    }
+)
+"""The packages whose modules are imported beforehand, as far as they need no settings."""
+_OF_TESTS = ("celery.contrib.", "django.test")
 
 
 def run(
@@ -61,22 +76,45 @@ def _input(text: str | None) -> IO[str]:
     return file
 
 
-class _Interpreter:
-    """One that waits, with a project's apps loaded."""
+class _Ground:
+    """A process without a project, of which interpreters are forks."""
 
-    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+    def __init__(self, environment: dict[str, str], directory: Path, modules: Iterable[str]) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(_WITHIN)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.interpreter", str(theirs.fileno())],
-                env=environment,
+                env={name: value for name, value in environment.items() if name != "DJANGO_SETTINGS_MODULE"},
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
+        self._control.send(json.dumps(list(modules)).encode())
+
+    def fork(self, environment: dict[str, str]) -> socket.socket | None:
+        """What leads to a new interpreter with this *environment*; None if it can't be told so much."""
+        request = json.dumps(environment).encode()
+        if len(request) > _LARGEST_PACKET:
+            return None
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.settimeout(_WITHIN)
+        with theirs:
+            socket.send_fds(self._control, [request], [theirs.fileno()])
+        return control
+
+    def end(self) -> None:
+        """End it; its interpreters end when nobody can ask them any more."""
+        self._control.close()
+        self._process.wait()
+
+
+class _Interpreter:
+    """One that waits, with a project's apps loaded."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
         self.is_loaded = self._answer() is not None
 
     def _answer(self) -> int | None:
@@ -100,10 +138,8 @@ class _Interpreter:
         return status
 
     def end(self) -> None:
-        """End it; what it ran has ended."""
+        """Let it end; what it ran has ended."""
         self._control.close()
-        self._process.kill()
-        self._process.wait()
 
 
 class _Waiting:
@@ -113,6 +149,7 @@ class _Waiting:
         self._lock = threading.Lock()
         self._of: Any = None
         self._interpreter: _Interpreter | None = None
+        self._ground: _Ground | None = None
 
     def run(
         self,
@@ -128,8 +165,11 @@ class _Waiting:
         try:
             wanted = (_without_what_varies(environment), directory, _state(modules))
             if self._interpreter is None or self._of != wanted:
-                self.end()
-                self._of, self._interpreter = wanted, _Interpreter(environment, directory)
+                self._end_interpreter()
+                control = self._fork(environment, directory)
+                if control is None:
+                    return None
+                self._of, self._interpreter = wanted, _Interpreter(control)
             return self._interpreter.run(argv, streams) if self._interpreter.is_loaded else None
         except BaseException:
             self.end()
@@ -137,11 +177,39 @@ class _Waiting:
         finally:
             self._lock.release()
 
-    def end(self) -> None:
-        """End the interpreter, if there is one."""
+    def _fork(self, environment: dict[str, str], directory: Path) -> socket.socket | None:
+        usual = {**os.environ, "PYTHONPATH": str(directory)}
+        if _read_at_start(environment) != _read_at_start(usual):
+            ground = _Ground(environment, directory, ())
+            try:
+                return ground.fork(environment)
+            finally:
+                ground.end()
+        if self._ground is None:
+            self._ground = _Ground(usual, directory, _modules())
+        return self._ground.fork(environment)
+
+    def _end_interpreter(self) -> None:
         if self._interpreter is not None:
             self._interpreter.end()
             self._interpreter = None
+
+    def end(self) -> None:
+        """End the interpreter and what it is a fork of, if they are there."""
+        self._end_interpreter()
+        if self._ground is not None:
+            self._ground.end()
+            self._ground = None
+
+
+def _read_at_start(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_START)}
+
+
+def _modules() -> list[str]:
+    """What this process, in which the test project is loaded, has of the packages that need none."""
+    found = (name for name in sys.modules if name.partition(".")[0] in _NEED_NO_PROJECT)
+    return sorted(name for name in found if not name.startswith(_OF_TESTS))
 
 
 def _without_what_varies(environment: dict[str, str]) -> dict[str, str]:
@@ -157,9 +225,35 @@ _waiting = _Waiting()
 atexit.register(_waiting.end)
 
 
+def import_all(modules: Iterable[str]) -> None:
+    """Import those of *modules* that need no settings, and leave nothing of the others."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception:
+            # Its submodules would not be found in the package when that is imported again.
+            for below in [key for key in sys.modules if f"{key}.".startswith(f"{name}.")]:
+                del sys.modules[below]
+
+
+def forks(control: socket.socket) -> tuple[dict[str, str], socket.socket] | None:
+    """Make an interpreter of each environment that comes in a fork: there it returns that and what leads to who asks;
+    in this process, nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to this process too
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        request, descriptors, *_ = socket.recv_fds(control, _LARGEST_PACKET, 1)
+        if not request:
+            return None
+        (descriptor,) = descriptors
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return json.loads(request), socket.socket(fileno=descriptor)
+        os.close(descriptor)
+
+
 def serve(control: socket.socket) -> list[str] | None:
     """Run each command line that comes in a fork: there it returns the command line; in this process, nothing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to this process too
     control.send(b"0")
     while True:
         request, descriptors, *_ = socket.recv_fds(control, _LARGEST_PACKET, 3)
@@ -190,12 +284,24 @@ def become(option: str, program: str, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Load the project's apps, and wait."""
+    """Wait for environments; in a fork, load the project's apps, and wait for command lines."""
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        import_all(json.loads(control.recv(_LARGEST_PACKET)))
+        gc.collect()
+        gc.freeze()
+        found = forks(control)
+    if found is None:
+        return
+    environment, own = found
+    os.environ.clear()
+    os.environ.update(environment)
     import django
 
     django.setup()
-    with socket.socket(fileno=int(sys.argv[1])) as control:
-        argv = serve(control)
+    gc.collect()
+    gc.freeze()
+    with own:
+        argv = serve(own)
     if argv:
         become(argv[0], argv[1], argv[2:])
 

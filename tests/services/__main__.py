@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import fcntl
 import os
@@ -28,6 +29,7 @@ from tests.services.rabbitmq import RabbitMQ
 from tests.services.servers import MariaDB, Postgis, Postgres, Redis, Service, find_program
 
 SERVICES: tuple[type[Service], ...] = (Postgres, Postgis, MariaDB, Redis, RabbitMQ)
+_ROOT = Path(__file__).resolve().parent.parent.parent
 _STATE = "services.json"
 _LOCK = "lock"
 _PREFIX = "snapshots-"
@@ -63,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(command: list[str]) -> int:
     with signals_end_this_process():
         _remove_abandoned()
+        # Else, where PYTHONDONTWRITEBYTECODE is set, each of thousands of processes compiles all of it anew.
+        for package in ("django_snapshots", "tasks", "tests"):
+            compileall.compile_dir(_ROOT / package, quiet=2)
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_PARENT))
         try:
             with _locked(directory), _started(directory, lives_on=False):
