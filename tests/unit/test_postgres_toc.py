@@ -34,12 +34,16 @@ def archive(minor=14, entries=((b"TABLE DATA", 16_384), (b"TABLE", 16_384), (b"B
 ITEMS = (Item(kind="TABLE DATA", oid=16_384), Item(kind="TABLE", oid=16_384), Item(kind="BLOB", oid=7))
 
 
-def read(content, size):
+def fed(content, size):
     contents = Contents()
     for start in range(0, len(content), size):
         contents.feed(content[start : start + size])
     contents.end()
-    return contents.items
+    return contents
+
+
+def read(content, size):
+    return fed(content, size).items
 
 
 def rows(position, *pieces):
@@ -52,11 +56,7 @@ def large_objects(position, objects):
 
 
 def is_cut_off(content, size):
-    contents = Contents()
-    for start in range(0, len(content), size):
-        contents.feed(content[start : start + size])
-    contents.end()
-    return contents.is_cut_off
+    return fed(content, size).is_cut_off
 
 
 @pytest.mark.parametrize("minor", [12, 13, 14, 15, 16])
