@@ -235,9 +235,9 @@ def test_what_is_written_to_what_was_moved_in_is_kept(world: World, settling: st
 @pytest.mark.parametrize("way", ["moves"])
 def test_settling_takes_nothing_out_that_others_have_put_there(world: World) -> None:
     world.killed("all moved")
-    (world.root / "same").unlink()
-    (world.root / "spare").write_text("so that the number is not given again")
-    (world.root / "same").write_text("an upload")
+    with (world.root / "same").open():  # so that its number is not given again
+        (world.root / "same").unlink()
+        (world.root / "same").write_text("an upload")
     assert world.settle() is BEFORE
     assert (world.root / "same.m").read_text() == "an upload"
     assert (world.root / "same").read_text() == "old"
