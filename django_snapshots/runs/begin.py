@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from django.db import IntegrityError, transaction
@@ -67,7 +66,7 @@ def begin(
         raise SnapshotBusyError(f"There is a run for {slot} already; one is enough.") from None
     touch(made.pk)
     if new and expires is not None:
-        Run.objects.using(alias()).filter(pk=made.pk).update(expires_at=DatabaseNow() + timedelta(seconds=expires))
+        Run.objects.using(alias()).filter(pk=made.pk).update(expires_at=DatabaseNow(expires))
     return made, new
 
 
@@ -130,7 +129,7 @@ def _start(run: Run, steps: Sequence[PlannedStep], fields: dict[str, Any], wante
 def wait(run: Run, seconds: float, why: str) -> None:
     """Leave a queued run queued for some seconds; *why* stands where its error would, until it begins or ends."""
     waiting = Run.objects.using(alias()).filter(pk=run.pk, state=State.QUEUED)
-    waiting.update(not_before=DatabaseNow() + timedelta(seconds=seconds), touched_at=DatabaseNow(), error=why)
+    waiting.update(not_before=DatabaseNow(seconds), touched_at=DatabaseNow(), error=why)
 
 
 def remember(run: Run, request: Mapping[str, Any]) -> None:

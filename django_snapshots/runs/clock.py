@@ -12,29 +12,36 @@ from django.db.models import DateTimeField, Func
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _MARGIN = 6
-_SQLITE = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')"
+_SQLITE = "STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW', '{seconds:+.6f} seconds')"
 
 
 class DatabaseNow(Func):
-    """The database's clock, in UTC.
+    """The database's clock, in UTC, *seconds* from now; what was before now is less than 0.
 
-    Not Django's ``Now``, which on MySQL is in the time zone of the session.
+    Not Django's ``Now``, which on MySQL is in the time zone of the session. And not Django's sum of a time and a
+    duration: on SQLite that calls a function in Python, and whatever is raised in one (Ctrl-C, a time limit) comes out
+    as an error of the database, for which a run would wait and try again.
     """
 
-    template = "CURRENT_TIMESTAMP"
     output_field = DateTimeField()
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.seconds = float(seconds)
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """The wall clock, also inside of a long transaction."""
-        return self.as_sql(compiler, connection, template="CLOCK_TIMESTAMP()", **context)
+        template = f"(CLOCK_TIMESTAMP() + INTERVAL '{self.seconds:.6f} seconds')"
+        return self.as_sql(compiler, connection, template=template, **context)
 
     def as_mysql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """UTC whatever the session's time zone is."""
-        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+        template = f"(UTC_TIMESTAMP(6) + INTERVAL {self.seconds * 1_000_000:.0f} MICROSECOND)"
+        return self.as_sql(compiler, connection, template=template, **context)
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """The clock of this machine, which every process that uses the file has."""
-        return self.as_sql(compiler, connection, template=_SQLITE, **context)
+        return self.as_sql(compiler, connection, template=_SQLITE.format(seconds=self.seconds), **context)
 
 
 def seconds_since_boot() -> float:

@@ -7,7 +7,6 @@ finds at its next look that it has lost the step, and nothing that it says count
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
@@ -127,7 +126,7 @@ def anew() -> dict[str, Any]:
 def later(attempts: int) -> Any:
     """When the next attempt may begin, after so many."""
     pause = min(_LONGEST_PAUSE, get_limits().lease / 6 * 2.0 ** min(attempts - 1, _MOST_DOUBLINGS))
-    return DatabaseNow() + timedelta(seconds=pause)
+    return DatabaseNow(pause)
 
 
 def _fail(run: Run, held: Any, error: SnapshotError) -> bool:

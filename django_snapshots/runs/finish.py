@@ -11,7 +11,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
@@ -52,7 +51,7 @@ def claim_finish(run: uuid.UUID) -> Finish | None:
     changed = free.update(
         token=seen + 1,
         holder=holder(),
-        lease_until=DatabaseNow() + timedelta(seconds=lease.seconds),
+        lease_until=DatabaseNow(lease.seconds),
         touched_at=DatabaseNow(),
     )
     if not changed:
@@ -71,7 +70,7 @@ def is_being_finished(run: uuid.UUID) -> bool:
 def renew_finish(claimed: Finish) -> Verdict:
     """Show a sign of life; the verdict says whether to go on. Raises ``django.db.Error`` while the journal is away."""
     asked_at = seconds_since_boot()
-    lease_until = DatabaseNow() + timedelta(seconds=claimed.lease.seconds)
+    lease_until = DatabaseNow(claimed.lease.seconds)
     if not _held(claimed).update(lease_until=lease_until, touched_at=DatabaseNow()):
         return Verdict(lost=True, must_end=_lost())
     claimed.lease.renewed(asked_at)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence, Set
-from datetime import timedelta
 from typing import Any
 
 from django.db.models import QuerySet
@@ -83,7 +82,7 @@ def ended_before(storage_id: str, wanted: Set[uuid.UUID], seconds: float) -> set
     """Those of *wanted* that used this storage and have been in a final state for more than *seconds*."""
     ended = Run.objects.using(alias()).filter(pk__in=wanted, storage_id=storage_id, state__in=FINAL_STATES)
     old = ended.annotate(moved=Coalesce("touched_at", "finished_at", "created_at")).filter(
-        moved__lt=DatabaseNow() - timedelta(seconds=seconds)
+        moved__lt=DatabaseNow(-seconds)
     )
     return set(old.values_list("pk", flat=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -75,7 +75,7 @@ def claim(step: int) -> Claim | None:
         holder=holder(),
         started_at=timezone.now(),
         heartbeat_at=timezone.now(),
-        lease_until=DatabaseNow() + timedelta(seconds=lease.seconds),
+        lease_until=DatabaseNow(lease.seconds),
     )
     if not changed:
         return None
@@ -103,7 +103,7 @@ def renew(claimed: Claim, **fields: Any) -> Verdict:
     fields = {name: local(value) if isinstance(value, datetime) else value for name, value in fields.items()}
     changed = _held(claimed).update(
         heartbeat_at=timezone.now(),
-        lease_until=DatabaseNow() + timedelta(seconds=claimed.lease.seconds),
+        lease_until=DatabaseNow(claimed.lease.seconds),
         **fields,
     )
     if not changed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connections
@@ -83,7 +83,7 @@ def is_late() -> bool:
 def _turn(name: str, every: float) -> bool:
     rows = Housekeeping.objects.using(alias())
     rows.get_or_create(pk=1)
-    old = Q(**{name: None}) | Q(**{f"{name}__lt": DatabaseNow() - timedelta(seconds=every)})
+    old = Q(**{name: None}) | Q(**{f"{name}__lt": DatabaseNow(-every)})
     return bool(rows.filter(old, pk=1).update(**{name: DatabaseNow()}))
 
 
@@ -162,7 +162,7 @@ def _free(name: str) -> Q:
 
 
 def _ago(times: float = 1.0) -> Any:
-    return DatabaseNow() - timedelta(seconds=get_limits().lease * times)
+    return DatabaseNow(-get_limits().lease * times)
 
 
 def _refuse_expired(run: Run) -> None:
@@ -175,9 +175,7 @@ def _queued(run: Run) -> list[Run]:
     rows = Run.objects.using(alias()).filter(_free("not_before"), pk=run.pk, state=State.QUEUED)
     # One that waits for a lock is asked at every sweep: its message has been taken, and nobody will send it another.
     pause = 0.0 if run.not_before else _pause(run.hints)
-    old = rows.annotate(moved=Coalesce("hinted_at", "touched_at", "created_at")).filter(
-        moved__lt=DatabaseNow() - timedelta(seconds=pause)
-    )
+    old = rows.annotate(moved=Coalesce("hinted_at", "touched_at", "created_at")).filter(moved__lt=DatabaseNow(-pause))
     if not old.exists():
         return []
     rows.update(hinted_at=DatabaseNow(), hints=F("hints") + 1)
@@ -194,7 +192,7 @@ def _due_steps(run: Run) -> list[int]:
     due = []
     for step in _ready_steps(run):
         rows = Step.objects.using(alias()).filter(_free("not_before"), pk=step.pk, state=State.QUEUED)
-        lost = Q(hinted_at=None) | Q(hinted_at__lt=DatabaseNow() - timedelta(seconds=_pause(step.hints)))
+        lost = Q(hinted_at=None) | Q(hinted_at__lt=DatabaseNow(-_pause(step.hints)))
         if rows.filter(lost).exists():
             due.append(step.pk)
     steps.hinted(due)

@@ -337,8 +337,8 @@ def install(monkeypatch: pytest.MonkeyPatch, world: Callable[[], World]) -> None
     for vendor, literal in literals.items():
 
         def as_vendor(self, compiler, connection, *, _literal=literal, **context):
-            # The database still does the arithmetic; it only doesn't look at its clock.
-            return self.as_sql(compiler, connection, template=_literal.format(world().database_now()), **context)
+            moment = world().database_now() + timedelta(seconds=self.seconds)
+            return self.as_sql(compiler, connection, template=_literal.format(moment), **context)
 
         monkeypatch.setattr(clock.DatabaseNow, vendor, as_vendor)
     monkeypatch.setattr(clock, "time", SimpleNamespace(clock_gettime=lambda _clock: world().seconds_since_boot()))

@@ -278,7 +278,7 @@ def test_a_step_that_took_long_does_not_look_silent_when_it_ends(journal, storag
     Run.objects.update(inline=True)
     Step.objects.create(run=run_of(step), position=1, phase=step.phase, type="environment", subject="more")
     claimed = runs.claim(step.pk)
-    Run.objects.update(touched_at=DatabaseNow() - timedelta(hours=1))
+    Run.objects.update(touched_at=DatabaseNow(-3600))
     touch = runs.steps._touch
 
     def while_others_sweep(claim):
@@ -337,7 +337,7 @@ def test_a_run_that_another_process_finishes_is_waited_for(journal, settings, mo
 def test_a_name_that_a_dead_run_publishes_at_last_is_not_planned_again(journal, storage):
     """Whoever asks for the name brings that run to its end; then the snapshot is there."""
     step = worked_on("nightly")
-    Run.objects.update(touched_at=DatabaseNow() - timedelta(hours=1))
+    Run.objects.update(touched_at=DatabaseNow(-3600))
     with pytest.raises(SnapshotExistsError, match="exists already"):
         launched(Kind.SNAPSHOT, "nightly")
     assert run_of(step).state == State.SUCCEEDED

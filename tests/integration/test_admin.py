@@ -788,7 +788,7 @@ def test_a_cancel_is_a_post_of_who_has_the_right(storage: LocalFileSystemBackend
 
 def test_a_cancel_needs_no_broker(storage: LocalFileSystemBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.objects.create(kind=Kind.SNAPSHOT, name="nightly", state=State.RUNNING)
-    until = runs.DatabaseNow() + timedelta(minutes=10)
+    until = runs.DatabaseNow(600)
     Step.objects.create(
         run=run,
         position=0,
@@ -876,7 +876,7 @@ def test_a_delete_is_a_run_in_the_journal(storage: LocalFileSystemBackend) -> No
     publish(storage, "weekly")
     restoring = Run.objects.create(kind=Kind.RESTORE, name="weekly", state=State.RUNNING)
     Lock.objects.create(run=restoring, key="snapshot:weekly", exclusive=False)
-    until = runs.DatabaseNow() + timedelta(minutes=10)
+    until = runs.DatabaseNow(600)
     Step.objects.create(run=restoring, position=0, type="restore", state=State.RUNNING, lease_until=until)
     assert tasks.delete("nightly") == {"deleted": "nightly"}
     assert storage.list("nightly") == []

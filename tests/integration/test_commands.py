@@ -265,7 +265,7 @@ def at_work(project, kind, name, lock, *, exclusive=False, what="", seconds=600)
         "from django_snapshots import runs\n"
         "from django_snapshots.models import Lock, Run, State, Step\n"
         f"run = Run.objects.create(kind={kind!r}, state=State.RUNNING, name={name!r})\n"
-        f"until = runs.DatabaseNow() + timedelta(seconds={seconds})\n"
+        f"until = runs.DatabaseNow({seconds})\n"
         "held = {'state': State.RUNNING, 'holder': 'elsewhere:1', 'lease_until': until, 'token': 1, 'attempts': 1}\n"
         f"Step.objects.create(run=run, position=0, type='database', subject='default', **held)\n"
         f"Lock.objects.create(run=run, key={lock!r}, exclusive={exclusive}, what={what!r})\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -238,9 +239,17 @@ def test_an_interrupt_ends_the_run_and_all_that_it_started(tmp_path, journal, at
         without_journal(project)
     project.extra_environment["MEETING_PLACE"] = str(tmp_path)
     running = 1 if at_once == 1 else 2
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED], env=project.environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", INTERRUPTED],
+                env=project.environment(),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
 
         def pids():
             found = [file.read_text().strip() for file in tmp_path.glob("pid.*")]
@@ -256,6 +265,46 @@ def test_an_interrupt_ends_the_run_and_all_that_it_started(tmp_path, journal, at
         (run,) = project.runs()
         assert run["state"] in {"failed", "cancelled"}
         assert not {step["state"] for step in project.steps()} & {"running", "queued"}
+
+
+HEARD = """
+import functools
+from django.db import connections
+from django.db.backends.sqlite3 import _functions
+
+heard = set()
+
+def telling(name, function):
+    @functools.wraps(function)
+    def told(*arguments):
+        heard.add(name)
+        return function(*arguments)
+    return told
+
+for name, function in list(vars(_functions).items()):
+    if name.startswith("_sqlite_"):
+        setattr(_functions, name, telling(name, function))
+connections.close_all()
+"""
+
+
+def test_no_statement_of_a_run_calls_a_function_in_python(tmp_path):
+    """What interrupts one comes out of ``sqlite3`` as an error of the database: the interrupt would be lost."""
+    project = sqlite_project(tmp_path)
+    assert "_sqlite_format_dtdelta" in project.call(
+        HEARD + "import datetime; from django.db import models\nfrom django_snapshots.models import Run\n"
+        "django_snapshots.create_snapshot('one')\n"
+        "Run.objects.update(touched_at=models.F('created_at') + datetime.timedelta(seconds=1))\n"
+        "answer = sorted(heard)"
+    )
+    heard = project.call(
+        HEARD + "from django.core.management import call_command\n"
+        "django_snapshots.create_snapshot('two'); django_snapshots.drill_snapshot('two')\n"
+        f"django_snapshots.restore_snapshot('two', confirm={targets(project)!r})\n"
+        "call_command('snapshots', 'prune', '--keep-last', '1', '--no-input', verbosity=0)\n"
+        "call_command('snapshots', 'sweep', verbosity=0)\nanswer = sorted(heard)"
+    )
+    assert heard == []
 
 
 def test_a_damaged_byte_is_found_before_anything_is_touched(project):

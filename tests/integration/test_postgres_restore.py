@@ -25,6 +25,7 @@ from django_snapshots.processes import Processes
 from django_snapshots.transfer import Source
 from tests.databases import Maker, postgres_cursor
 from tests.integration.postgres_helpers import execute, fetch, prepared, put_back, read, take, text_of
+from tests.projects import wait_until
 from tests.services import Server
 
 
@@ -728,6 +729,8 @@ def test_a_second_thread_may_not_prepare_for_the_first(
     thread = threading.Thread(target=lambda: restorings.append(manager.__enter__()))
     thread.start()
     thread.join()
+    # The kernel sends its signal when the thread is really gone, a moment after Python has let it go.
+    wait_until(lambda: not any(tool.running() for tool in processes._tools), "the end of psql")
     with pytest.raises(SnapshotConnectorError, match="psql was killed by SIGKILL"):
         restorings[0].switch()
     manager.__exit__(None, None, None)
