@@ -17,6 +17,8 @@ Work = Callable[[PlannedStep, Callable[[], None]], None]
 """Works on a step and calls the function that it is given as soon as the step's moment is fixed."""
 
 
+_LOOK_SECONDS = 0.5
+
 INTERRUPTED = "It was interrupted: the process that did it was told to end."
 
 
@@ -73,7 +75,9 @@ def run(steps: Sequence[PlannedStep], work: Work, *, at_once: int, stop: Stop) -
         # First in, first out: a step of the first phase never waits behind one of the second.
         futures = [pool.submit(_work_behind, gate, step, work) for step in ordered]
         try:
-            wait(futures)
+            # A signal that comes just before a wait without an end is heard only after it.
+            while wait(futures, timeout=_LOOK_SECONDS).not_done:
+                pass
         except BaseException:
             stop.now()
             raise
