@@ -6,6 +6,7 @@ No worker's wall clock decides anything: those of two hosts differ, and each may
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import DateTimeField, Func
@@ -23,11 +24,27 @@ class DatabaseNow(Func):
     as an error of the database, for which a run would wait and try again.
     """
 
+    template = "CURRENT_TIMESTAMP"
     output_field = DateTimeField()
 
     def __init__(self, seconds: float = 0.0) -> None:
         super().__init__()
         self.seconds = float(seconds)
+
+    def as_sql(
+        self,
+        compiler: Any,
+        connection: Any,
+        function: str | None = None,
+        template: str | None = None,
+        arg_joiner: str | None = None,
+        **context: Any,
+    ) -> Any:
+        """On other databases Django adds the seconds, in their own words."""
+        if self.seconds and template is None:
+            total = DatabaseNow() + timedelta(seconds=self.seconds)
+            return compiler.compile(total.resolve_expression(compiler.query))
+        return super().as_sql(compiler, connection, function, template, arg_joiner, **context)
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """The wall clock, also inside of a long transaction."""

@@ -292,6 +292,20 @@ def test_a_step_that_took_long_does_not_look_silent_when_it_ends(journal, storag
     assert Step.objects.get(position=1).state == State.QUEUED
 
 
+def test_other_databases_add_the_seconds_themselves(journal):
+    """What a journal on Oracle gets; here its own database compiles it."""
+    connection = connections[runs.alias()]
+    compiler = Run.objects.using(runs.alias()).all().query.get_compiler(runs.alias())
+    before, moment, after = DatabaseNow(60), DatabaseNow(90).as_sql(compiler, connection), DatabaseNow(120)
+    parts = [before.as_sqlite(compiler, connection), moment, after.as_sqlite(compiler, connection)]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {parts[0][0]} < {parts[1][0]}, {parts[1][0]} < {parts[2][0]}",
+            [*parts[0][1], *parts[1][1], *parts[1][1], *parts[2][1]],
+        )
+        assert cursor.fetchone() == (1, 1)
+
+
 def test_a_run_that_another_process_finishes_is_waited_for(journal, settings, monkeypatch):
     """A sweep finds it between the end of its last step and the finish in its own process."""
     inside, go_on = Event(), Event()
